@@ -168,7 +168,7 @@ class MatchedPair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchResult:
-    """`len(pairs) + len(false_positives) == num_predictions`, `len(pairs) + len(false_negatives) == num_ground_truth`."""
+    """`len(pairs) + len(false_positives)` is the number of predictions, `len(pairs) + len(false_negatives)` of truths."""
 
     pairs: tuple[MatchedPair, ...]
     """In prediction order."""
