@@ -1,0 +1,162 @@
+"""Finished segments between the rollout actors and the learner: references, lengths, versions and leases.
+
+The driver holds this buffer; arrays stay in the object store, so a reference is opaque here and no Ray is imported.
+
+                  put                     take                    release
+    (actor) ───────────────►  READY  ───────────────►  TAKEN  ───────────────►  gone
+                                ▲                        │
+                                └────────────────────────┘
+                                         requeue
+
+- An entry keeps its slot and its bytes while it is TAKEN: the learner's step has not used the capacity up before
+  `release`, and a learner that dies must find the segments again (`requeue`).
+- `take` goes by the order of the requests, not of the answers: which actor was faster does not change what is trained.
+- Only `SegmentBuffer` moves a state, and only along these arrows.
+
+One driver thread owns the buffer: it is not locked.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from protocol.contracts import RequestKey, SegmentMeta
+from protocol.errors import ContractError
+
+
+class EntryState(StrEnum):
+    READY = "ready"
+    TAKEN = "taken"
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """One buffered segment. `state` and `lease` are written by `SegmentBuffer` alone."""
+
+    order: int
+    """Position of its request in the run; smaller is older."""
+    meta: SegmentMeta
+    ref: Any
+    """Where the segment lies: an object reference, or the segment itself in a test."""
+    state: EntryState = field(default=EntryState.READY, init=False)
+    lease: int | None = field(default=None, init=False)
+    """Number of the `take` that holds it; None while READY."""
+
+
+class SegmentBuffer:
+    """Bounded in bytes and in count. An empty buffer takes one segment of any size, so that a run cannot block."""
+
+    def __init__(self, max_bytes: int, max_segments: int) -> None:
+        """Raises ValueError when a bound is not positive."""
+        if max_bytes <= 0 or max_segments <= 0:
+            raise ValueError(
+                f"buffer: bounds must be > 0, got max_bytes={max_bytes}, max_segments={max_segments}; raise them"
+            )
+        self._max_bytes = max_bytes
+        self._max_segments = max_segments
+        self._entries: dict[int, Entry] = {}
+        self._ready: list[int] = []  # heap of orders
+        self._keys: dict[RequestKey, int] = {}
+        self._num_bytes = 0
+        self._num_leases = 0
+
+    def put(self, meta: SegmentMeta, ref: Any, *, order: int) -> Entry:
+        """Store a finished segment as READY.
+
+        Raises ContractError, without a change, when `order` or the request key is buffered already, or when the
+        segment would exceed a bound: admission must look at `is_full` before it asks for more.
+        """
+        if order in self._entries or meta.key in self._keys:
+            raise ContractError(
+                f"buffer: {meta.key} with order {order} is buffered already; the pool delivered a rollout twice: drop "
+                "late answers of requests that were retried elsewhere"
+            )
+        num_bytes, num_segments = self._num_bytes + meta.num_bytes, len(self._entries) + 1
+        if self._entries and (num_bytes > self._max_bytes or num_segments > self._max_segments):
+            raise ContractError(
+                f"buffer: {meta.key} would make {num_segments} segments of {num_bytes} bytes, the bounds are "
+                f"{self._max_segments} and {self._max_bytes}; the controller admitted requests while the buffer was "
+                "full: raise the bounds to hold every request that may be running"
+            )
+        entry = Entry(order=order, meta=meta, ref=ref)
+        self._entries[order] = entry
+        self._keys[meta.key] = order
+        self._num_bytes = num_bytes
+        heapq.heappush(self._ready, order)
+        return entry
+
+    def take(self, count: int) -> list[Entry]:
+        """Lease the `count` oldest READY entries, oldest first.
+
+        Raises ContractError when fewer are READY: the planner waits for `num_ready` first.
+        """
+        if not 0 <= count <= len(self._ready):
+            raise ContractError(f"buffer: asked for {count} segments, {len(self._ready)} are READY; wait for num_ready")
+        self._num_leases += 1
+        taken = [self._entries[heapq.heappop(self._ready)] for _ in range(count)]
+        for entry in taken:
+            entry.state, entry.lease = EntryState.TAKEN, self._num_leases
+        return taken
+
+    def release(self, entries: Iterable[Entry]) -> None:
+        """Forget trained entries and free their slots and bytes. Raises ContractError, without a change, when one is
+        not TAKEN."""
+        for entry in self._owned(entries):
+            del self._entries[entry.order], self._keys[entry.meta.key]
+            self._num_bytes -= entry.meta.num_bytes
+            entry.lease = None
+
+    def requeue(self, entries: Iterable[Entry]) -> None:
+        """Give leased entries back as READY, at their old place in the order. Raises as `release` does."""
+        for entry in self._owned(entries):
+            entry.state, entry.lease = EntryState.READY, None
+            heapq.heappush(self._ready, entry.order)
+
+    def _owned(self, entries: Iterable[Entry]) -> list[Entry]:
+        owned = list(entries)
+        for entry in owned:
+            if self._entries.get(entry.order) is not entry or entry.state is not EntryState.TAKEN:
+                raise ContractError(
+                    f"buffer: {entry.meta.key} (order {entry.order}) is not leased; release or requeue each entry of a "
+                    "take exactly once"
+                )
+        if len({entry.order for entry in owned}) != len(owned):
+            raise ContractError(f"buffer: {len(owned)} entries name one twice; hand over each leased entry once")
+        return owned
+
+    @property
+    def num_ready(self) -> int:
+        return len(self._ready)
+
+    @property
+    def num_taken(self) -> int:
+        return len(self._entries) - len(self._ready)
+
+    @property
+    def num_segments(self) -> int:
+        """READY and TAKEN."""
+        return len(self._entries)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of READY and TAKEN entries."""
+        return self._num_bytes
+
+    @property
+    def is_full(self) -> bool:
+        """No room for one more segment of any size: admission stops."""
+        return self._num_bytes >= self._max_bytes or len(self._entries) >= self._max_segments
+
+    def ready(self) -> list[Entry]:
+        """READY entries, oldest first: what a planner may look at without taking it."""
+        return [self._entries[order] for order in sorted(self._ready)]
+
+    def lost(self, entries: Iterable[Entry]) -> list[RequestKey]:
+        """Drop leased entries whose object is gone from the store; the caller requests these keys again."""
+        owned = self._owned(entries)
+        self.release(owned)
+        return [entry.meta.key for entry in owned]

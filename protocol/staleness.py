@@ -1,0 +1,57 @@
+"""How far generation may run ahead of training: one formula, one number (`max_staleness`).
+
+Symbols: B segments make a window; version v is the policy after v trained windows, and 0 is the start checkpoint;
+S is `max_staleness`. Everything that was ever requested and not given up is either *accepted* (it has left the actors
+and is buffered, planned or trained) or *running* (asked for, not yet answered).
+
+                      admitted so far = accepted + running
+    |- window 0 -|- window 1 -|- ... -|- window v -|- ... -|- window v + S -|
+                                       ^ next to be trained                 ^ admission stops here
+"""
+
+from __future__ import annotations
+
+from .contracts import SegmentMeta
+from .errors import ContractError
+
+
+def admissible(*, version: int, max_staleness: int, batch_size: int, accepted: int, running: int) -> int:
+    """How many new requests may be admitted now: `(version + S + 1) * B - (accepted + running)`, at least 0.
+
+    `admissible(version=3, max_staleness=1, batch_size=32, accepted=96, running=40)` → 24.
+
+    The bound. Claim: a segment trained at version v was begun at version `first_version >= v - S`. Number admitted
+    requests 0, 1, 2, ... and let windows take them in that order. Request i is trained in window i // B, by the policy
+    of version v = i // B (v windows were trained before). When it was admitted at version w, at most i requests
+    were ahead of it, all within the limit, so `i + 1 <= (w + S + 1) * B`, hence `v = i // B <= w + S` and
+    `w >= v - S`. An actor begins a request at the published version or a later one: first_version >= w. With S = 0 a
+    window is complete before its successor starts, so no request is running when a version is published.
+
+    A request that is given up (quarantined, oversize) leaves both counts and frees its slot; its successor takes its
+    place in the order, later, and can only be younger. A requeued request is admitted anew.
+
+    Raises ValueError when a count is negative or batch_size is not positive.
+    """
+    if batch_size <= 0 or min(version, max_staleness, accepted, running) < 0:
+        raise ValueError(
+            f"admissible: batch_size must be > 0 and counts >= 0, got batch_size={batch_size}, version={version}, "
+            f"max_staleness={max_staleness}, accepted={accepted}, running={running}; the controller keeps these counts"
+        )
+    return max(0, (version + max_staleness + 1) * batch_size - (accepted + running))
+
+
+def check_fresh(meta: SegmentMeta, version: int, max_staleness: int) -> None:
+    """Refuse a segment that training at `version` may not see.
+
+    Raises ContractError, with all four numbers, when its first token is older than `version - max_staleness`, when its
+    versions are out of order, or when its last token is from a version that is not published yet.
+    """
+    first, last = meta.first_version, meta.last_version
+    if version - max_staleness <= first <= last <= version:
+        return
+    what = "is too old" if first < version - max_staleness else "carries versions that cannot be"
+    raise ContractError(
+        f"{meta.key}: segment {what}: first_version={first}, last_version={last}, training at version={version}, "
+        f"max_staleness={max_staleness}; expected {version - max_staleness} <= first <= last <= {version}; admission "
+        "bounds this, so a slot was released before its segment was trained or an engine served unpublished weights"
+    )
