@@ -10,7 +10,9 @@ The driver holds this buffer; arrays stay in the object store, so a reference is
 
 - An entry keeps its slot and its bytes while it is TAKEN: the learner's step has not used the capacity up before
   `release`, and a learner that dies must find the segments again (`requeue`).
-- `take` goes by the order of the requests, not of the answers: which actor was faster does not change what is trained.
+- `take` goes by the order of the requests, not of the answers, and does not pass a request that is still running: the
+  staleness bound of `protocol.staleness` needs windows in request order, and which actor was faster must not change
+  what is trained.
 - Only `SegmentBuffer` moves a state, and only along these arrows.
 
 One driver thread owns the buffer: it is not locked.
@@ -18,7 +20,7 @@ One driver thread owns the buffer: it is not locked.
 
 from __future__ import annotations
 
-import heapq
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -59,7 +61,7 @@ class SegmentBuffer:
         self._max_bytes = max_bytes
         self._max_segments = max_segments
         self._entries: dict[int, Entry] = {}
-        self._ready: list[int] = []  # heap of orders
+        self._ready: list[int] = []  # orders, ascending
         self._keys: dict[RequestKey, int] = {}
         self._num_bytes = 0
         self._num_leases = 0
@@ -86,21 +88,30 @@ class SegmentBuffer:
         self._entries[order] = entry
         self._keys[meta.key] = order
         self._num_bytes = num_bytes
-        heapq.heappush(self._ready, order)
+        insort(self._ready, order)
         return entry
 
-    def take(self, count: int) -> list[Entry]:
+    def take(self, count: int, *, oldest_running: int | None = None) -> list[Entry]:
         """Lease the `count` oldest READY entries, oldest first.
 
-        Raises ContractError when fewer are READY: the planner waits for `num_ready` first.
+        `oldest_running` is the smallest order among requests without an answer; None when there is none. Raises
+        ContractError when fewer than `count` entries are READY before it: the planner waits for `num_takable` first.
         """
-        if not 0 <= count <= len(self._ready):
-            raise ContractError(f"buffer: asked for {count} segments, {len(self._ready)} are READY; wait for num_ready")
+        if not 0 <= count <= self.num_takable(oldest_running):
+            raise ContractError(
+                f"buffer: asked for {count} segments, {self.num_takable(oldest_running)} of {len(self._ready)} READY ones "
+                f"are older than the running request {oldest_running}; the planner waits for num_takable"
+            )
         self._num_leases += 1
-        taken = [self._entries[heapq.heappop(self._ready)] for _ in range(count)]
+        taken = [self._entries[order] for order in self._ready[:count]]
+        del self._ready[:count]
         for entry in taken:
             entry.state, entry.lease = EntryState.TAKEN, self._num_leases
         return taken
+
+    def num_takable(self, oldest_running: int | None = None) -> int:
+        """READY entries that no running request precedes."""
+        return len(self._ready) if oldest_running is None else bisect_left(self._ready, oldest_running)
 
     def release(self, entries: Iterable[Entry]) -> None:
         """Forget trained entries and free their slots and bytes. Raises ContractError, without a change, when one is
@@ -114,7 +125,7 @@ class SegmentBuffer:
         """Give leased entries back as READY, at their old place in the order. Raises as `release` does."""
         for entry in self._owned(entries):
             entry.state, entry.lease = EntryState.READY, None
-            heapq.heappush(self._ready, entry.order)
+            insort(self._ready, entry.order)
 
     def _owned(self, entries: Iterable[Entry]) -> list[Entry]:
         owned = list(entries)
@@ -153,7 +164,7 @@ class SegmentBuffer:
 
     def ready(self) -> list[Entry]:
         """READY entries, oldest first: what a planner may look at without taking it."""
-        return [self._entries[order] for order in sorted(self._ready)]
+        return [self._entries[order] for order in self._ready]
 
     def lost(self, entries: Iterable[Entry]) -> list[RequestKey]:
         """Drop leased entries whose object is gone from the store; the caller requests these keys again."""

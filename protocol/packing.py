@@ -9,7 +9,9 @@ Two doors:
 What is carried. `effective_batch_size` raw rollouts per optimizer step must be a fact (SPEC A9, part C), so by default
 nothing is: whatever is planned is trained in this step, and ranks that find nothing in the last micro-batch get an
 empty tuple there. With `drop_last=True` (the carry-only rule of `packing_drop_last: true`, SPEC A8) only whole
-micro-batches are planned and the rest stays in the buffer, where it is the oldest of the next plan.
+micro-batches are planned and the rest stays in the buffer, where it is the oldest of the next plan. A carried segment
+is trained at a later version than `staleness.admissible` counts on: the learner's check then needs one more version
+of slack per carry.
 
 The cost model. A token costs the same in every linear layer, and causal attention costs it in proportion to what
 precedes it in its own segment, so a segment costs `length + length**2 / ATTENTION_TOKENS` token units: packing does

@@ -21,14 +21,19 @@ def admissible(*, version: int, max_staleness: int, batch_size: int, accepted: i
     `admissible(version=3, max_staleness=1, batch_size=32, accepted=96, running=40)` → 24.
 
     The bound. Claim: a segment trained at version v was begun at version `first_version >= v - S`. Number admitted
-    requests 0, 1, 2, ... and let windows take them in that order. Request i is trained in window i // B, by the policy
-    of version v = i // B (v windows were trained before). When it was admitted at version w, at most i requests
-    were ahead of it, all within the limit, so `i + 1 <= (w + S + 1) * B`, hence `v = i // B <= w + S` and
-    `w >= v - S`. An actor begins a request at the published version or a later one: first_version >= w. With S = 0 a
-    window is complete before its successor starts, so no request is running when a version is published.
+    requests 0, 1, 2, ... and let windows take them in that order, also where a later one is answered first. Request i
+    is then trained in window i // B at version v = i // B (v windows were trained before). When it was admitted at
+    version w, it and the i requests before it were within the limit: `i + 1 <= (w + S + 1) * B`, hence
+    `v = i // B <= w + S`, that is `w >= v - S`. An actor begins a request at the published version or a later one, so
+    `first_version >= w`. With S = 0 a window is complete before its successor starts: no request is running when a
+    version is published.
 
-    A request that is given up (quarantined, oversize) leaves both counts and frees its slot; its successor takes its
-    place in the order, later, and can only be younger. A requeued request is admitted anew.
+    Order matters: had windows taken whatever is finished, a slow request could miss window after window and come out
+    arbitrarily old. `SegmentBuffer.take` keeps the order.
+
+    A request that is given up (quarantined, oversize) leaves the counts; those behind it move up and are trained no
+    later than claimed, and its successor is numbered last. A request that is retried elsewhere keeps its number and
+    its slot, and can only be begun at a newer version.
 
     Raises ValueError when a count is negative or batch_size is not positive.
     """

@@ -1,0 +1,177 @@
+"""Windows and optimizer steps: generate once, train `m_steps` times (SPEC 14).
+
+Arithmetic of a run: window w is trained in steps `w * m_steps ... (w + 1) * m_steps - 1`, all by segments that the
+policy of version <= w wrote; after its last step version w + 1 is published. The first step of a window is its E-step
+(fresh rollouts), the others are M-steps (the same segments again).
+
+    step      0    1    2    3    4    5         m_steps = 3
+    window    |--- 0 -----|  |--- 1 -----|
+    m_step    0    1    2    0    1    2
+    version   0    0    0    1    1    1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from .errors import WindowError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowStep:
+    """Where one optimizer step stands."""
+
+    step: int
+    """0-based count of optimizer steps before this one."""
+    window: int
+    """Also the version that this step trains on top of."""
+    m_step: int
+    """Optimizer steps that this window has had: 0 is the E-step."""
+    is_last: bool
+    """After it a new version is published."""
+
+    def metrics(self) -> dict[str, float]:
+        """SPEC 15's buffer metrics, to be logged when m_steps > 1."""
+        return {
+            "rollout/buffer_reuse": float(self.m_step > 0),
+            "rollout/buffer_window_step0": float(self.step - self.m_step),
+            "rollout/buffer_completed_steps": float(self.m_step),
+        }
+
+
+class WindowSchedule:
+    """Maps optimizer steps to windows; a resumed run asks `at(step)` where it stands."""
+
+    def __init__(self, m_steps: int) -> None:
+        """Raises ValueError when `m_steps` is not positive."""
+        if m_steps <= 0:
+            raise ValueError(f"rollout_buffer.m_steps must be > 0, got {m_steps}; set 1 to train each window once")
+        self.m_steps = m_steps
+
+    def at(self, step: int) -> WindowStep:
+        """`WindowSchedule(3).at(4)` → window 1, m_step 1. Raises ValueError for a negative step."""
+        if step < 0:
+            raise ValueError(f"step must be >= 0, got {step}; count optimizer steps from 0")
+        window, m_step = divmod(step, self.m_steps)
+        return WindowStep(step=step, window=window, m_step=m_step, is_last=m_step == self.m_steps - 1)
+
+    def steps(self, window: int, *, completed: int = 0) -> Iterator[WindowStep]:
+        """The steps of one window, the first `completed` of them left out (a resume inside a window)."""
+        return (self.at(window * self.m_steps + m_step) for m_step in range(completed, self.m_steps))
+
+    def num_windows(self, max_steps: int) -> int:
+        """Windows that `max_steps` optimizer steps begin; the last one may be cut short."""
+        return -(-max_steps // self.m_steps)
+
+
+def repeat(micro_batches: Iterable[T], *, group: int, m_steps: int) -> Iterator[T]:
+    """Each full group of `group` items `m_steps` times, a final partial group once (SPEC 14).
+
+    `"".join(repeat("ABCD", group=3, m_steps=2))` → `ABCABCD`. Raises ValueError when a count is not positive.
+    """
+    _check_repeat(group, m_steps)
+    members: list[T] = []
+    for item in micro_batches:
+        members.append(item)
+        if len(members) == group:
+            for _ in range(m_steps):
+                yield from members
+            members = []
+    yield from members
+
+
+def repeated_length(num_micro_batches: int, *, group: int, m_steps: int) -> int:
+    """How many items `repeat` yields: `repeated_length(4, group=3, m_steps=2)` → 7."""
+    _check_repeat(group, m_steps)
+    full, rest = divmod(num_micro_batches, group)
+    return full * group * m_steps + rest
+
+
+def _check_repeat(group: int, m_steps: int) -> None:
+    if group <= 0 or m_steps <= 0:
+        raise ValueError(f"repeat: group and m_steps must be > 0, got {group} and {m_steps}; set both to 1 or more")
+
+
+def fingerprint(samples: Iterable[tuple[int | None, int | None]]) -> str:
+    """SHA-1 of the compact JSON of `[[base_idx, sample_id], ...]`: whether two windows hold the same samples."""
+    text = json.dumps([list(sample) for sample in samples], separators=(",", ":"))
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn(Generic[T]):
+    """What one micro-step trains and where it stands in its window."""
+
+    batch: T
+    reused: bool
+    window_step0: int
+    """`global_step` at which the window was built."""
+    completed: int
+    """Optimizer steps that the window has had."""
+    micro: int
+    """0-based micro-step within the optimizer step."""
+
+
+class ReuseBuffer(Generic[T]):
+    """The reference's per-rank window, driven by micro-steps (SPEC 14); the service itself uses `WindowSchedule`.
+
+    Call `turn` once per micro-step. `build` is asked for a batch in an E-step only.
+    """
+
+    def __init__(self, *, group: int, m_steps: int) -> None:
+        """`group` micro-steps make an optimizer step. Raises ValueError when a count is not positive."""
+        _check_repeat(group, m_steps)
+        self._group = group
+        self._m_steps = m_steps
+        self._cached: list[tuple[T, str | None]] = []
+        self._step: int | None = None
+        self._window_step0 = 0
+        self._completed = 0
+        self._micro = 0
+
+    def turn(self, global_step: int, build: Callable[[], T], *, key: str | None = None) -> Turn[T]:
+        """The batch of this micro-step: `build()` in an E-step, the cached one in an M-step.
+
+        `key` is the fingerprint of the raw micro-batch, None when unknown. Raises WindowError when it differs from the
+        cached one, or when an M-step has more micro-steps than its E-step had.
+        """
+        self._advance(global_step)
+        if self._completed == 0:
+            self._cached.append((build(), key))
+        elif self._micro >= len(self._cached):
+            raise WindowError(
+                f"rollout_buffer: micro-step {self._micro} of step {global_step}, but the window that began at step "
+                f"{self._window_step0} holds {len(self._cached)}; the loader must repeat whole windows"
+            )
+        batch, cached_key = self._cached[self._micro]
+        if key is not None and cached_key is not None and key != cached_key:
+            raise WindowError(
+                f"rollout_buffer: micro-step {self._micro} of step {global_step} has fingerprint {key}, the window holds "
+                f"{cached_key}; the loader must repeat the same samples m_steps={self._m_steps} times"
+            )
+        turn = Turn(
+            batch=batch,
+            reused=self._completed > 0,
+            window_step0=self._window_step0,
+            completed=self._completed,
+            micro=self._micro,
+        )
+        self._micro += 1
+        return turn
+
+    def _advance(self, global_step: int) -> None:
+        """Follow the optimizer: one step on within the window, or begin a new window here."""
+        if global_step == self._step:
+            return
+        followed = self._step is not None and global_step == self._step + 1
+        self._step, self._micro = global_step, 0
+        self._completed += 1
+        partial = self._completed == 1 and len(self._cached) != self._group  # would train some samples more often
+        if not followed or partial or self._completed >= self._m_steps:
+            self._cached, self._completed, self._window_step0 = [], 0, global_step
