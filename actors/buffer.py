@@ -99,8 +99,8 @@ class SegmentBuffer:
         """
         if not 0 <= count <= self.num_takable(oldest_running):
             raise ContractError(
-                f"buffer: asked for {count} segments, {self.num_takable(oldest_running)} of {len(self._ready)} READY ones "
-                f"are older than the running request {oldest_running}; the planner waits for num_takable"
+                f"buffer: asked for {count} segments, {self.num_takable(oldest_running)} of {len(self._ready)} READY "
+                f"ones are older than the running request {oldest_running}; the planner waits for num_takable"
             )
         self._num_leases += 1
         taken = [self._entries[order] for order in self._ready[:count]]

@@ -98,10 +98,13 @@ def _check_repeat(group: int, m_steps: int) -> None:
         raise ValueError(f"repeat: group and m_steps must be > 0, got {group} and {m_steps}; set both to 1 or more")
 
 
-def fingerprint(samples: Iterable[tuple[int | None, int | None]]) -> str:
-    """SHA-1 of the compact JSON of `[[base_idx, sample_id], ...]`: whether two windows hold the same samples."""
-    text = json.dumps([list(sample) for sample in samples], separators=(",", ":"))
-    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+def fingerprint(samples: Iterable[tuple[int | None, int | str | None]]) -> str:
+    """SHA-1 of the compact JSON of `[[base_idx, "sample_id"], ...]`: whether two windows hold the same samples.
+
+    The sample id is written as a string; None (unknown) stays null.
+    """
+    pairs = [[base, None if sample is None else str(sample)] for base, sample in samples]
+    return hashlib.sha1(json.dumps(pairs, separators=(",", ":")).encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +155,8 @@ class ReuseBuffer(Generic[T]):
         batch, cached_key = self._cached[self._micro]
         if key is not None and cached_key is not None and key != cached_key:
             raise WindowError(
-                f"rollout_buffer: micro-step {self._micro} of step {global_step} has fingerprint {key}, the window holds "
-                f"{cached_key}; the loader must repeat the same samples m_steps={self._m_steps} times"
+                f"rollout_buffer: micro-step {self._micro} of step {global_step} has fingerprint {key}, the window "
+                f"holds {cached_key}; the loader must repeat the same samples m_steps={self._m_steps} times"
             )
         turn = Turn(
             batch=batch,
