@@ -1,0 +1,289 @@
+"""The loop.
+
+         ┌────────────────────────── one window ──────────────────────────┐
+    admit requests ─► rollouts ─► buffer ─► plan ─► m_steps x train_step ─► publish v+1 ─► evaluate, save when due
+         ▲                                                                       │
+         └───────────────────────── version rises: slots are free ───────────────┘
+
+| who waits | for what | who ends the wait |
+|---|---|---|
+| `_collect` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
+| `_train` | the optimizer step | the learner group, within its `step_timeout_s` |
+| `_publish` | merged weights, then every actor's attestation | the learner's rank 0; the actors; both have deadlines |
+
+With `max_staleness` 0 nothing is in flight at a publish, so every rollout of a window is born on the version that the
+window trains: exactly on-policy. With more, requests of later windows are admitted before the window is trained, and
+the actors answer them meanwhile; the arithmetic is `protocol.staleness`.
+
+A record that can never work is quarantined and replaced by the next one, so that a window is always exactly
+`effective_batch_size` rollouts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from actors.buffer import Entry, SegmentBuffer
+from actors.engine import LoadReport
+from actors.evaluator import evaluate
+from actors.pool import RolloutPool
+from actors.requests import RequestStream
+from actors.rollout_actor import Outcome
+from protocol.contracts import PackPlan, Record, SegmentMeta, WeightsManifest
+from protocol.errors import NothingChangedError, RollmatchError
+from protocol.metrics import RolloutTotals
+from protocol.staleness import admissible, check_fresh
+
+
+class StepOutcome(Protocol):
+    """What the learner says about one optimizer step."""
+
+    def metrics(self) -> dict[str, float]: ...
+
+    @property
+    def skipped(self) -> bool: ...
+
+
+class Learner(Protocol):
+    """The training side as the loop sees it; `learner.group.LearnerGroup` in production."""
+
+    def train_step(self, plan: PackPlan, segment_refs: Sequence[Any]) -> StepOutcome: ...
+
+    def publish(self, version: int, full: bool) -> tuple[WeightsManifest, list[Any]]: ...
+
+
+class Observer(Protocol):
+    """Who is told: tracking and the progress line in production."""
+
+    def phase(self, name: str, waiting_for: str) -> None: ...
+
+    def step(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+
+    def quarantine(self, outcome: Outcome) -> None: ...
+
+
+class Planner(Protocol):
+    """Segment lengths, oldest first → who trains what."""
+
+    def __call__(self, lengths: Sequence[int]) -> PackPlan: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """The loop's numbers; see `training.*` and `rollout.*` in the configuration."""
+
+    batch_size: int
+    m_steps: int
+    max_steps: int
+    max_staleness: int
+    eval_steps: int
+    """0: only before and after."""
+    top_k: int
+    learning: bool = True
+    """False where the learning rate is 0 throughout: then a publish may change nothing."""
+    skip_publish: bool = False
+    """Test switch: train, but never publish; SPEC A17 must stop the run."""
+
+
+@dataclass(slots=True)
+class LoopState:
+    """Where the run is; what a checkpoint remembers of the loop."""
+
+    step: int = 0
+    version: int = 0
+    accepted: int = 0
+    """Rollouts whose segment entered the buffer, ever."""
+    trained: int = 0
+    quarantined: int = 0
+    versions_used: set[int] = field(default_factory=set)
+    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+
+
+class Interrupted(RollmatchError):
+    """Somebody asked the run to stop; the loop left at a step boundary."""
+
+
+class Controller:
+    """Owns the order of events, and nothing else: no tensors, no files."""
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        *,
+        pool: RolloutPool,
+        learner: Learner,
+        buffer: SegmentBuffer,
+        requests: RequestStream,
+        validation: Sequence[Record],
+        plan: Planner,
+        observer: Observer,
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._learner = learner
+        self._buffer = buffer
+        self._requests = requests
+        self._validation = validation
+        self._plan = plan
+        self._observer = observer
+        self._orders: dict[Any, int] = {}
+        self.state = LoopState()
+        self.stop = False
+        """Set from a signal handler: the loop leaves after the step in progress."""
+
+    def run(self) -> LoopState:
+        """Runs to `max_steps`. Interrupted when `stop` was set; everything else that is raised ends the run."""
+        self._publish(full=True)
+        self._evaluate()
+        while self.state.step < self._settings.max_steps:
+            for metrics in self._window():
+                self._observer.step(self.state.step, metrics)
+            if self._evaluation_due():
+                self._evaluate()
+        return self.state
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The loop's part of a checkpoint: plain values."""
+        state = self.state
+        return {
+            "step": state.step,
+            "version": state.version,
+            "position": self._requests.position,
+            "trained": state.trained,
+            "pending": sorted(str(key) for key in self._orders),
+        }
+
+    def _window(self) -> Iterator[dict[str, float]]:
+        """E-step and M-steps on one window, then the publish; yields each optimizer step's metrics."""
+        entries, metrics = self._collect()
+        self._admit()
+        for reuse in range(self._settings.m_steps):
+            metrics |= self._train(entries) | {"rollout/buffer_reuse": float(reuse > 0)}
+            self.state.step += 1
+            last = reuse == self._settings.m_steps - 1 or self.state.step == self._settings.max_steps
+            if last:
+                metrics |= self._publish(full=False)
+            yield metrics
+            if last:
+                break
+            self._leave_if_asked()
+        self._buffer.release(entries)
+        self.state.trained += len(entries)
+
+    def _admit(self) -> None:
+        """Sends as many requests as staleness allows (protocol.staleness has the proof)."""
+        room = admissible(
+            version=self.state.version,
+            max_staleness=self._settings.max_staleness,
+            batch_size=self._settings.batch_size,
+            accepted=self.state.accepted,
+            running=self._pool.num_open,
+        )
+        if room:
+            batch = self._requests.take(room, min_version=self.state.version)
+            self._orders.update({request.key: order for order, request in batch})
+            self._pool.submit([request for _, request in batch])
+
+    def _collect(self) -> tuple[list[Entry], dict[str, float]]:
+        """Waits for one window's segments; oldest requests first, whatever the order of arrival."""
+        started = time.monotonic()
+        wanted = self._settings.batch_size
+        arrived: list[Outcome] = []
+        while self._buffer.num_ready < wanted:
+            self._admit()
+            self._observer.phase("rollout", f"{wanted - self._buffer.num_ready} of {wanted} segments")
+            for outcome, segment in self._pool.poll():
+                arrived.append(outcome)
+                self._accept(outcome, segment)
+            self._leave_if_asked()
+        entries = self._buffer.take(wanted)
+        seconds = time.monotonic() - started
+        return entries, self._rollout_metrics([entry.meta for entry in entries], arrived, seconds)
+
+    def _accept(self, outcome: Outcome, segment: Any) -> None:
+        order = self._orders.pop(outcome.key)
+        if outcome.meta is None:
+            self.state.quarantined += 1
+            self._observer.quarantine(outcome)
+            return
+        self._buffer.put(outcome.meta, segment, order=order)
+        self.state.accepted += 1
+
+    def _rollout_metrics(self, metas: list[SegmentMeta], arrived: list[Outcome], seconds: float) -> dict[str, float]:
+        totals = RolloutTotals()
+        for meta in metas:
+            check_fresh(meta, self.state.version, self._settings.max_staleness)
+            totals.add(meta.stats)
+        self.state.versions_used |= {version for meta in metas for version in (meta.first_version, meta.last_version)}
+        tokens = sum(outcome.new_tokens for outcome in arrived)
+        return totals.rollout_metrics(self._settings.top_k) | {
+            "time/rollout_generate_s": seconds,
+            "time/rollout_parse_match_s": sum(outcome.parse_match_s for outcome in arrived),
+            "rollout/gen_new_tokens_total": float(tokens),
+            "rollout/gen_tokens_per_s": tokens / seconds,
+            "rollout/quarantined": float(self.state.quarantined),
+            "policy/first_version_min": float(min(meta.first_version for meta in metas)),
+            "policy/last_version_max": float(max(meta.last_version for meta in metas)),
+            "policy/staleness_max": float(max(self.state.version - meta.first_version for meta in metas)),
+        }
+
+    def _train(self, entries: Sequence[Entry]) -> dict[str, float]:
+        plan = self._plan([entry.meta.length for entry in entries])
+        self._observer.phase("train", "the learner's optimizer step")
+        started = time.monotonic()
+        result = self._learner.train_step(plan, [entry.ref for entry in entries])
+        return result.metrics() | {"time/train_step_s": time.monotonic() - started}
+
+    def _publish(self, full: bool) -> dict[str, float]:
+        """Version v+1 (or 0, in full, at the start) on every engine, attested."""
+        if self._settings.skip_publish and not full:
+            raise NothingChangedError(
+                f"step {self.state.step}: an optimizer step ran and nothing was published "
+                "(sync.debug_skip_publish is true); switch it off: the engines still serve the version before"
+            )
+        version = 0 if full else self.state.version + 1
+        self._observer.phase("sync", f"version {version} on every engine")
+        started = time.monotonic()
+        manifest, refs = self._learner.publish(version, full)
+        merged = time.monotonic()
+        if not full and self._settings.learning and manifest.changed_tensors == 0:
+            raise NothingChangedError(
+                f"version {version}: an optimizer step ran and 0 of {len(manifest.tensors)} published tensors changed; "
+                "check training.learning_rate, tuner.* (is everything frozen?) and model.torch_dtype (updates may round away)"
+            )
+        reports = self._pool.sync(manifest, refs)
+        self.state.version = version
+        self._observer.event("publish", version=version, checksums=manifest.bucket_checksums, engines=_attested(reports))
+        return {
+            "policy/version": float(version),
+            "sync/merge_s": merged - started,
+            "sync/load_s": time.monotonic() - merged,
+            "sync/bytes": float(sum(entry.num_bytes for entry in manifest.tensors)),
+            "sync/changed_tensors": float(manifest.changed_tensors),
+        }
+
+    def _evaluation_due(self) -> bool:
+        every = self._settings.eval_steps
+        crossed = every > 0 and self.state.step // every > self.state.evaluations[-1][0] // every
+        return crossed or self.state.step >= self._settings.max_steps
+
+    def _evaluate(self) -> None:
+        if not self._validation:
+            return
+        self._observer.phase("evaluate", f"{len(self._validation)} validation rollouts")
+        metrics = evaluate(self._pool, self._validation, self.state.version, lambda: self._leave_if_asked())
+        self.state.evaluations.append((self.state.step, metrics))
+        self._observer.step(self.state.step, metrics)
+
+    def _leave_if_asked(self) -> None:
+        if self.stop:
+            raise Interrupted(f"asked to stop at step {self.state.step}, version {self.state.version}")
+
+
+def _attested(reports: Sequence[LoadReport]) -> list[dict[str, Any]]:
+    return [{"version": report.version, "checksums": report.bucket_checksums} for report in reports]

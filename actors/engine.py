@@ -1,0 +1,63 @@
+"""What the rest of the rollout side knows of an inference engine.
+
+    submit ──► [waiting | running] ──step──► Completion
+                      ▲
+    load_weights ─────┘ only between two steps
+
+An engine is owned and stepped by one thread. Weights change only inside `load_weights`, so every token of a completion
+has a policy version, and the engine reports the first and the last of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.contracts import Completion, RolloutRequest, WeightsManifest
+
+Bucket = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """What an engine says about the weights it just loaded."""
+
+    version: int
+    bucket_checksums: tuple[str, ...]
+    """Recomputed from the bytes that were handed to the model's loader."""
+    num_tensors: int
+    load_seconds: float
+
+
+class RolloutEngine(Protocol):
+    """One door per heavy library implements this."""
+
+    @property
+    def version(self) -> int:
+        """Policy version that the engine itself reports."""
+        ...
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests submitted and not yet completed."""
+        ...
+
+    def submit(self, request: RolloutRequest) -> None:
+        """Queues a request. DataFailure when its image or its length can never work."""
+        ...
+
+    def step(self) -> list[Completion]:
+        """One scheduler step; the completions that it finished. EngineError when the engine failed."""
+        ...
+
+    def load_weights(self, manifest: WeightsManifest, buckets: Sequence[Bucket]) -> LoadReport:
+        """Loads a published version. SyncError when bytes or version differ from the manifest."""
+        ...
+
+    def close(self) -> None:
+        """Releases the engine; idempotent."""
+        ...

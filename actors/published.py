@@ -1,0 +1,53 @@
+"""What the engines must serve now: the newest location of every tensor, assembled from full and partial publishes.
+
+A partial publish holds only the tensors that changed. An engine that restarts has none of the earlier ones, so it is
+given the composite: for each tensor the bucket that held it last. Buckets that no tensor points to any more are
+forgotten, which frees them in the object store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from protocol.contracts import TensorEntry, WeightsManifest
+
+
+class PublishedWeights:
+    """The driver's view of the current policy; `refs` are opaque."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[TensorEntry, str, Any]] = {}
+        """Tensor name → its entry, the checksum of its bucket, the bucket's reference."""
+        self.latest: tuple[WeightsManifest, list[Any]] | None = None
+
+    @property
+    def version(self) -> int | None:
+        """Policy version of the last publish; None before the first."""
+        return self.latest[0].version if self.latest else None
+
+    def update(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
+        """Takes a publish. The first must be full."""
+        assert manifest.full or self._entries, "the first publish must be full"
+        if manifest.full:
+            self._entries.clear()
+        for entry in manifest.tensors:
+            self._entries[entry.name] = (entry, manifest.bucket_checksums[entry.bucket], refs[entry.bucket])
+        self.latest = (manifest, list(refs))
+
+    def full(self) -> tuple[WeightsManifest, list[Any]]:
+        """The composite: everything an engine without any publish needs to serve the current version."""
+        assert self.latest is not None, "nothing was published yet"
+        refs: list[Any] = []
+        checksums: list[str] = []
+        positions: dict[Any, int] = {}
+        tensors = []
+        for entry, digest, ref in self._entries.values():
+            if ref not in positions:
+                positions[ref] = len(refs)
+                refs.append(ref)
+                checksums.append(digest)
+            tensors.append(replace(entry, bucket=positions[ref]))
+        manifest = replace(self.latest[0], full=True, tensors=tuple(tensors), bucket_checksums=tuple(checksums))
+        return manifest, refs

@@ -1,0 +1,52 @@
+"""The endless order of owed rollouts: epoch after epoch, each a seeded permutation of the data set (SPEC 2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.contracts import Record, RequestKey, RolloutRequest
+from protocol.records import epoch_permutation
+
+
+class RecordSource(Protocol):
+    """Random access to records, without holding them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+class RequestStream:
+    """Position p is row `p % N` of epoch `p // N`; the position is all that a resume needs."""
+
+    def __init__(self, records: RecordSource, seed: int, position: int = 0) -> None:
+        self._records = records
+        self._seed = seed
+        self._epoch = -1
+        self._rows: Sequence[int] | npt.NDArray[np.int64] = ()
+        self.position = position
+
+    def take(self, count: int, min_version: int) -> list[tuple[int, RolloutRequest]]:
+        """The next `count` requests, each with its position."""
+        taken = []
+        for _ in range(count):
+            taken.append((self.position, self._request(self.position, min_version)))
+            self.position += 1
+        return taken
+
+    def _request(self, position: int, min_version: int) -> RolloutRequest:
+        epoch, offset = divmod(position, len(self._records))
+        if epoch != self._epoch:
+            self._epoch, self._rows = epoch, epoch_permutation(len(self._records), self._seed, epoch)
+        row = int(self._rows[offset])
+        key = RequestKey(record=row, epoch=epoch)
+        return RolloutRequest(key=key, record=self._records[row], seed=request_seed(self._seed, key), min_version=min_version)
+
+
+def request_seed(seed: int, key: RequestKey) -> int:
+    """A rerun of the same record in the same epoch samples the same rollout."""
+    return int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])

@@ -1,0 +1,83 @@
+"""What a rollout actor needs to know, as one picklable value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocol.config import RunConfig
+from protocol.matching import MatchSettings
+from protocol.prompts import resolve_prompts
+from protocol.targets import TargetSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeSettings:
+    """How a rollout is sampled (SPEC 4.4): top_p 1 and no top_k, on every backend alike."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """How the inference engine is built."""
+
+    model: str
+    dtype: str
+    max_model_len: int
+    num_threads: int
+    on_cpu: bool
+    options: dict[str, Any] = field(default_factory=dict)
+    """`rollout_matching.vllm.*` as vLLM's engine arguments name them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorSettings:
+    """Engine, prompts, decoding, matching and targets of one actor."""
+
+    engine: EngineSettings
+    decode: DecodeSettings
+    system_prompt: str
+    user_prompt: str
+    match: MatchSettings
+    target: TargetSettings
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> ActorSettings:
+        """Reads the actor's share of a run's configuration."""
+        matching = config.matching
+        system_prompt, user_prompt = resolve_prompts(config)
+        return cls(
+            engine=EngineSettings(
+                model=str(config.model.model),
+                dtype=matching.vllm.dtype or config.model.torch_dtype,
+                max_model_len=matching.vllm.max_model_len,
+                num_threads=max(1, int(config.cluster.cpus_per_actor)),
+                on_cpu=config.cluster.gpus_per_actor == 0,
+                options=matching.vllm.engine_options(),
+            ),
+            decode=DecodeSettings(
+                max_new_tokens=matching.max_new_tokens,
+                temperature=matching.temperature,
+                repetition_penalty=matching.repetition_penalty,
+            ),
+            system_prompt=system_prompt,
+            user_prompt=user_prompt,
+            match=MatchSettings(
+                candidate_top_k=matching.candidate_top_k,
+                maskiou_gate=matching.maskiou_gate,
+                maskiou_resolution=matching.maskiou_resolution,
+                fp_cost=matching.fp_cost,
+                fn_cost=matching.fn_cost,
+            ),
+            target=TargetSettings(
+                prefix_policy=matching.prefix_policy,
+                supervise_eos=matching.supervise_eos,
+                max_length=config.global_max_length,
+                ot_cost=matching.ot_cost,
+                ot_epsilon=matching.ot_epsilon,
+                ot_iters=matching.ot_iters,
+            ),
+        )

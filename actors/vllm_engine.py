@@ -1,0 +1,166 @@
+"""`RolloutEngine` over vLLM: the one door to it on the rollout side.
+
+The actor owns an `LLMEngine` and steps it itself, so that finished completions leave one by one and loading weights is
+simply something that happens between two steps. On CPU the engine core runs in this process: it starts in seconds
+instead of a minute, and weight buckets are read where the object store mapped them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from actors.codec import ChatFrame
+from actors.engine import Bucket, LoadReport
+from actors.settings import DecodeSettings, EngineSettings
+from protocol.contracts import Completion, RolloutRequest, WeightsManifest
+from protocol.errors import EngineError, ImageError, PromptTooLongError, SyncError
+
+
+def engine_environment(settings: EngineSettings) -> dict[str, str]:
+    """Environment of an engine process; must be set before vLLM is imported."""
+    if not settings.on_cpu:
+        return {"HF_HUB_OFFLINE": "1"}
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Threads of an idle engine sleep at once: the learner shares these cores.
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "0",
+        "KMP_BLOCKTIME": "0",
+    }
+
+
+class VllmEngine:
+    """One vLLM engine, in process, stepped by its owner."""
+
+    def __init__(self, settings: EngineSettings, decode: DecodeSettings, frame: ChatFrame, processor: Any) -> None:
+        os.environ.update(engine_environment(settings))
+        from vllm import EngineArgs, LLMEngine
+
+        from actors.vllm_plugin import BACKEND
+
+        self._frame = frame
+        self._decode = decode
+        self._max_model_len = settings.max_model_len
+        self._requests: dict[str, RolloutRequest] = {}
+        options = dict(settings.options)
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=settings.model,
+                dtype=settings.dtype,
+                max_model_len=settings.max_model_len,
+                enforce_eager=options.pop("enforce_eager", settings.on_cpu),
+                limit_mm_per_prompt=options.pop("limit_mm_per_prompt", None) or {"image": 1, "video": 0},
+                distributed_executor_backend="uni" if settings.on_cpu else None,
+                weight_transfer_config={"backend": BACKEND},
+                worker_extension_cls="actors.vllm_plugin.WorkerExtension",
+                disable_log_stats=True,
+                **options,
+            )
+        )
+        self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
+        self._engine.set_weight_version("0")
+
+    @property
+    def version(self) -> int:
+        return int(self._engine.get_weight_version())
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._requests)
+
+    def submit(self, request: RolloutRequest) -> None:
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
+
+        image = open_image(request)
+        params = SamplingParams(
+            temperature=self._decode.temperature,
+            top_p=1.0,
+            top_k=0,
+            repetition_penalty=self._decode.repetition_penalty,
+            max_tokens=self._decode.max_new_tokens,
+            seed=request.seed if self._decode.temperature > 0 else None,
+            detokenize=False,
+        )
+        prompt = {"prompt": self._frame.prompt_text, "multi_modal_data": {"image": image}}
+        try:
+            self._engine.add_request(str(request.key), prompt, params)
+        except (VLLMValidationError, ValueError) as error:
+            raise PromptTooLongError(
+                f"{request.record.source}: the engine refused the prompt ({error}); "
+                f"raise rollout_matching.vllm.max_model_len (now {self._max_model_len}) or drop the record"
+            ) from error
+        self._requests[str(request.key)] = request
+
+    def step(self) -> list[Completion]:
+        return [self._completion(output) for output in self._engine.step() if output.finished]
+
+    def _completion(self, output: Any) -> Completion:
+        request = self._requests.pop(output.request_id)
+        answer = output.outputs[0]
+        spans = answer.weight_versions
+        if not spans or answer.finish_reason not in ("stop", "length"):
+            raise EngineError(
+                f"{request.key}: vLLM finished with reason {answer.finish_reason!r} and weight versions {spans!r}, "
+                "expected stop or length and at least one version; restart the engine"
+            )
+        return Completion(
+            key=request.key,
+            prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32),
+            token_ids=np.asarray(answer.token_ids, dtype=np.int32),
+            finish_reason=answer.finish_reason,
+            first_version=int(spans[0].version),
+            last_version=int(spans[-1].version),
+        )
+
+    def load_weights(self, manifest: WeightsManifest, buckets: Sequence[Bucket]) -> LoadReport:
+        started = time.monotonic()
+        call = self._engine.collective_rpc
+        call("start_weight_update")
+        call("update_weights", args=({"manifest": manifest, "buckets": buckets},))
+        call("finish_weight_update")
+        self._engine.set_weight_version(str(manifest.version))
+        if not self._engine.reset_prefix_cache():
+            raise SyncError(
+                f"version {manifest.version}: vLLM kept its prefix cache ({self.num_unfinished} requests in flight); "
+                "cached prefixes would answer with old weights: restart this engine"
+            )
+        return LoadReport(
+            version=self.version,
+            bucket_checksums=call("received_checksums")[0],
+            num_tensors=len(manifest.tensors),
+            load_seconds=time.monotonic() - started,
+        )
+
+    def close(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.engine_core.shutdown()
+            del self._engine
+
+
+def open_image(request: RolloutRequest) -> Image.Image:
+    """The request's image as RGB; ImageError that names the record when it cannot be what the record says."""
+    record = request.record
+    path = record.images[0]
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{record.source}: cannot read image {path} ({error}); restore it or drop the record") from error
+    if image.size != (record.width, record.height):
+        raise ImageError(
+            f"{record.source}: image {path} is {image.width}x{image.height}, the record says "
+            f"{record.width}x{record.height}; write the record with the size of the file"
+        )
+    return image

@@ -1,0 +1,114 @@
+"""The part of rollmatch that lives inside a vLLM worker: a weight-transfer engine that loads from flat byte buckets.
+
+vLLM's lifecycle, driven by `vllm_engine.load_weights` between two scheduler steps:
+
+    start_weight_update      layerwise reload begins: repacked weights become loadable again
+    update_weights           buckets → zero-copy tensor views → the model's own loader
+    finish_weight_update     weights are repacked; the version is set by the caller
+
+Registered twice on purpose: by the `vllm.general_plugins` entry point where the package is installed, and by being
+imported as `worker_extension_cls` where it is not (a job's working directory). This file is the only one that knows
+vLLM's transfer API, which has moved in most minor releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from protocol.checksums import checksum
+from protocol.contracts import WeightsManifest
+from protocol.errors import SyncError
+
+BACKEND = "rollmatch"
+"""Name of the transfer backend in vLLM's registry."""
+
+
+@dataclass
+class BucketInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """Nothing to rendezvous: the bytes are already in this process."""
+
+
+@dataclass
+class BucketUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """One published version."""
+
+    manifest: WeightsManifest
+    buckets: Sequence[npt.NDArray[np.uint8]]
+
+
+class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):  # type: ignore[misc]
+    """Loads checkpoint-format tensors from byte buckets, after checking every bucket's digest."""
+
+    init_info_cls = BucketInitInfo
+    update_info_cls = BucketUpdateInfo
+
+    def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
+        self.received: tuple[str, ...] = ()
+
+    def start_weight_update(self) -> None:
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: BucketUpdateInfo) -> None:
+        self.received = verify_buckets(update_info.manifest, update_info.buckets)
+        self.model.load_weights(tensor_views(update_info.manifest, update_info.buckets))
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker: what it received last, for attestation."""
+
+    weight_transfer_engine: Any
+
+    def received_checksums(self) -> tuple[str, ...]:
+        received: tuple[str, ...] = self.weight_transfer_engine.received
+        return received
+
+
+def verify_buckets(manifest: WeightsManifest, buckets: Sequence[npt.NDArray[np.uint8]]) -> tuple[str, ...]:
+    """Digests of the received bytes; SyncError where they are not those of the manifest."""
+    digests = tuple(checksum(bucket) for bucket in buckets)
+    if digests != manifest.bucket_checksums:
+        wrong = [i for i, (a, b) in enumerate(zip(digests, manifest.bucket_checksums, strict=False)) if a != b]
+        raise SyncError(
+            f"version {manifest.version}: {len(wrong)} of {len(manifest.bucket_checksums)} weight buckets arrived with "
+            f"another checksum (got {len(digests)} buckets; first wrong: {wrong[:1]}); "
+            "the object store or the network changed bytes: restart this engine"
+        )
+    return digests
+
+
+def tensor_views(
+    manifest: WeightsManifest, buckets: Sequence[npt.NDArray[np.uint8]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Named tensors over the buckets' memory: nothing is copied here, the model's loader copies once."""
+    for entry in manifest.tensors:
+        raw = buckets[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
+        flat = torch.frombuffer(memoryview(raw), dtype=getattr(torch, entry.dtype))
+        yield entry.name, flat.view(entry.shape)
+
+
+def register() -> None:
+    """Entry point of `vllm.general_plugins`; harmless when called again in the same process."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, BucketTransferEngine)
+
+
+register()

@@ -1,0 +1,114 @@
+"""The command line: `rollmatch COMMAND --config run.yaml [--base_config base.yaml] [dotted.key=value ...]`.
+
+Exit codes: 0 done; 1 the run failed; 2 the configuration or the data is wrong and nothing was started; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from protocol.config import RunConfig, load_config
+from protocol.errors import ConfigError, RecordError, RollmatchError
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    arguments = build_parser().parse_args(argv)
+    level = logging.DEBUG if getattr(arguments, "debug", False) else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        return int(arguments.run(arguments))
+    except (ConfigError, RecordError) as error:
+        print(f"rollmatch: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        print("rollmatch: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except RollmatchError as error:
+        if _is_interruption(error):
+            print(f"rollmatch: {error}; the checkpoint is written", file=sys.stderr)
+            return INTERRUPTED
+        logging.getLogger("rollmatch").debug("traceback", exc_info=True)
+        print(f"rollmatch: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands; heavy modules are imported only by the command that needs them."""
+    parser = argparse.ArgumentParser(prog="rollmatch", description="Rollout-matching SFT for vision-language models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _with_config(commands.add_parser("train", help="run the loop: rollouts, matching, training, weight sync")).set_defaults(
+        run=_train
+    )
+    _with_config(
+        commands.add_parser("evaluate", help="score a checkpoint on custom.val_jsonl; trains nothing")
+    ).set_defaults(run=_evaluate)
+    _with_config(
+        commands.add_parser("check", help="report everything that is wrong with config, data and model; starts nothing")
+    ).set_defaults(run=_check)
+    _add_import_coco(commands)
+    return parser
+
+
+def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser.add_argument("--base_config", type=Path, help="YAML file merged under --config")
+    parser.add_argument("--debug", action="store_true", help="log everything, show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides: training.max_steps=3")
+    return parser
+
+
+def _load(arguments: argparse.Namespace) -> RunConfig:
+    return load_config(arguments.config, base=arguments.base_config, overrides=arguments.overrides)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from deploy.launch import train
+    from deploy.tables import print_before_after
+
+    summary = train(_load(arguments))
+    if summary["before"]:
+        print_before_after(summary["before"], summary["after"])
+    print(json.dumps({key: value for key, value in summary.items() if key not in ("before", "after")}))
+    return DONE
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from deploy.launch import evaluate_only
+    from deploy.tables import print_metrics
+
+    metrics = evaluate_only(_load(arguments))
+    print_metrics(metrics)
+    print(json.dumps(metrics))
+    return DONE
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from deploy.check import check_run, print_findings
+
+    findings = check_run(_load(arguments))
+    print_findings(findings)
+    return WRONG_INPUT if any(finding.is_error for finding in findings) else DONE
+
+
+def _add_import_coco(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from deploy.import_coco import add_arguments, run
+
+    parser = commands.add_parser("import-coco", help="turn COCO or LVIS instance files into training records")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _is_interruption(error: RollmatchError) -> bool:
+    return type(error).__name__ == "Interrupted"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

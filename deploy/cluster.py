@@ -1,0 +1,58 @@
+"""Ray: a private local cluster for one run, or a connection to one that exists. Whoever starts it here ends it here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+from protocol.config import RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+"""Where the packages lie: workers of a local cluster import them from here."""
+
+
+def required_cpus(config: RunConfig) -> int:
+    """Logical CPUs that the placement asks for; a local cluster offers exactly these."""
+    cluster = config.cluster
+    wanted = cluster.num_learners * cluster.cpus_per_learner + config.rollout.num_actors * cluster.cpus_per_actor
+    return max(1, -(-int(wanted * 100) // 100))
+
+
+@contextlib.contextmanager
+def ray_session(config: RunConfig) -> Iterator[None]:
+    """Connects to `cluster.address`, or starts a local cluster with its own directory and no open port to the outside.
+
+    A local cluster's processes end with this context, whatever happened inside.
+    """
+    # Accelerators are assigned by Ray only where a GPU was asked for; without this a CPU actor would see them all.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    if config.cluster.address is not None:
+        ray.init(address=config.cluster.address, log_to_driver=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Unix sockets allow about 100 characters: the directory must be short.
+    scratch = Path(tempfile.mkdtemp(prefix="rm-", dir="/tmp"))
+    try:
+        ray.init(
+            address="local",
+            num_cpus=required_cpus(config),
+            include_dashboard=False,
+            object_store_memory=config.cluster.object_store_bytes,
+            log_to_driver=False,
+            _temp_dir=str(scratch),
+            runtime_env={"env_vars": environment},
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)

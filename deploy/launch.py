@@ -1,0 +1,206 @@
+"""From a configuration to a running service and back to nothing: the only file that joins actors and learner.
+
+Order of life: check → run directory → Ray → engines and learner at once → loop → checkpoint → everything closed, in
+reverse order, whatever happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import ray
+
+from actors.buffer import SegmentBuffer
+from actors.controller import Controller, Interrupted, LoopSettings, LoopState
+from actors.evaluator import evaluate
+from actors.pool import PoolSettings, RolloutPool
+from actors.requests import RequestStream
+from actors.rollout_actor import RolloutActor
+from actors.settings import ActorSettings
+from actors.vllm_engine import engine_environment
+from deploy.check import require_clean
+from deploy.cluster import ray_session
+from deploy.observer import RunObserver
+from learner.group import LearnerGroup
+from learner.settings import LearnerSettings
+from protocol.config import RunConfig
+from protocol.contracts import PackPlan, Record, RequestKey, RolloutRequest
+from protocol.packing import padded_plan, plan_packs
+from protocol.records import RecordFile, read_records
+
+
+def train(config: RunConfig) -> dict[str, Any]:
+    """Runs the whole service to `max_steps`; returns the summary that `summary.json` holds.
+
+    Interrupted after SIGINT or SIGTERM, when the checkpoint is written; ConfigError before anything was started.
+    """
+    require_clean(config)
+    started = time.monotonic()
+    records = RecordFile(config.custom.train_jsonl, limit=config.custom.train_sample_limit)
+    validation = validation_records(config)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    config.dump(config.run_dir / "config.yaml")
+    with contextlib.ExitStack() as stack:
+        observer = stack.enter_context(RunObserver(config))
+        stack.enter_context(ray_session(config))
+        observer.phase("start", "engines and learner ranks")
+        pool, learner = _start(config, records[0], stack)
+        controller = Controller(
+            loop_settings(config),
+            pool=pool,
+            learner=learner,
+            buffer=SegmentBuffer(config.buffer.max_bytes, config.buffer.max_segments),
+            requests=RequestStream(records, config.training.seed),
+            validation=validation,
+            plan=planner(config),
+            observer=observer,
+        )
+        try:
+            with _stops_at_step_boundary(controller):
+                state = controller.run()
+        except Interrupted:
+            _save(config, learner, controller, observer, "interrupted")
+            raise
+        if config.training.save_last_epoch:
+            _save(config, learner, controller, observer, "last")
+        summary = summarise(config, state, pool.num_restarts, time.monotonic() - started)
+        observer.finish(summary)
+    return summary
+
+
+def evaluate_only(config: RunConfig) -> dict[str, float]:
+    """Evaluates `model.model` as it is on `custom.val_jsonl`: engines, no learner."""
+    require_clean(config)
+    validation = validation_records(config)
+    with ray_session(config), contextlib.ExitStack() as stack:
+        pool = _pool(config, validation[0])
+        stack.callback(pool.close)
+        pool.start()
+        pool.serve_start_checkpoint()
+        return evaluate(pool, validation, version=0)
+
+
+def validation_records(config: RunConfig) -> list[Record]:
+    """The validation set, in file order; empty without `custom.val_jsonl`."""
+    if config.custom.val_jsonl is None:
+        return []
+    return list(read_records(config.custom.val_jsonl, limit=config.custom.val_sample_limit))
+
+
+def loop_settings(config: RunConfig) -> LoopSettings:
+    """The loop's share of the configuration."""
+    training = config.training
+    return LoopSettings(
+        batch_size=training.effective_batch_size,
+        m_steps=config.m_steps,
+        max_steps=training.max_steps,
+        max_staleness=config.rollout.max_staleness,
+        eval_steps=training.eval_steps or 0,
+        top_k=config.matching.candidate_top_k,
+        learning=training.learning_rate > 0,
+        skip_publish=config.sync.debug_skip_publish,
+    )
+
+
+def planner(config: RunConfig) -> Callable[[Sequence[int]], PackPlan]:
+    """Packs up to `global_max_length`, or padded rows of `per_device_train_batch_size`."""
+    ranks = config.cluster.num_learners
+    if config.training.packing:
+        return partial(plan_packs, capacity=config.global_max_length, num_ranks=ranks)
+    return partial(padded_plan, per_device_batch_size=config.training.per_device_train_batch_size, num_ranks=ranks)
+
+
+def summarise(config: RunConfig, state: LoopState, num_restarts: int, wall_s: float) -> dict[str, Any]:
+    """What a person wants to know at the end."""
+    before, after = (state.evaluations[0][1], state.evaluations[-1][1]) if state.evaluations else ({}, {})
+    return {
+        "f1_before": before.get("eval_rollout_f1"),
+        "f1_after": after.get("eval_rollout_f1"),
+        "steps": state.step,
+        "rollouts": state.accepted,
+        "policy_versions": state.version,
+        "versions_used": sorted(state.versions_used),
+        "quarantined": state.quarantined,
+        "restarts": num_restarts,
+        "wall_s": round(wall_s, 1),
+        "seed": config.training.seed,
+        "prefix_policy": config.matching.prefix_policy,
+        "run": str(config.run_dir),
+        "before": before,
+        "after": after,
+    }
+
+
+def _start(config: RunConfig, sample: Record, stack: contextlib.ExitStack) -> tuple[RolloutPool, LearnerGroup]:
+    """Engines and ranks start side by side; both are closed with `stack`, also when one of them fails."""
+    cluster = config.cluster
+    learner = LearnerGroup(
+        LearnerSettings.from_config(config),
+        cluster.num_learners,
+        cpus_per_worker=cluster.cpus_per_learner,
+        gpus_per_worker=cluster.gpus_per_learner,
+        step_timeout_s=cluster.step_timeout_s,
+    )
+    stack.callback(learner.close)
+    pool = _pool(config, sample)
+    stack.callback(pool.close)
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        for waiting in [threads.submit(pool.start), threads.submit(learner.start)]:
+            waiting.result()
+    return pool, learner
+
+
+def _pool(config: RunConfig, sample: Record) -> RolloutPool:
+    settings = ActorSettings.from_config(config)
+    cluster, rollout = config.cluster, config.rollout
+    remote = ray.remote(RolloutActor)
+
+    def spawn(name: str) -> Any:
+        return remote.options(
+            num_cpus=cluster.cpus_per_actor,
+            num_gpus=cluster.gpus_per_actor,
+            max_restarts=0,
+            runtime_env={"env_vars": engine_environment(settings.engine)},
+        ).remote(settings)
+
+    limits = PoolSettings(
+        num_actors=rollout.num_actors,
+        max_in_flight_per_actor=rollout.max_in_flight_per_actor,
+        startup_timeout_s=rollout.startup_timeout_s,
+        request_timeout_s=rollout.request_timeout_s,
+        sync_timeout_s=config.sync.timeout_s,
+        max_restarts=rollout.max_retries,
+    )
+    return RolloutPool(limits, spawn, RolloutRequest(key=RequestKey(sample.index), record=sample, seed=0))
+
+
+@contextlib.contextmanager
+def _stops_at_step_boundary(controller: Controller) -> Iterator[None]:
+    """First SIGINT or SIGTERM: leave after the step. A second one: leave now."""
+
+    def ask(signum: int, _frame: object) -> None:
+        if controller.stop:
+            raise KeyboardInterrupt
+        controller.stop = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _save(config: RunConfig, learner: LearnerGroup, controller: Controller, observer: RunObserver, why: str) -> None:
+    state = controller.state
+    path = config.run_dir / f"checkpoint-{state.step}"
+    observer.phase("save", str(path))
+    learner.save_checkpoint(path, controller.checkpoint())
+    learner.export_merged(path / "merged")
+    observer.event("checkpoint", path=str(path), why=why)
