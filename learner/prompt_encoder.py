@@ -1,0 +1,106 @@
+"""A segment's prompt, encoded once more with the checkpoint's own processor: the cross-check and the pixels.
+
+The engine already turned prompt and image into ids; the learner needs the pixels anyway, and does not believe that
+both sides hold the same processor, template and image until the ids are equal (SPEC 10).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from transformers import AutoProcessor
+
+from learner.collate import Vision, check_prompt
+from learner.settings import LearnerSettings
+from protocol.contracts import IntArray, Segment
+from protocol.errors import ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What one prompt and image become."""
+
+    ids: IntArray
+    """[P] with image tokens expanded."""
+    vision: Vision
+
+    @property
+    def num_bytes(self) -> int:
+        return self.ids.nbytes + self.vision.pixel_values.nbytes
+
+
+class PromptEncoder:
+    """Reads images in threads and remembers the last ones: a window is trained `m_steps` times."""
+
+    def __init__(self, settings: LearnerSettings) -> None:
+        self._processor = AutoProcessor.from_pretrained(settings.model)
+        self._text = self._template(settings.system_prompt, settings.user_prompt)
+        self._threads = ThreadPoolExecutor(max(2, settings.num_threads), thread_name_prefix="pixels")
+        self._cache: OrderedDict[tuple[str, ...], Prompt] = OrderedDict()
+        self._cache_bytes = 0
+        self._cache_limit = settings.pixel_cache_bytes
+
+    def encode_all(self, segments: Sequence[Segment]) -> list[Prompt]:
+        """Prompts in the order of `segments`, each checked against its segment's ids.
+
+        Raises:
+            PromptMismatchError: the ids differ.
+            ImageError: an image is missing, unreadable, or was resized on its way.
+        """
+        missing = {s.images: s for s in segments if s.images not in self._cache}
+        for images, prompt in zip(missing, self._threads.map(self._encode, missing.values()), strict=True):
+            self._cache[images] = prompt
+            self._cache_bytes += prompt.num_bytes
+        prompts = []
+        for segment in segments:
+            self._cache.move_to_end(segment.images)
+            prompts.append(self._cache[segment.images])
+            check_prompt(segment.key, segment.input_ids[: segment.prompt_len], prompts[-1].ids)
+        self._forget()
+        return prompts
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def _forget(self) -> None:
+        while self._cache_bytes > self._cache_limit:
+            _, dropped = self._cache.popitem(last=False)
+            self._cache_bytes -= dropped.num_bytes
+
+    def _template(self, system_prompt: str, user_prompt: str) -> str:
+        """Image before text in the user turn, as everywhere (SPEC A15)."""
+        messages = [
+            {"role": "system", "content": system_prompt},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user_prompt}]},
+        ]
+        text: str = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return text
+
+    def _encode(self, segment: Segment) -> Prompt:
+        images = [_open(path, segment) for path in segment.images]
+        encoded = self._processor(text=[self._text], images=images, return_tensors="pt")
+        vision = Vision(encoded["pixel_values"], encoded["image_grid_thw"])
+        patch = self._processor.image_processor.patch_size
+        for path, image, grid in zip(segment.images, images, vision.grid_thw.tolist(), strict=True):
+            if (grid[2] * patch, grid[1] * patch) != image.size:
+                raise ImageError(
+                    f"{segment.key}: {path} has {image.width}x{image.height} pixels and the processor made "
+                    f"{grid[2] * patch}x{grid[1] * patch} of them; coordinates refer to the image as it is: resize the "
+                    "data set offline to multiples of 32 and set do_resize: false in preprocessor_config.json"
+                )
+        return Prompt(encoded["input_ids"][0].numpy().astype(np.int32), vision)
+
+
+def _open(path: str, segment: Segment) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
+        raise ImageError(
+            f"{segment.key}: cannot read {path}: {error}; the engine could: check that all nodes see the same files"
+        ) from error

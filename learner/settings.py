@@ -1,0 +1,113 @@
+"""What a learner rank needs to know: small, frozen, picklable, free of torch.
+
+The worker takes these and never the run's configuration, so that tests build a learner without a file and a change of
+a configuration path touches one function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Normalization = Literal["global", "micro_batch"]
+ScheduleKind = Literal["constant", "linear", "cosine"]
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossSettings:
+    """Weights and shapes of the losses (SPEC 12); defaults are the reference's."""
+
+    soft_ce_weight: float = 1.0
+    w1_weight: float = 1.0
+    gate_weight: float = 1.0
+    temperature: float = 1.0
+    target_sigma: float = 2.0
+    """Width of the soft target, in bins."""
+    target_truncate: float | None = None
+    """Bins beyond which the soft target is zero; 0 is one-hot, None keeps the whole bell."""
+    normalization: Normalization = "global"
+    """SPEC A9: one denominator for the whole optimizer step, or the reference's mean of means."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunerSettings:
+    """What is trained: everything that is not frozen, or adapters in it."""
+
+    kind: Literal["full", "lora"] = "full"
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.0
+    use_dora: bool = False
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] | str = "all-linear"
+    """Suffixes of module names, a regular expression over whole names, or `all-linear`: every linear layer of the
+    parts that are not frozen, the head excluded."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that are trained whole beside the adapters."""
+    freeze_llm: bool = False
+    freeze_vit: bool = True
+    freeze_aligner: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW, with one learning rate per part of the model."""
+
+    learning_rate: float = 1e-4
+    vit_lr: float | None = None
+    """Vision tower; None takes `learning_rate`."""
+    aligner_lr: float | None = None
+    """Vision mergers; None takes `learning_rate`."""
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    """0 does not clip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSettings:
+    """Learning rate over optimizer steps; see `learner.schedule`."""
+
+    kind: ScheduleKind = "cosine"
+    max_steps: int = 1000
+    warmup_steps: int = 0
+    min_lr: float = 0.0
+    """Floor of every group, in absolute units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerSettings:
+    """Everything a learner rank is told, apart from its rank."""
+
+    model: str
+    """Checkpoint folder."""
+    system_prompt: str
+    user_prompt: str
+    torch_dtype: DType = "bfloat16"
+    """What the engines serve: merged weights are rounded to it once (SPEC A17)."""
+    attn_impl: str = "sdpa"
+    loss: LossSettings = field(default_factory=LossSettings)
+    tuner: TunerSettings = field(default_factory=TunerSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    """DeepSpeed's own JSON; `auto` and absent values are filled in by `deepspeed_config`."""
+    seed: int = 17
+    gradient_checkpointing: bool = False
+    packing: bool = True
+    """True: one padding-free row per micro-batch. False: one right-padded row per segment."""
+    max_length: int = 16000
+    """Tokens a packed row may hold."""
+    bucket_bytes: int = 256 * 2**20
+    """Size at which a weight bucket is closed; one larger tensor gets a bucket of its own."""
+    head_chunk_rows: int = 0
+    """Rows of logits alive at once; 0 picks a chunk of about 128 MiB."""
+    num_threads: int = 1
+    """Torch threads of a rank on CPU."""
+    pixel_cache_bytes: int = 512 * 2**20
+    """Encoded images kept for the next optimizer step on the same window."""
+    collective_timeout_s: float = 600.0
