@@ -1,0 +1,190 @@
+"""Turns pydantic's errors into sentences: what is wrong, with got and expected; what to change."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from protocol.config.base import RuleError, Section
+
+REMOVED = {
+    "prompts": "prompts are set with custom.system_prompt and custom.user_prompt; remove the section",
+    "custom.sample_limit": "was split; write custom.train_sample_limit and custom.val_sample_limit",
+    "custom.summary_ratio": "summaries are not trained here; remove the key",
+    "custom.coord_loss": "was replaced; write custom.coord_soft_ce_w1",
+    "custom.coord_expectation_metrics": "coordinates are never decoded as expectations; remove the key",
+    "custom.hard_sample_mining": "was removed; remove the section",
+    "custom.images_per_user_turn": "a record has exactly one image; remove the key",
+}
+EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "tuple_type": "a list of names",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "none_required": "null",
+}
+BOUNDS = {
+    "greater_than": ("gt", ">"),
+    "greater_than_equal": ("ge", ">="),
+    "less_than": ("lt", "<"),
+    "less_than_equal": ("le", "<="),
+}
+
+
+class Finding(NamedTuple):
+    """One wrong setting; `paths` are all settings that are involved, `path` the first."""
+
+    paths: tuple[str, ...]
+    message: str
+
+    @property
+    def path(self) -> str:
+        return self.paths[0]
+
+
+def explain(error: ValidationError, section: type[Section]) -> list[Finding]:
+    """The findings of a validation, one per setting."""
+    findings: dict[str, Finding] = {}
+    for detail in error.errors(include_url=False):
+        for finding in _findings(detail, section):
+            findings.setdefault(finding.path, finding)
+    return list(findings.values())
+
+
+def _findings(detail: ErrorDetails, section: type[Section]) -> Iterator[Finding]:
+    keys = _real_keys(detail["loc"], section)
+    path = ".".join(keys)
+    rule = detail.get("ctx", {}).get("error")
+    if isinstance(rule, RuleError):
+        for problem in rule.problems:
+            absolute = tuple(".".join((*keys, relative)) if keys else relative for relative in problem.paths)
+            yield Finding(absolute, problem.message)
+    elif detail["type"] == "extra_forbidden":
+        yield Finding((path,), _unknown(path, keys, section))
+    elif detail["type"] == "missing":
+        yield Finding((path,), f"is required; set it ({_doc(keys, section)})")
+    else:
+        yield Finding((path,), f"must be {_expected(detail)}, got {_shown(detail['input'])}; {_advice(keys, section)}")
+
+
+def _real_keys(location: Sequence[str | int], section: type[Section]) -> tuple[str, ...]:
+    """Drops what pydantic adds for members of unions, and list positions, so that the path is the user's."""
+    keys: list[str] = []
+    model: type[Section] | None = section
+    for part in location:
+        if model is None:
+            break  # below a plain value: union member names and list positions are not settings
+        keys.append(str(part))
+        field = model.model_fields.get(str(part))
+        model = _model_of(field.annotation) if field is not None else None
+    return tuple(keys)
+
+
+def _model_of(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(filter(None, map(_model_of, typing.get_args(annotation))), None)
+    return None
+
+
+def parent_of(keys: Sequence[str], section: type[Section]) -> type[Section]:
+    """The section that holds the last of `keys`."""
+    model = section
+    for key in keys[:-1]:
+        field = model.model_fields.get(key)
+        model = (_model_of(field.annotation) if field is not None else None) or model
+    return model
+
+
+def _unknown(path: str, keys: Sequence[str], section: type[Section]) -> str:
+    if path in REMOVED:
+        return REMOVED[path]
+    here = ".".join(keys[:-1])
+    siblings = parent_of(keys, section).model_fields
+    close = difflib.get_close_matches(keys[-1], siblings, n=1, cutoff=0.6)
+    if close:
+        return f"is no known setting, the nearest is {'.'.join(filter(None, (here, close[0])))}; rename or remove it"
+    elsewhere = [known for known in all_paths(section) if known.rsplit(".", 1)[-1] == keys[-1]]
+    if elsewhere:
+        return f"is no known setting here, it belongs to {elsewhere[0]}; move it there"
+    nearest = difflib.get_close_matches(path, all_paths(section), n=1, cutoff=0.0)
+    return f"is no known setting, the nearest is {nearest[0]}; rename or remove it"
+
+
+def all_paths(section: type[Section], prefix: str = "") -> list[str]:
+    """Dotted paths of every setting below `section`, sections themselves included."""
+    paths = []
+    for name, field in section.model_fields.items():
+        paths.append(f"{prefix}{name}")
+        child = _model_of(field.annotation)
+        if child is not None:
+            paths += all_paths(child, f"{prefix}{name}.")
+    return paths
+
+
+def _expected(detail: ErrorDetails) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "literal_error":
+        return f"one of {context['expected']}" if " or " in str(context["expected"]) else str(context["expected"])
+    if kind in BOUNDS:
+        key, sign = BOUNDS[kind]
+        return f"{sign} {context[key]}"
+    return EXPECTED.get(kind, detail["msg"])
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text[:60]}... ({type(value).__name__})" if len(text) > 60 else f"{text} ({type(value).__name__})"
+
+
+def _advice(keys: Sequence[str], section: type[Section]) -> str:
+    field = parent_of(keys, section).model_fields.get(keys[-1])
+    if field is None or field.is_required() or _model_of(field.annotation):
+        return "correct the value"
+    default = field.get_default(call_default_factory=False)
+    return f"correct the value, or remove it (default {'null' if default is None else default})"
+
+
+def _doc(keys: Sequence[str], section: type[Section]) -> str:
+    field = parent_of(keys, section).model_fields.get(keys[-1])
+    return (field.description or "").split(". ")[0].rstrip(".") if field is not None else ""
+
+
+def neutralise(values: dict[str, Any], keys: Sequence[str], section: type[Section]) -> None:
+    """Takes a wrong setting out of `values`, or puts a stand-in there where one is required, to look for more
+    errors."""
+    node: Any = values
+    for key in keys[:-1]:
+        node = node.setdefault(key, {}) if isinstance(node, dict) else None
+    if not isinstance(node, dict):
+        return
+    node.pop(keys[-1], None)
+    field = parent_of(keys, section).model_fields.get(keys[-1])
+    if field is not None and field.is_required():
+        node[keys[-1]] = _stand_in(field.annotation)
+
+
+def _stand_in(annotation: Any) -> Any:
+    model = _model_of(annotation)
+    if model is not None:
+        fields = model.model_fields.items()
+        return {name: _stand_in(field.annotation) for name, field in fields if field.is_required()}
+    if typing.get_origin(annotation) is typing.Literal:
+        return typing.get_args(annotation)[0]
+    return "stand-in"

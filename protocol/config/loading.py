@@ -1,0 +1,108 @@
+"""Builds a `RunConfig` and, where that fails, says everything that is wrong in one error."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from protocol.config.base import Section
+from protocol.config.explain import Finding, explain, neutralise
+from protocol.config.layers import Layers, add_file, add_overrides
+from protocol.config.run import RunConfig
+from protocol.config.sections import DebugConfig
+from protocol.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
+
+
+def load_config(
+    path: str | Path, *, base: str | Path | None = None, overrides: Sequence[str] = (), debug: bool = False
+) -> RunConfig:
+    """The run that a YAML file describes: `base` first, the file over it, `overrides` (`training.max_steps=3`) last.
+
+    `debug` switches the file's `debug` section on. ConfigError lists everything that is wrong, one line each:
+    `<dotted.path>: <what, with got and expected>; <what to change> (<file>)`.
+    """
+    layers = Layers()
+    if base is not None:
+        add_file(layers, Path(base))
+    add_file(layers, Path(path))
+    add_overrides(layers, [*overrides, *(["debug.enabled=true"] if debug else [])])
+    training = layers.values.setdefault("training", {})
+    if isinstance(training, dict) and training.get("run_name") is None:
+        training["run_name"] = Path(path).stem
+    return _build(RunConfig, layers)
+
+
+def config_from_mapping(values: Mapping[str, Any], *, source: str = "mapping") -> RunConfig:
+    """Like `load_config`, from a mapping that is already there."""
+    layers = Layers()
+    layers.add(copy.deepcopy(dict(values)), source)
+    return _build(RunConfig, layers)
+
+
+def build_section(section: type[S], values: object, *, path: str = "", source: str = "mapping") -> S:
+    """One section on its own; `path` is put before the dotted paths of its errors."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{path or section.__name__}: must be a mapping, got {type(values).__name__}; write keys ({source})"
+        )
+    layers = Layers()
+    layers.add(copy.deepcopy(dict(values)), source)
+    return _build(section, layers, prefix=path)
+
+
+def _build(section: type[S], layers: Layers, prefix: str = "") -> S:
+    """Validates again without what was wrong, so that a typo does not hide a rule between sections."""
+    values = copy.deepcopy(layers.values)
+    _apply_debug(values, layers)
+    found: list[Finding] = []
+    for _ in range(8):
+        try:
+            built = section.model_validate(values)
+        except ValidationError as error:
+            new = [finding for finding in explain(error, section) if not _known(finding, found)]
+            found += new
+            if not new:
+                break
+            for path in (path for finding in new for path in finding.paths):
+                neutralise(values, path.split("."), section)
+        else:
+            if not found:
+                return built
+            break
+    shown = {finding.path: finding for finding in found}.values()
+    lines = [_line(finding, layers, prefix) for finding in shown]
+    raise ConfigError(lines[0] if len(lines) == 1 else f"{len(lines)} settings are wrong\n" + "\n".join(lines))
+
+
+def _known(finding: Finding, found: Sequence[Finding]) -> bool:
+    """True where a reported error touches the same setting: it would only be an echo."""
+    reported = {path for other in found for path in other.paths}
+    return any(_overlap(path, other) for path in finding.paths for other in reported)
+
+
+def _overlap(path: str, other: str) -> bool:
+    return path == other or path.startswith(other + ".") or other.startswith(path + ".")
+
+
+def _apply_debug(values: dict[str, Any], layers: Layers) -> None:
+    """`debug.enabled` replaces output folder and sample limits (SPEC 19.2)."""
+    debug = values.get("debug")
+    if not isinstance(debug, dict) or debug.get("enabled") is not True:
+        return
+    targets = {"output_dir": "training", "train_sample_limit": "custom", "val_sample_limit": "custom"}
+    for name, section in targets.items():
+        value = debug.get(name, DebugConfig.model_fields[name].default)
+        if isinstance(values.setdefault(section, {}), dict) and value is not None:
+            values[section][name] = value
+            layers.sources[f"{section}.{name}"] = layers.source_of(f"debug.{name}")
+
+
+def _line(finding: Finding, layers: Layers, prefix: str) -> str:
+    path = f"{prefix}.{finding.path}" if prefix else finding.path
+    return f"{path}: {finding.message} ({layers.source_of(finding.path)})"

@@ -1,0 +1,137 @@
+"""Rules between sections of a run file. Each yields problems; none of them reads a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from protocol.config.base import Problem
+
+if TYPE_CHECKING:
+    from protocol.config.run import RunConfig
+
+MATCHING = "custom.extra.rollout_matching"
+
+
+def cross_problems(config: RunConfig) -> Iterator[Problem]:
+    """Every pair of settings that cannot work together."""
+    for rule in (_data, _generation, _adapter, _precision, _schedule, _capacity, _devices, _offload):
+        yield from rule(config)
+
+
+def _data(config: RunConfig) -> Iterator[Problem]:
+    custom = config.custom
+    if custom.fusion_config is not None:
+        message = f"mixtures are not supported, got {custom.fusion_config!r}; concatenate the files and set custom.train_jsonl"
+        yield Problem(("custom.fusion_config",), message)
+    if custom.coord_tokens.enabled is False:
+        message = "must not be false: the parser reads coordinate tokens only; remove the key"
+        yield Problem(("custom.coord_tokens.enabled",), message)
+
+
+def _generation(config: RunConfig) -> Iterator[Problem]:
+    matching = config.matching
+    if matching.rollout_backend != "vllm":
+        return
+    path, length = f"{MATCHING}.vllm.max_model_len", matching.vllm.max_model_len
+    if length == 0:
+        message = "is required with rollout_backend vllm; set it to the longest prompt plus max_new_tokens, in tokens"
+        yield Problem((path, f"{MATCHING}.rollout_backend"), message)
+    elif length <= matching.max_new_tokens:
+        message = (
+            f"must exceed max_new_tokens {matching.max_new_tokens} by the longest prompt, got {length}; "
+            "raise it, or lower max_new_tokens"
+        )
+        yield Problem((path, f"{MATCHING}.max_new_tokens"), message)
+
+
+def _adapter(config: RunConfig) -> Iterator[Problem]:
+    tuner, path = config.tuner, f"{MATCHING}.vllm.enable_lora"
+    if not config.matching.vllm.enable_lora:
+        return
+    if tuner.train_type != "lora":
+        yield Problem((path, "tuner.train_type"), "needs tuner.train_type lora, got full; set it to false")
+    if tuner.use_dora or tuner.modules_to_save:
+        which = "tuner.use_dora" if tuner.use_dora else "tuner.modules_to_save"
+        message = f"cannot serve an adapter with {which}, which vLLM does not read; set it to false (merged weights)"
+        yield Problem((path, which), message)
+
+
+def _precision(config: RunConfig) -> Iterator[Problem]:
+    asked, dtype = config.training.bf16, config.model.torch_dtype
+    if asked is not None and asked != (dtype == "bfloat16"):
+        message = (
+            f"is {str(asked).lower()} but model.torch_dtype is {dtype}; remove training.bf16, it follows the dtype"
+        )
+        yield Problem(("training.bf16", "model.torch_dtype"), message)
+    if config.model.attn_impl == "flash_attention_2":
+        if config.cluster.gpus_per_learner == 0:
+            message = "flash_attention_2 needs a GPU but cluster.gpus_per_learner is 0; write sdpa"
+            yield Problem(("model.attn_impl", "cluster.gpus_per_learner"), message)
+        elif dtype == "float32":
+            message = "flash_attention_2 computes in 16 bits but model.torch_dtype is float32; write sdpa or bfloat16"
+            yield Problem(("model.attn_impl", "model.torch_dtype"), message)
+
+
+def _schedule(config: RunConfig) -> Iterator[Problem]:
+    training, limit = config.training, config.custom.train_sample_limit
+    total = 0 if limit is None else limit * training.num_train_epochs
+    if limit is not None and training.max_steps < 0 and training.dataloader_drop_last:
+        if total < training.effective_batch_size:
+            message = (
+                f"{limit} records in {training.num_train_epochs:g} epochs fill no window of "
+                f"training.effective_batch_size {training.effective_batch_size}, so there would be no step; "
+                "raise the limit, lower the batch size, or set training.dataloader_drop_last: false"
+            )
+            paths = ("custom.train_sample_limit", "training.effective_batch_size", "training.num_train_epochs")
+            yield Problem(paths, message)
+    if training.eval_strategy == "steps" and training.eval_steps and config.custom.val_jsonl is None:
+        message = f"is {training.eval_steps} but custom.val_jsonl is missing; name the evaluation records, or remove eval_steps"
+        yield Problem(("training.eval_steps", "custom.val_jsonl"), message)
+
+
+def _capacity(config: RunConfig) -> Iterator[Problem]:
+    batch, staleness = config.training.effective_batch_size, config.rollout.max_staleness
+    owed, bound = batch * (staleness + 1), config.buffer.max_segments
+    if bound is not None and bound < owed:
+        message = (
+            f"must hold effective_batch_size {batch} x (max_staleness {staleness} + 1) = {owed} segments, got {bound}; "
+            "raise it, or the learner would wait for a window that cannot be admitted"
+        )
+        yield Problem(("buffer.max_segments", "training.effective_batch_size", "rollout.max_staleness"), message)
+
+
+def _devices(config: RunConfig) -> Iterator[Problem]:
+    cluster, parallel = config.cluster, config.matching.vllm.tensor_parallel_size
+    path = f"{MATCHING}.vllm.tensor_parallel_size"
+    for name in ("gpus_per_learner", "gpus_per_actor"):
+        share = getattr(cluster, name)
+        if share > 1 and share != int(share):
+            message = f"must be a fraction below 1 or a whole number, got {share}; round it"
+            yield Problem((f"cluster.{name}",), message)
+    if cluster.gpus_per_learner > 1:
+        message = (
+            f"must be at most 1, got {cluster.gpus_per_learner}: a rank drives one GPU; raise cluster.num_learners"
+        )
+        yield Problem(("cluster.gpus_per_learner",), message)
+    if parallel > 1 and cluster.gpus_per_actor != parallel:
+        message = (
+            f"is {parallel} but cluster.gpus_per_actor is {cluster.gpus_per_actor:g}; give each actor that many GPUs"
+        )
+        yield Problem((path, "cluster.gpus_per_actor"), message)
+    if config.sync.backend == "nccl" and 0 in (cluster.gpus_per_actor, cluster.gpus_per_learner):
+        message = (
+            "nccl needs GPUs on both sides; set cluster.gpus_per_learner and gpus_per_actor, or write object_store"
+        )
+        yield Problem(("sync.backend", "cluster.gpus_per_actor", "cluster.gpus_per_learner"), message)
+
+
+def _offload(config: RunConfig) -> Iterator[Problem]:
+    offload, deepspeed = config.matching.offload, config.deepspeed
+    plain = not deepspeed.enabled or deepspeed.config == "zero0"
+    if offload.active and plain:
+        message = (
+            "DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only, got stage 0; "
+            "set deepspeed.config to zero1, zero2 or zero3, or offload.enabled to false"
+        )
+        yield Problem((f"{MATCHING}.offload", "deepspeed.config", "deepspeed.enabled"), message)

@@ -1,0 +1,98 @@
+"""Sections that exist only here: actors, segment buffer, weight sync, cluster, quarantine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from protocol.config.base import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Problem,
+    Section,
+    require,
+)
+
+MIB = 2**20
+
+
+class RolloutConfig(Section):
+    """The rollout actors as a pool."""
+
+    num_actors: PositiveInt = 1
+    """Engines that generate."""
+    max_staleness: NonNegativeInt = 0
+    """Published versions by which a segment may lag behind when its window is trained; 0 is exactly on-policy."""
+    max_in_flight_per_actor: PositiveInt = 256
+    """Most requests that one actor holds, running or waiting."""
+    startup_timeout_s: PositiveFloat = 900.0
+    """Seconds until an actor must be ready."""
+    request_timeout_s: PositiveFloat = 600.0
+    """Seconds without a finished rollout after which an actor with work counts as stalled."""
+    max_retries: NonNegativeInt = 3
+    """Further tries of one request after an infrastructure failure, before the run stops."""
+    min_healthy: PositiveInt = 1
+    """Fewest healthy actors with which the run goes on."""
+
+    @model_validator(mode="after")
+    def _enough_actors(self) -> RolloutConfig:
+        if self.min_healthy > self.num_actors:
+            message = f"must be <= num_actors {self.num_actors}, got {self.min_healthy}; lower it, or add actors"
+            require([Problem(("min_healthy", "num_actors"), message)])
+        return self
+
+
+class BufferConfig(Section):
+    """Segments between actors and learner."""
+
+    max_bytes: PositiveInt = 1024 * MIB
+    """Bytes of segments that may wait; admission stops above."""
+    max_segments: PositiveInt | None = None
+    """Segments that may wait. None: `training.packing_buffer`, or what `max_staleness` lets in where that is more."""
+
+
+class SyncConfig(Section):
+    """How weights reach the engines."""
+
+    backend: Literal["object_store", "nccl"] = "object_store"
+    """`object_store` works everywhere; `nccl` broadcasts between GPUs."""
+    in_flight: Literal["drain", "continue", "abort"] = "continue"
+    """What happens to running rollouts at a sync: finish first, pause and go on with new weights, or start over.
+    Without effect at `max_staleness` 0, where none is running."""
+    bucket_bytes: PositiveInt = 256 * MIB
+    """Bytes per weight bucket."""
+    timeout_s: PositiveFloat = 600.0
+    """Seconds until every engine must have attested a version."""
+    debug_skip_publish: bool = False
+    """Test switch: publish nothing, so that the run must stop with the error of SPEC A17."""
+
+
+class ClusterConfig(Section):
+    """Ray resources."""
+
+    address: str | None = None
+    """Ray cluster to join, `auto` for the one of this node. None: start a local one and stop it at the end."""
+    num_learners: PositiveInt = 1
+    """Learner ranks."""
+    gpus_per_learner: NonNegativeFloat = 0.0
+    """GPUs per learner rank; 0 trains on CPU."""
+    gpus_per_actor: NonNegativeFloat = 0.0
+    """GPUs per rollout actor; 0 generates on CPU."""
+    cpus_per_learner: PositiveFloat = 1.0
+    """CPU cores per learner rank; also its number of threads."""
+    cpus_per_actor: PositiveFloat = 1.0
+    """CPU cores per rollout actor; also its number of threads on CPU."""
+    object_store_bytes: PositiveInt | None = None
+    """Object store of a local cluster. None: Ray's choice."""
+    step_timeout_s: PositiveFloat = 1800.0
+    """Seconds until every learner rank must have finished an optimizer step."""
+
+
+class QuarantineConfig(Section):
+    """Records that cannot be trained on."""
+
+    max_records: NonNegativeInt = 100
+    """More distinct records than this stop the run."""
