@@ -1,0 +1,76 @@
+"""An event's numbers beside the segment statistics: generation, packs, versions, evaluation time (SPEC 15)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from .contracts import PackPlan, SegmentMeta
+from .packing import cost
+
+
+def evaluation_timing(num_samples: int, num_batches: int, runtime_seconds: float) -> dict[str, float]:
+    """`eval_runtime` and its two rates; `runtime_seconds` is the slowest process's wall time."""
+    return {
+        "eval_runtime": runtime_seconds,
+        "eval_samples_per_second": rate(num_samples, runtime_seconds),
+        "eval_steps_per_second": rate(num_batches, runtime_seconds),
+    }
+
+
+def generation_metrics(new_tokens: Sequence[int], generate_seconds: float) -> dict[str, float]:
+    """`rollout/gen_*` and `time/rollout_generate_s` over the rollouts generated for one event (SPEC 15).
+
+    On reuse of a window (nothing generated, 0 seconds) only the time is there, as 0.
+    """
+    if generate_seconds <= 0:
+        return {"time/rollout_generate_s": 0.0}
+    return {
+        "time/rollout_generate_s": generate_seconds,
+        "rollout/gen_new_tokens_total": float(sum(new_tokens)),
+        "rollout/gen_new_tokens_mean": rate(sum(new_tokens), len(new_tokens)),
+        "rollout/gen_new_tokens_p90": percentile(new_tokens, 90),
+        "rollout/gen_new_tokens_p99": percentile(new_tokens, 99),
+        "rollout/gen_tokens_per_s": sum(new_tokens) / generate_seconds,
+    }
+
+
+def packing_metrics(plan: PackPlan, lengths: Sequence[int], capacity: int) -> dict[str, float]:
+    """`packing/*` of one plan: means over its packs (an empty entry is a forward too); buffer: what is carried."""
+    packs = [pack for row in plan.micro_batches for pack in row]
+    tokens = sum(lengths[position] for pack in packs for position in pack)
+    ranks = [
+        cost([lengths[position] for pack in column for position in pack])
+        for column in zip(*plan.micro_batches, strict=True)
+    ]
+    return {
+        "packing/post_rollout_fill": rate(tokens, len(packs) * capacity),
+        "packing/post_rollout_selected_total_len": rate(tokens, len(packs)),
+        "packing/post_rollout_segments": rate(sum(len(pack) for pack in packs), len(packs)),
+        "packing/post_rollout_buffer": float(len(plan.carried)),
+        "packing/micro_batches": float(len(plan.micro_batches)),
+        "packing/empty_packs": float(sum(not pack for pack in packs)),
+        "packing/cost_imbalance": rate((max(ranks) - min(ranks)) * len(ranks), sum(ranks)) if ranks else 0.0,
+    }
+
+
+def policy_metrics(metas: Iterable[SegmentMeta], version: int) -> dict[str, float]:
+    """`policy/*` of the segments trained on top of `version`; only the version itself when there are none."""
+    spans = [(meta.first_version, meta.last_version) for meta in metas]
+    found = {"policy/version": float(version)}
+    if spans:
+        oldest = min(first for first, _ in spans)
+        found["policy/first_version_min"] = float(oldest)
+        found["policy/last_version_max"] = float(max(last for _, last in spans))
+        found["policy/staleness_max"] = float(version - oldest)
+    return found
+
+
+def rate(numerator: float, denominator: float, *, empty: float = 0.0) -> float:
+    return numerator / denominator if denominator > 0 else empty
+
+
+def percentile(values: Sequence[int], percent: float) -> float:
+    """Linearly interpolated; 0 for nothing."""
+    return float(np.percentile(values, percent)) if len(values) else 0.0

@@ -1,0 +1,223 @@
+"""Counters that add up, and the names they get (SPEC 15-17, A12, A20).
+
+Every process returns sums; only here do sums become rates, so a rate over ranks, actors or micro-batches is the rate of
+the whole. The table of names is in `metric_table`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+
+from .contracts import SegmentStats
+from .event_metrics import (
+    evaluation_timing,
+    generation_metrics,
+    packing_metrics,
+    percentile,
+    policy_metrics,
+    rate,
+)
+from .metric_names import Metric
+from .metric_table import METRICS, assert_known, check_evaluation_metric, is_evaluation_metric, metric
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "RolloutTotals",
+    "SemanticTotals",
+    "assert_known",
+    "check_evaluation_metric",
+    "evaluation_timing",
+    "generation_metrics",
+    "is_evaluation_metric",
+    "metric",
+    "packing_metrics",
+    "policy_metrics",
+]
+
+_SUMMED = tuple(each.name for each in fields(SegmentStats) if each.name != "decode_mode")
+_LENGTHS = ("prompt", "rollout", "train", "append", "encoded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SemanticTotals:
+    """What the semantic half of the desc monitor adds to `SegmentStats` (SPEC 16)."""
+
+    enabled: bool
+    """Every process that took part had the encoder."""
+    ok: int = 0
+    """Pairs that are equal or similar enough."""
+    similarity_sum: float = 0.0
+    similarity_count: int = 0
+
+    def __add__(self, other: SemanticTotals) -> SemanticTotals:
+        return SemanticTotals(
+            enabled=self.enabled and other.enabled,
+            ok=self.ok + other.ok,
+            similarity_sum=self.similarity_sum + other.similarity_sum,
+            similarity_count=self.similarity_count + other.similarity_count,
+        )
+
+
+@dataclass(slots=True)
+class RolloutTotals:
+    """Sums of `SegmentStats` over segments; lengths are kept one by one for percentiles, five integers a segment."""
+
+    num_segments: int = 0
+    with_prediction: int = 0
+    """Segments with at least one valid prediction."""
+    with_supervised: int = 0
+    """Segments with at least one supervised match."""
+    with_pair: int = 0
+    """Segments with at least one matched pair, supervised or not."""
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_SUMMED, 0))
+    """Sum of each numeric field of SegmentStats, under its name."""
+    modes: Counter[str] = field(default_factory=Counter)
+    """Segments per decode mode."""
+    lengths: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in _LENGTHS})
+    """[n] per kind of length, in the order of `add`."""
+
+    @classmethod
+    def of(cls, stats: Iterable[SegmentStats]) -> RolloutTotals:
+        totals = cls()
+        for each in stats:
+            totals.add(each)
+        return totals
+
+    def add(self, stats: SegmentStats) -> None:
+        self.num_segments += 1
+        self.with_prediction += stats.valid_predictions > 0
+        self.with_supervised += stats.matched_for_supervision > 0
+        self.with_pair += stats.matched_pairs > 0
+        for name in _SUMMED:
+            self.sums[name] += getattr(stats, name)
+        self.modes[stats.decode_mode] += 1
+        for name in _LENGTHS:
+            length = stats.train_len - stats.prefix_len if name == "append" else getattr(stats, f"{name}_len")
+            self.lengths[name].append(length)
+
+    def __add__(self, other: RolloutTotals) -> RolloutTotals:
+        """The totals of both; neither operand changes."""
+        return RolloutTotals(
+            num_segments=self.num_segments + other.num_segments,
+            with_prediction=self.with_prediction + other.with_prediction,
+            with_supervised=self.with_supervised + other.with_supervised,
+            with_pair=self.with_pair + other.with_pair,
+            sums={name: self.sums[name] + other.sums[name] for name in _SUMMED},
+            modes=self.modes + other.modes,
+            lengths={name: self.lengths[name] + other.lengths[name] for name in _LENGTHS},
+        )
+
+    def rollout_metrics(
+        self, top_k: int, *, desc_enabled: bool = False, semantics: SemanticTotals | None = None
+    ) -> dict[str, float]:
+        """`rollout/*` of one training event (SPEC 15, 16); a match here is a supervised pair.
+
+        `top_k` is `candidate_top_k`, for the denominator of the gating rate. The desc keys are there when
+        `desc_enabled`. Without segments every number is 0.
+        """
+        s, n = self.sums, self.num_segments
+        matched, excluded = s["matched_for_supervision"], s["excluded_from_supervision"]
+        dropped = s["parse_dropped_invalid"]
+        counts = {
+            "segments": n,
+            "gt_objects": s["gt_objects"],
+            "valid_pred_objects": s["valid_predictions"],
+            "matched_for_supervision": matched,
+            "excluded_from_supervision": excluded,
+            "excluded_rate": rate(excluded, matched + excluded),
+            "fn_appended": s["fn_appended"],
+            "sample_valid_pred_rate": rate(self.with_prediction, n),
+            "sample_any_match_rate": rate(self.with_supervised, n),
+            "parse_dropped_invalid": dropped,
+            "parse_dropped_ambiguous": 0,
+            "parse_truncated": s["parse_truncated"],
+            "parse_truncated_rate": rate(s["parse_truncated"], n),
+            "parse_obj_total": s["valid_predictions"] + dropped,
+            "parse_obj_valid_frac": rate(s["valid_predictions"], s["valid_predictions"] + dropped),
+            "parse_obj_drop_frac": rate(dropped, s["valid_predictions"] + dropped),
+            "gating_rejections": s["gating_rejections"],
+            "gating_rejection_rate": rate(s["gating_rejections"], s["valid_predictions"] * max(1, top_k)),
+            "matched_maskiou_mean": rate(s["matched_maskiou_sum"], s["matched_pairs"]),
+            "matched_maskiou_count": s["matched_pairs"],
+            "prefix_coord_targets_total": s["prefix_coord_targets"],
+            "prefix_coord_targets_per_matched": rate(s["prefix_coord_targets"], matched),
+            "tail_ignore_frac": rate(s["tail_ignored"], s["train_len"] - s["prefix_len"]),
+            "cut_fallback": s["cut_fallback"],
+            "duplicates": s["duplicates"],
+            "duplicate_rate": rate(s["duplicates"], s["valid_predictions"]),
+            "decode_greedy": self.modes["greedy"],
+            "decode_beam": self.modes["beam"],
+        }
+        counts |= self._detection(matched) | self._per_sample(matched) | self._length_statistics()
+        if desc_enabled:
+            counts |= self._desc(semantics)
+        return {f"rollout/{name}": float(value) for name, value in counts.items()}
+
+    def evaluation_metrics(
+        self, *, desc_enabled: bool = False, semantics: SemanticTotals | None = None
+    ) -> dict[str, float]:
+        """`eval_rollout_*` of one evaluation (SPEC 17); a match here is a matched pair, supervised or not."""
+        s, n = self.sums, self.num_segments
+        detection = self._detection(s["matched_pairs"])
+        counts = {name: detection[name] for name in ("precision", "recall", "f1", "fp", "fn")} | {
+            "pred_objects": s["valid_predictions"],
+            "gt_objects": s["gt_objects"],
+            "matched": s["matched_pairs"],
+            "gating_rejections": s["gating_rejections"],
+            "parse_dropped_invalid": s["parse_dropped_invalid"],
+            "parse_dropped_ambiguous": 0,
+            "parse_truncated_rate": rate(s["parse_truncated"], n),
+            "sample_valid_pred_rate": rate(self.with_prediction, n),
+            "sample_any_match_rate": rate(self.with_pair, n),
+            "matched_maskiou_mean": rate(s["matched_maskiou_sum"], s["matched_pairs"]),
+            "duplicate_rate": rate(s["duplicates"], s["valid_predictions"]),
+            "samples": n,
+        }
+        if desc_enabled:
+            counts |= self._desc(semantics)
+        return {f"eval_rollout_{name}": float(value) for name, value in counts.items()}
+
+    def _detection(self, matched: float) -> dict[str, float]:
+        predicted, truths = self.sums["valid_predictions"], self.sums["gt_objects"]
+        precision, recall = rate(matched, predicted), rate(matched, truths)
+        return {
+            "precision": precision,
+            "recall": recall,
+            "match_rate": recall,
+            "f1": rate(2 * precision * recall, precision + recall),
+            "fp": max(0, predicted - matched),
+            "fn": max(0, truths - matched),
+        }
+
+    def _per_sample(self, matched: float) -> dict[str, float]:
+        detection, n = self._detection(matched), self.num_segments
+        totals = {
+            "gt": self.sums["gt_objects"],
+            "pred": self.sums["valid_predictions"],
+            "fp": detection["fp"],
+            "fn": detection["fn"],
+        }
+        return {f"{name}_per_sample": rate(total, n) for name, total in totals.items()}
+
+    def _length_statistics(self) -> dict[str, float]:
+        found = {"prefix_len_mean": rate(self.sums["prefix_len"], self.num_segments)}
+        for name, values in self.lengths.items():
+            found[f"{name}_len_mean"] = rate(sum(values), len(values))
+            found[f"{name}_len_p90"] = percentile(values, 90)
+        return found
+
+    def _desc(self, semantics: SemanticTotals | None) -> dict[str, float]:
+        pairs = self.sums["desc_pairs_total"]
+        found: dict[str, float] = {
+            "desc_pairs_total": pairs,
+            "desc_exact_acc_on_matched": rate(self.sums["desc_exact_ok"], pairs, empty=1.0),
+            "desc_sem_enabled": float(semantics is not None and semantics.enabled),
+        }
+        if semantics is not None and semantics.enabled:
+            found["desc_sem_acc_on_matched"] = rate(semantics.ok, pairs, empty=1.0)
+            found["desc_sem_sim_mean"] = rate(semantics.similarity_sum, semantics.similarity_count)
+            found["desc_sem_sim_count"] = semantics.similarity_count
+        return found
