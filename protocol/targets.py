@@ -1,0 +1,253 @@
+"""Builds what is trained on: prompt, kept prefix, missing ground truth, end of turn (SPEC 8-11, A2, A5).
+
+prompt | {"object_1": {matched}, "object_2": {spurious} | , "object_3": {missing}} | <|im_end|> newline
+         prefix, as generated: matched slots learn        tail: cross-entropy,       cross-entropy on
+         the true bins, nothing else is supervised        coord targets              end of turn (A2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from protocol.appending import append_fragment, covered_tokens, desc_spans, object_entry
+from protocol.contracts import (
+    Completion,
+    IntArray,
+    MatchResult,
+    ParsedCompletion,
+    Prediction,
+    Record,
+    RequestKey,
+    Segment,
+    SegmentStats,
+)
+from protocol.desc import count_exact
+from protocol.errors import ContractError
+from protocol.labels import RowSpans, label_row
+from protocol.parsing import parse
+from protocol.pieces import piece_table
+from protocol.transport import TransportSettings, slot_bins
+from protocol.vocab import END_OF_TURN, TokenCodec
+
+PrefixPolicy = Literal["rollout", "matched"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSettings:
+    """Knobs of target construction."""
+
+    prefix_policy: PrefixPolicy = "rollout"
+    """`rollout` keeps the prefix as generated; `matched` rebuilds it from matched predictions only (A21)."""
+    supervise_eos: bool = True
+    """Train the end-of-turn token behind the tail (A2)."""
+    max_length: int
+    """Tokens; a longer row is not trained on (A5)."""
+    ot_cost: str = "l2"
+    ot_epsilon: float = 10.0
+    ot_iters: int = 30
+
+    @property
+    def transport(self) -> TransportSettings:
+        return TransportSettings(self.ot_cost, self.ot_epsilon, self.ot_iters)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A segment, or the reason why there is none, with its counters either way."""
+
+    segment: Segment | None
+    """None when `oversize`."""
+    stats: SegmentStats
+    oversize: bool
+    """encoded_len exceeds max_length: the caller counts it and quarantines the record."""
+    append_text: str
+    train_text: str
+    """prefix + append."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """The kept part with the places of its predictions; `predictions[i]` belongs to pair i of the match."""
+
+    ids: IntArray
+    text: str
+    max_index: int | None
+    matched: tuple[Prediction | None, ...]
+    """None where a matched prediction has no place in the prefix."""
+
+
+def build_target(
+    *,
+    key: RequestKey,
+    record: Record,
+    completion: Completion,
+    parsed: ParsedCompletion,
+    match: MatchResult,
+    suffix_ids: Sequence[int],
+    codec: TokenCodec,
+    settings: TargetSettings,
+    duplicates: int = 0,
+) -> Target:
+    """The append-ready, labelled row of one rollout.
+
+    Args:
+        match: of `parsed.predictions` against `record.objects`.
+        suffix_ids: what the chat template writes behind the answer: end-of-turn, newline.
+        duplicates: repeated predictions of this rollout (A20), for the counters only.
+
+    Raises:
+        ContractError: no suffix although the end of turn is supervised, or an empty prompt.
+    """
+    if settings.supervise_eos and not len(suffix_ids):
+        raise ContractError(
+            "supervise_eos needs the end-of-turn token in suffix_ids, got none; pass the chat template's suffix"
+        )
+    prefix = _rollout_prefix(parsed, match) if settings.prefix_policy == "rollout" else _rebuild(parsed, match, codec)
+    slots, supervised = _prefix_slots(prefix, record, match, settings.transport)
+    missing = [truth for at, truth in enumerate(record.objects) if at not in supervised]
+    append_text = append_fragment(prefix.text, missing, 1 if prefix.max_index is None else prefix.max_index + 1)
+    append_ids = codec.encode(append_text)
+    row = _TeacherRow(
+        input_ids=np.concatenate(
+            [completion.prompt_token_ids, prefix.ids, np.array(append_ids, np.int32), np.array(suffix_ids, np.int32)]
+        ).astype(np.int32, copy=False),
+        spans=RowSpans(
+            prompt_len=len(completion.prompt_token_ids),
+            prefix_len=len(prefix.ids),
+            train_len=len(prefix.ids) + len(append_ids),
+        ),
+        slots=slots,
+        tail_ignored=_desc_tokens(append_ids, codec),
+    )
+    oversize = len(row.input_ids) > settings.max_length
+    return Target(
+        segment=None if oversize else _segment(key, record, completion, row, codec, settings.supervise_eos),
+        stats=replace(
+            _stats(record, parsed, match, row),
+            matched_for_supervision=len(supervised),
+            excluded_from_supervision=len(match.pairs) - len(supervised),
+            fn_appended=len(missing),
+            duplicates=duplicates,
+        ),
+        oversize=oversize,
+        append_text=append_text,
+        train_text=prefix.text + append_text,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TeacherRow:
+    """The encoded row before it is labelled."""
+
+    input_ids: IntArray
+    spans: RowSpans
+    slots: list[tuple[int, int]]
+    """(position in the prefix, bin)."""
+    tail_ignored: list[int]
+    """Positions in the tail that spell descriptions."""
+
+
+def _desc_tokens(append_ids: Sequence[int], codec: TokenCodec) -> list[int]:
+    pieces = piece_table(codec).pieces(append_ids)
+    # Spans are looked up in the pieces' own text: a character split over tokens is longer there than in the fragment.
+    return covered_tokens(pieces, desc_spans("".join(pieces)))
+
+
+def _segment(
+    key: RequestKey, record: Record, completion: Completion, row: _TeacherRow, codec: TokenCodec, supervise_eos: bool
+) -> Segment:
+    labels = label_row(
+        row.input_ids,
+        piece_table(codec).bins(row.input_ids),
+        row.spans,
+        prefix_targets=row.slots,
+        tail_ignored=row.tail_ignored,
+        supervise_eos=supervise_eos,
+    )
+    return Segment(
+        key=key,
+        input_ids=row.input_ids,
+        labels=labels.labels,
+        coord_positions=labels.coord_positions,
+        coord_bins=labels.coord_bins,
+        coord_in_prefix=labels.coord_in_prefix,
+        prompt_len=row.spans.prompt_len,
+        images=record.images,
+        first_version=completion.first_version,
+        last_version=completion.last_version,
+    )
+
+
+def _stats(record: Record, parsed: ParsedCompletion, match: MatchResult, row: _TeacherRow) -> SegmentStats:
+    exact = count_exact(
+        (parsed.predictions[pair.prediction].desc, record.objects[pair.ground_truth].desc) for pair in match.pairs
+    )
+    return SegmentStats(
+        gt_objects=len(record.objects),
+        valid_predictions=len(parsed.predictions),
+        matched_pairs=len(match.pairs),
+        gating_rejections=match.gating_rejections,
+        matched_maskiou_sum=sum(pair.mask_iou for pair in match.pairs),
+        parse_dropped_invalid=len(parsed.rejects),
+        parse_truncated=int(parsed.truncated),
+        cut_fallback=int(parsed.cut_fallback),
+        prefix_coord_targets=len(row.slots),
+        tail_ignored=len(row.tail_ignored),
+        prompt_len=row.spans.prompt_len,
+        rollout_len=len(parsed.response_ids),
+        prefix_len=row.spans.prefix_len,
+        train_len=row.spans.train_len,
+        encoded_len=len(row.input_ids),
+        desc_pairs_total=exact.total,
+        desc_exact_ok=exact.exact,
+    )
+
+
+def _rollout_prefix(parsed: ParsedCompletion, match: MatchResult) -> _Prefix:
+    matched = tuple(parsed.predictions[pair.prediction] for pair in match.pairs)
+    return _Prefix(parsed.prefix_ids, parsed.prefix_text, parsed.max_index, matched)
+
+
+def _rebuild(parsed: ParsedCompletion, match: MatchResult, codec: TokenCodec) -> _Prefix:
+    """Matched predictions only, in rollout order, renumbered from 1 and written canonically (A21).
+
+    A desc that spells the end of turn in escapes would end the answer once it is written plainly: its prediction has
+    no place here, and its truth is appended.
+    """
+    originals = [parsed.predictions[pair.prediction] for pair in match.pairs]
+    kept = [item for item in originals if END_OF_TURN not in item.desc]
+    text = "{" + ", ".join(object_entry(at, item.desc, item.shape) for at, item in enumerate(kept, start=1))
+    ids = np.asarray(codec.encode(text), dtype=np.int32)
+    again = parse(ids, codec)
+    # Reading our own text back gives the token positions, and proves that it says what was matched.
+    if [item.shape for item in again.predictions] != [item.shape for item in kept]:
+        raise ContractError(
+            f"the rebuilt prefix reads back as {len(again.predictions)} objects instead of {len(kept)}; "
+            "the codec must encode coordinate tokens as single ids: check its special tokens"
+        )
+    places = iter(again.predictions)
+    matched = tuple(next(places) if END_OF_TURN not in item.desc else None for item in originals)
+    return _Prefix(ids, text, len(kept) or None, matched)
+
+
+def _prefix_slots(
+    prefix: _Prefix, record: Record, match: MatchResult, settings: TransportSettings
+) -> tuple[list[tuple[int, int]], set[int]]:
+    """(position in the prefix, bin) of every matched slot, and the truths that are learnt there.
+
+    A pair whose target does not fit its slots is left out; its truth is appended instead (SPEC 8).
+    """
+    slots: list[tuple[int, int]] = []
+    supervised: set[int] = set()
+    for pair, prediction in zip(match.pairs, prefix.matched, strict=True):
+        if prediction is None:
+            continue
+        bins = slot_bins(prediction.shape, record.objects[pair.ground_truth].shape, settings)
+        if len(bins) == len(prediction.coord_positions):
+            slots.extend(zip(prediction.coord_positions, bins, strict=True))
+            supervised.add(pair.ground_truth)
+    return slots, supervised

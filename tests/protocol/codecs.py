@@ -1,0 +1,151 @@
+"""Tokenizers for tests: the real Qwen byte-pair encoding, one token per character, and a tiny seeded one."""
+
+from __future__ import annotations
+
+import base64
+import random
+import re
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import tiktoken
+
+from protocol.vocab import NUM_BINS, CoordIds, coord_token
+
+FIRST_SPECIAL = 151643
+WILDCARD_ID = 151669
+QWEN_SPECIALS = (
+    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
+    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
+    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
+    "<tool_response> </tool_response> <think> </think>"
+).split()
+_WORD_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class QwenCodec:
+    """Qwen's 151,643 ranks, its 26 special tokens, the wildcard and the 1,000 coordinate tokens (SPEC 3)."""
+
+    def __init__(self, ranks_file: Path) -> None:
+        ranks = {
+            base64.b64decode(token): int(rank) for token, rank in map(bytes.split, ranks_file.read_bytes().splitlines())
+        }
+        specials = {text: FIRST_SPECIAL + at for at, text in enumerate(QWEN_SPECIALS)}
+        specials["<|coord_*|>"] = WILDCARD_ID
+        specials |= {coord_token(bin_): WILDCARD_ID + 1 + bin_ for bin_ in range(NUM_BINS)}
+        self._encoding = tiktoken.Encoding("qwen", pat_str=_WORD_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
+        self._coord_bins = CoordIds.lookup(specials).to_bins()
+
+    def encode(self, text: str) -> list[int]:
+        return self._encoding.encode(text, allowed_special="all")
+
+    def piece(self, token_id: int) -> str:
+        """Empty for an id outside the vocabulary."""
+        if not 0 <= token_id < self._encoding.n_vocab:
+            return ""
+        return self._encoding.decode([token_id], errors="replace")
+
+    @property
+    def coord_bins(self) -> Mapping[int, int]:
+        return self._coord_bins
+
+
+@lru_cache(maxsize=1)
+def qwen_codec() -> QwenCodec:
+    """The one instance of the process; the test is skipped where the vocabulary is not installed."""
+    spec = find_spec("dashscope")
+    if spec is None or spec.origin is None:
+        pytest.skip("dashscope is not installed: its wheel ships the Qwen vocabulary")
+    return QwenCodec(Path(spec.origin).parent / "resources" / "qwen.tiktoken")
+
+
+class CharCodec:
+    """One id per character (its code point); special texts are one id each, above all code points."""
+
+    _SPECIAL = re.compile(r"<\|(?:coord_([0-9]{1,3})|im_end|im_start|endoftext)\|>")
+    _BASE = 0x110000
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        return [coord_token(bin_) for bin_ in range(NUM_BINS)] + ["<|im_end|>", "<|im_start|>", "<|endoftext|>"]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {text: self._BASE + at for at, text in enumerate(self._texts)}
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        position = 0
+        for match in self._SPECIAL.finditer(text):
+            special = self._ids.get(match[0])
+            if special is None:
+                continue
+            ids += [*map(ord, text[position : match.start()]), special]
+            position = match.end()
+        return ids + [ord(char) for char in text[position:]]
+
+    def piece(self, token_id: int) -> str:
+        if token_id < 0:
+            return ""
+        if token_id < self._BASE:
+            return chr(token_id)
+        at = token_id - self._BASE
+        return self._texts[at] if at < len(self._texts) else ""
+
+    @cached_property
+    def coord_bins(self) -> Mapping[int, int]:
+        return {self._BASE + bin_: bin_ for bin_ in range(NUM_BINS)}
+
+
+class TinyCodec:
+    """A seeded vocabulary of fused pieces over few characters, greedy longest match: braces stick to everything.
+
+    Pieces hold quotes, braces, brackets, whole keys and parts of the end-of-turn text, so that cuts fall inside
+    tokens; one piece (`?}`) does not survive a round trip, as a token with half a character would not.
+    """
+
+    _COORDS = tuple(range(0, NUM_BINS, 111))
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = random.Random(seed)
+        atoms = ['"', "{", "}", "[", "]", ",", ":", " ", "\\", "a", "desc", "bbox_2d", "poly", "object_", "<|im_end|>"]
+        fused = {"".join(rng.choices(atoms, k=rng.randint(2, 3))) for _ in range(60)}
+        singles = {chr(code) for code in range(32, 127)} | {"\n", "é"}
+        self._pieces = sorted(singles | set(atoms) | fused | {'": "', '", "', '": {"', "}, ", "}}", "]}", '"]}'})
+        self._longest = sorted(self._pieces, key=len, reverse=True)
+        self._first_coord = len(self._pieces) + 1
+        self._lossy = len(self._pieces)
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        while text:
+            coord = re.match(r"<\|coord_([0-9]{1,3})\|>", text)
+            if coord and int(coord[1]) in self._COORDS:
+                ids.append(self._first_coord + self._COORDS.index(int(coord[1])))
+                text = text[coord.end() :]
+                continue
+            piece = next((piece for piece in self._longest if text.startswith(piece)), None)
+            ids.append(self._pieces.index(piece or "a"))
+            text = text[len(piece or "a") :]
+        return ids
+
+    def piece(self, token_id: int) -> str:
+        if 0 <= token_id < len(self._pieces):
+            return self._pieces[token_id]
+        if token_id == self._lossy:
+            return "\ufffd}}"
+        at = token_id - self._first_coord
+        return coord_token(self._COORDS[at]) if 0 <= at < len(self._COORDS) else ""
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self._first_coord + len(self._COORDS)
+
+    @cached_property
+    def coord_bins(self) -> Mapping[int, int]:
+        return {self._first_coord + at: bin_ for at, bin_ in enumerate(self._COORDS)}
