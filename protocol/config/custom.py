@@ -130,9 +130,7 @@ class CustomConfig(Section):
             message = "is true but coord_soft_ce_w1.enabled is not; set coord_soft_ce_w1.enabled: true"
             problems.append(Problem(("coord_tokens.enabled", "coord_soft_ce_w1.enabled"), message))
         if not self.coord_tokens.skip_bbox_norm:
-            message = (
-                "must be true, got false; convert the data to bins (`rollmatch import-coco`), they are used as they are"
-            )
+            message = "must be true, got false; convert the data to bins once (`rollmatch import-coco`)"
             problems.append(Problem(("coord_tokens.skip_bbox_norm",), message))
         if self.val_sample_with_replacement and self.val_sample_limit is None:
             message = "needs val_sample_limit, the number of records to draw; set it"

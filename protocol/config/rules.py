@@ -22,7 +22,9 @@ def cross_problems(config: RunConfig) -> Iterator[Problem]:
 def _data(config: RunConfig) -> Iterator[Problem]:
     custom = config.custom
     if custom.fusion_config is not None:
-        message = f"mixtures are not supported, got {custom.fusion_config!r}; concatenate the files and set custom.train_jsonl"
+        message = (
+            f"mixtures are not supported, got {custom.fusion_config!r}; concatenate the files as custom.train_jsonl"
+        )
         yield Problem(("custom.fusion_config",), message)
     if custom.coord_tokens.enabled is False:
         message = "must not be false: the parser reads coordinate tokens only; remove the key"
@@ -75,18 +77,16 @@ def _precision(config: RunConfig) -> Iterator[Problem]:
 
 def _schedule(config: RunConfig) -> Iterator[Problem]:
     training, limit = config.training, config.custom.train_sample_limit
-    total = 0 if limit is None else limit * training.num_train_epochs
-    if limit is not None and training.max_steps < 0 and training.dataloader_drop_last:
-        if total < training.effective_batch_size:
-            message = (
-                f"{limit} records in {training.num_train_epochs:g} epochs fill no window of "
-                f"training.effective_batch_size {training.effective_batch_size}, so there would be no step; "
-                "raise the limit, lower the batch size, or set training.dataloader_drop_last: false"
-            )
-            paths = ("custom.train_sample_limit", "training.effective_batch_size", "training.num_train_epochs")
-            yield Problem(paths, message)
+    if limit is not None and training.max_steps < 0 and config.num_optimizer_steps(limit) == 0:
+        message = (
+            f"{limit} records in {training.num_train_epochs:g} epochs fill no window of "
+            f"training.effective_batch_size {training.effective_batch_size}, so there would be no step; "
+            "raise the limit, lower the batch size, or set training.dataloader_drop_last: false"
+        )
+        paths = ("custom.train_sample_limit", "training.effective_batch_size", "training.num_train_epochs")
+        yield Problem(paths, message)
     if training.eval_strategy == "steps" and training.eval_steps and config.custom.val_jsonl is None:
-        message = f"is {training.eval_steps} but custom.val_jsonl is missing; name the evaluation records, or remove eval_steps"
+        message = f"is {training.eval_steps} but custom.val_jsonl is missing; name that file, or remove eval_steps"
         yield Problem(("training.eval_steps", "custom.val_jsonl"), message)
 
 

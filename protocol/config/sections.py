@@ -131,7 +131,7 @@ class DeepSpeedConfig(Section):
     @model_validator(mode="after")
     def _has_config(self) -> DeepSpeedConfig:
         if self.enabled and not self.config:
-            message = f"is required when deepspeed.enabled is true, got {self.config!r}; write zero0..zero3, a path or a mapping"
+            message = f"is required when enabled is true, got {self.config!r}; write zero0..zero3, a path or a mapping"
             require([Problem(("config",), message)])
         return self
 

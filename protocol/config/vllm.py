@@ -51,7 +51,7 @@ class VllmConfig(Section):
     """GiB of weights kept in host memory, per GPU."""
     swap_space: NonNegativeFloat | None = None
     """Accepted for runbook files; without effect: current vLLM recomputes instead of swapping."""
-    limit_mm_per_prompt: dict[str, NonNegativeInt] = {"image": 1, "video": 0}
+    limit_mm_per_prompt: dict[str, NonNegativeInt] = Field(default_factory=lambda: {"image": 1, "video": 0})
     """Most images and videos of one prompt."""
     mm_encoder_tp_mode: Literal["weights", "data"] | None = None
     """How the vision encoder is spread over the GPUs of an engine."""
