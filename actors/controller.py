@@ -34,7 +34,7 @@ from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
 from protocol.contracts import PackPlan, Record, SegmentMeta, WeightsManifest
 from protocol.errors import NothingChangedError, RollmatchError
-from protocol.metrics import RolloutTotals
+from protocol.metrics import RolloutTotals, generation_metrics, packing_metrics, policy_metrics
 from protocol.staleness import admissible, check_fresh
 
 
@@ -84,6 +84,9 @@ class LoopSettings:
     eval_steps: int
     """0: only before and after."""
     top_k: int
+    capacity: int
+    """Tokens of a full pack, for the fill metric."""
+    desc_enabled: bool = False
     learning: bool = True
     """False where the learning rate is 0 throughout: then a publish may change nothing."""
     skip_publish: bool = False
@@ -182,7 +185,7 @@ class Controller:
             max_staleness=self._settings.max_staleness,
             batch_size=self._settings.batch_size,
             accepted=self.state.accepted,
-            running=self._pool.num_open,
+            running=len(self._orders),
         )
         if room:
             batch = self._requests.take(room, min_version=self.state.version)
@@ -194,16 +197,20 @@ class Controller:
         started = time.monotonic()
         wanted = self._settings.batch_size
         arrived: list[Outcome] = []
-        while self._buffer.num_ready < wanted:
+        while (takable := self._buffer.num_takable(self._oldest_running)) < wanted:
             self._admit()
-            self._observer.phase("rollout", f"{wanted - self._buffer.num_ready} of {wanted} segments")
+            self._observer.phase("rollout", f"{wanted - takable} of {wanted} segments")
             for outcome, segment in self._pool.poll():
                 arrived.append(outcome)
                 self._accept(outcome, segment)
             self._leave_if_asked()
-        entries = self._buffer.take(wanted)
+        entries = self._buffer.take(wanted, oldest_running=self._oldest_running)
         seconds = time.monotonic() - started
         return entries, self._rollout_metrics([entry.meta for entry in entries], arrived, seconds)
+
+    @property
+    def _oldest_running(self) -> int | None:
+        return min(self._orders.values(), default=None)
 
     def _accept(self, outcome: Outcome, segment: Any) -> None:
         order = self._orders.pop(outcome.key)
@@ -215,29 +222,33 @@ class Controller:
         self.state.accepted += 1
 
     def _rollout_metrics(self, metas: list[SegmentMeta], arrived: list[Outcome], seconds: float) -> dict[str, float]:
-        totals = RolloutTotals()
         for meta in metas:
             check_fresh(meta, self.state.version, self._settings.max_staleness)
-            totals.add(meta.stats)
+        totals = RolloutTotals.of(meta.stats for meta in metas)
         self.state.versions_used |= {version for meta in metas for version in (meta.first_version, meta.last_version)}
-        tokens = sum(outcome.new_tokens for outcome in arrived)
-        return totals.rollout_metrics(self._settings.top_k) | {
-            "time/rollout_generate_s": seconds,
-            "time/rollout_parse_match_s": sum(outcome.parse_match_s for outcome in arrived),
-            "rollout/gen_new_tokens_total": float(tokens),
-            "rollout/gen_tokens_per_s": tokens / seconds,
-            "rollout/quarantined": float(self.state.quarantined),
-            "policy/first_version_min": float(min(meta.first_version for meta in metas)),
-            "policy/last_version_max": float(max(meta.last_version for meta in metas)),
-            "policy/staleness_max": float(max(self.state.version - meta.first_version for meta in metas)),
-        }
+        return (
+            totals.rollout_metrics(self._settings.top_k, desc_enabled=self._settings.desc_enabled)
+            | generation_metrics([outcome.new_tokens for outcome in arrived], seconds)
+            | policy_metrics(metas, self.state.version)
+            | {
+                "time/rollout_parse_match_s": sum(outcome.parse_match_s for outcome in arrived),
+                "rollout/quarantined": float(self.state.quarantined),
+                "buffer/bytes": float(self._buffer.num_bytes),
+                "buffer/segments": float(self._buffer.num_segments),
+            }
+        )
 
     def _train(self, entries: Sequence[Entry]) -> dict[str, float]:
-        plan = self._plan([entry.meta.length for entry in entries])
+        lengths = [entry.meta.length for entry in entries]
+        plan = self._plan(lengths)
         self._observer.phase("train", "the learner's optimizer step")
         started = time.monotonic()
         result = self._learner.train_step(plan, [entry.ref for entry in entries])
-        return result.metrics() | {"time/train_step_s": time.monotonic() - started}
+        return (
+            result.metrics()
+            | packing_metrics(plan, lengths, self._settings.capacity)
+            | {"time/train_step_s": time.monotonic() - started}
+        )
 
     def _publish(self, full: bool) -> dict[str, float]:
         """Version v+1 (or 0, in full, at the start) on every engine, attested."""
@@ -276,7 +287,7 @@ class Controller:
         if not self._validation:
             return
         self._observer.phase("evaluate", f"{len(self._validation)} validation rollouts")
-        metrics = evaluate(self._pool, self._validation, self.state.version, lambda: self._leave_if_asked())
+        metrics = evaluate(self._pool, self._validation, self.state.version, self._accept, self._leave_if_asked)
         self.state.evaluations.append((self.state.step, metrics))
         self._observer.step(self.state.step, metrics)
 

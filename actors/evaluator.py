@@ -4,37 +4,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from actors.pool import RolloutPool
-from protocol.contracts import Record, RequestKey, RolloutRequest
+from actors.rollout_actor import Outcome
+from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest
 from protocol.errors import DataFailure
-from protocol.metrics import RolloutTotals
+from protocol.metrics import RolloutTotals, evaluation_timing
 
 
 def evaluate(
-    pool: RolloutPool, records: Sequence[Record], version: int, check_stop: Callable[[], None] = lambda: None
+    pool: RolloutPool,
+    records: Sequence[Record],
+    version: int,
+    others: Callable[[Outcome, Any], None],
+    check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """`eval_rollout_*` metrics of the current policy. Each record counts once (SPEC A11).
+
+    `others` takes the outcomes of training requests that arrive meanwhile.
 
     Raises DataFailure when a validation record cannot be answered: a score over fewer samples would not be comparable.
     """
     started = time.monotonic()
     requests = [
-        RolloutRequest(key=RequestKey(record=record.index), record=record, seed=0, min_version=version)
+        RolloutRequest(
+            key=RequestKey(record=record.index, epoch=EVALUATION_EPOCH), record=record, seed=0, min_version=version
+        )
         for record in records
     ]
-    pool.submit(requests, evaluate=True)
+    pool.submit(requests)
     totals = RolloutTotals()
     answered = 0
     while answered < len(requests):
-        for outcome, _ in pool.poll():
+        for outcome, segment in pool.poll():
+            if outcome.key.epoch != EVALUATION_EPOCH:
+                others(outcome, segment)
+                continue
             if outcome.evaluated is None:
                 raise DataFailure(f"validation record: {outcome.failure}")
             totals.add(outcome.evaluated)
             answered += 1
         check_stop()
-    seconds = time.monotonic() - started
-    return totals.evaluation_metrics() | {
-        "eval_runtime": seconds,
-        "eval_samples_per_second": len(requests) / seconds,
-    }
+    timing = evaluation_timing(len(requests), 1, time.monotonic() - started)
+    return totals.evaluation_metrics(desc_enabled=True) | timing

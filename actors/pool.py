@@ -78,7 +78,6 @@ class RolloutPool:
         self._spawn = spawn
         self._warmup = warmup
         self._queue: deque[RolloutRequest] = deque()
-        self._evaluate = False
         self._members: list[_Member] = []
         self.published = PublishedWeights()
         self.num_restarts = 0
@@ -88,10 +87,8 @@ class RolloutPool:
         self._members = [self._new_member(f"actor-{i}") for i in range(self._settings.num_actors)]
         return [self._await_ready(member, call) for member, call in [(m, self._begin(m)) for m in self._members]]
 
-    def submit(self, requests: Sequence[RolloutRequest], *, evaluate: bool = False) -> None:
-        """Queues requests. Evaluation and training requests are never queued together."""
-        assert evaluate == self._evaluate or not self.num_open, "finish the other kind of request first"
-        self._evaluate = evaluate
+    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+        """Queues requests and hands out what fits."""
         self._queue.extend(requests)
         self._route()
 
@@ -180,7 +177,7 @@ class RolloutPool:
             member.owed.update({request.key: request for request in batch})
             member.last_progress = time.monotonic()
             method = member.handle.rollout.options(num_returns="streaming")
-            member.streams.append(method.remote(batch, self._evaluate))
+            member.streams.append(method.remote(batch))
 
     def _drain(self, member: _Member, stream: Any) -> list[tuple[Outcome, Any]]:
         """Everything the stream has now. A failed stream restarts its actor."""

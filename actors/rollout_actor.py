@@ -20,7 +20,7 @@ from actors.codec import ChatFrame, HubCodec
 from actors.engine import Bucket, LoadReport, RolloutEngine
 from actors.settings import ActorSettings
 from protocol.contracts import Completion, RequestKey, RolloutRequest, Segment, SegmentMeta, SegmentStats, WeightsManifest
-from protocol.desc import exact_pairs
+from protocol.desc import count_exact
 from protocol.errors import ContractError, DataFailure
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
@@ -77,7 +77,7 @@ class RolloutActor:
             from actors.vllm_engine import VllmEngine
 
             self._engine = VllmEngine(self._settings.engine, self._settings.decode, self._frame, processor)
-        tokens = sum(o.new_tokens for o in self._answer([warmup], evaluate=True)) if warmup else 0
+        tokens = sum(o.new_tokens for o in self._answer([warmup])) if warmup else 0
         return ActorReady(
             pid=os.getpid(),
             version=self._engine.version,
@@ -85,9 +85,9 @@ class RolloutActor:
             warmup_tokens=tokens,
         )
 
-    def rollout(self, requests: Sequence[RolloutRequest], evaluate: bool) -> Iterator[Outcome | Segment]:
+    def rollout(self, requests: Sequence[RolloutRequest]) -> Iterator[Outcome | Segment]:
         """Answers every request once, in order of completion: `Outcome`, then its `Segment` where `meta` is set."""
-        return self._answer(requests, evaluate)
+        return self._answer(requests)
 
     def load_weights(self, manifest: WeightsManifest, refs: Sequence[Any]) -> LoadReport:
         """Fetches the buckets (zero-copy where they are local) and loads them. SyncError when they do not attest."""
@@ -105,7 +105,7 @@ class RolloutActor:
         assert self._engine is not None, "start() builds the engine"
         return self._engine
 
-    def _answer(self, requests: Sequence[RolloutRequest], evaluate: bool) -> Iterator[Any]:
+    def _answer(self, requests: Sequence[RolloutRequest]) -> Iterator[Outcome | Segment]:
         pending = {}
         for request in requests:
             try:
@@ -116,9 +116,9 @@ class RolloutActor:
         while pending:
             for completion in self.engine.step():
                 request = pending.pop(completion.key)
-                yield from self._finish(request, completion, evaluate)
+                yield from self._finish(request, completion)
 
-    def _finish(self, request: RolloutRequest, completion: Completion, evaluate: bool) -> Iterator[Outcome | Segment]:
+    def _finish(self, request: RolloutRequest, completion: Completion) -> Iterator[Outcome | Segment]:
         """Parse, match, target: everything that turns tokens into a segment."""
         if completion.first_version < request.min_version:
             raise ContractError(
@@ -141,8 +141,8 @@ class RolloutActor:
             settings=settings.target,
             duplicates=count_duplicates(parsed.predictions),
         )
-        total, exact = exact_pairs([(parsed.predictions[p].desc, record.objects[t].desc) for p, t, _ in matched.pairs])
-        stats = replace(target.stats, desc_pairs_total=total, desc_exact_ok=exact)
+        descs = count_exact((parsed.predictions[p].desc, record.objects[t].desc) for p, t, _ in matched.pairs)
+        stats = replace(target.stats, desc_pairs_total=descs.total, desc_exact_ok=descs.exact)
         outcome = Outcome(
             key=request.key,
             last_version=completion.last_version,
@@ -150,7 +150,7 @@ class RolloutActor:
             finish_reason=completion.finish_reason,
             parse_match_s=time.monotonic() - started,
         )
-        if evaluate:
+        if request.evaluates:
             yield replace(outcome, evaluated=stats)
         elif target.segment is None:
             lengths = f"encoded {stats.encoded_len} tokens, limit {settings.target.max_length}"

@@ -59,7 +59,7 @@ class VllmEngine:
                 model=settings.model,
                 dtype=settings.dtype,
                 max_model_len=settings.max_model_len,
-                enforce_eager=options.pop("enforce_eager", settings.on_cpu),
+                enforce_eager=options.pop("enforce_eager", False) or settings.on_cpu,
                 limit_mm_per_prompt=options.pop("limit_mm_per_prompt", None) or {"image": 1, "video": 0},
                 distributed_executor_backend="uni" if settings.on_cpu else None,
                 weight_transfer_config={"backend": BACKEND},

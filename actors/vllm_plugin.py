@@ -13,6 +13,7 @@ vLLM's transfer API, which has moved in most minor releases.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,10 +100,13 @@ def tensor_views(
     manifest: WeightsManifest, buckets: Sequence[npt.NDArray[np.uint8]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Named tensors over the buckets' memory: nothing is copied here, the model's loader copies once."""
-    for entry in manifest.tensors:
-        raw = buckets[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
-        flat = torch.frombuffer(memoryview(raw), dtype=getattr(torch, entry.dtype))
-        yield entry.name, flat.view(entry.shape)
+    with warnings.catch_warnings():
+        # Shared memory is read-only and nobody writes to it: torch cannot know.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        for entry in manifest.tensors:
+            raw = buckets[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
+            flat = torch.frombuffer(memoryview(raw), dtype=getattr(torch, entry.dtype))
+            yield entry.name, flat.view(entry.shape)
 
 
 def register() -> None:

@@ -21,7 +21,7 @@ from actors.controller import Controller, Interrupted, LoopSettings, LoopState
 from actors.evaluator import evaluate
 from actors.pool import PoolSettings, RolloutPool
 from actors.requests import RequestStream
-from actors.rollout_actor import RolloutActor
+from actors.rollout_actor import Outcome, RolloutActor
 from actors.settings import ActorSettings
 from actors.vllm_engine import engine_environment
 from deploy.check import require_clean
@@ -30,7 +30,7 @@ from deploy.observer import RunObserver
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings
 from protocol.config import RunConfig
-from protocol.contracts import PackPlan, Record, RequestKey, RolloutRequest
+from protocol.contracts import EVALUATION_EPOCH, PackPlan, Record, RequestKey, RolloutRequest
 from protocol.packing import padded_plan, plan_packs
 from protocol.records import RecordFile, read_records
 
@@ -83,7 +83,11 @@ def evaluate_only(config: RunConfig) -> dict[str, float]:
         stack.callback(pool.close)
         pool.start()
         pool.serve_start_checkpoint()
-        return evaluate(pool, validation, version=0)
+        return evaluate(pool, validation, 0, _no_training_outcome)
+
+
+def _no_training_outcome(outcome: Outcome, segment: Any) -> None:
+    raise AssertionError(f"{outcome.key}: only evaluation was asked for")
 
 
 def validation_records(config: RunConfig) -> list[Record]:
@@ -103,6 +107,8 @@ def loop_settings(config: RunConfig) -> LoopSettings:
         max_staleness=config.rollout.max_staleness,
         eval_steps=training.eval_steps or 0,
         top_k=config.matching.candidate_top_k,
+        capacity=config.global_max_length,
+        desc_enabled=config.matching.desc_monitor.enabled,
         learning=training.learning_rate > 0,
         skip_publish=config.sync.debug_skip_publish,
     )
@@ -177,7 +183,7 @@ def _pool(config: RunConfig, sample: Record) -> RolloutPool:
         sync_timeout_s=config.sync.timeout_s,
         max_restarts=rollout.max_retries,
     )
-    return RolloutPool(limits, spawn, RolloutRequest(key=RequestKey(sample.index), record=sample, seed=0))
+    return RolloutPool(limits, spawn, RolloutRequest(key=RequestKey(sample.index, EVALUATION_EPOCH), record=sample, seed=0))
 
 
 @contextlib.contextmanager

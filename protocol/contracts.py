@@ -17,6 +17,9 @@ import numpy.typing as npt
 GeometryType = Literal["bbox_2d", "poly"]
 IntArray = npt.NDArray[np.int32]
 
+EVALUATION_EPOCH = -1
+"""Epoch of a request that evaluates: never trained on, so in no training epoch."""
+
 IGNORE_INDEX = -100
 """Label of a position without a cross-entropy target, as torch has it."""
 
@@ -84,6 +87,11 @@ class RolloutRequest:
     """Per-request sampling seed: a rerun of the record gives the same rollout."""
     min_version: int = 0
     """Oldest policy version that may answer."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Answered with statistics only, no segment."""
+        return self.key.epoch == EVALUATION_EPOCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
