@@ -221,9 +221,9 @@ def _rebuild(parsed: ParsedCompletion, match: MatchResult, codec: TokenCodec) ->
     originals = [parsed.predictions[pair.prediction] for pair in match.pairs]
     kept = [item for item in originals if END_OF_TURN not in item.desc]
     text = "{" + ", ".join(object_entry(at, item.desc, item.shape) for at, item in enumerate(kept, start=1))
-    ids = np.asarray(codec.encode(text), dtype=np.int32)
-    again = parse(ids, codec)
-    # Reading our own text back gives the token positions, and proves that it says what was matched.
+    # Reading our own text back gives the token positions, proves that it says what was matched, and divides the two
+    # closing braces, which are one token, as a rollout's are.
+    again = parse(codec.encode(text + "}"), codec)
     if [item.shape for item in again.predictions] != [item.shape for item in kept]:
         raise ContractError(
             f"the rebuilt prefix reads back as {len(again.predictions)} objects instead of {len(kept)}; "
@@ -231,7 +231,7 @@ def _rebuild(parsed: ParsedCompletion, match: MatchResult, codec: TokenCodec) ->
         )
     places = iter(again.predictions)
     matched = tuple(next(places) if END_OF_TURN not in item.desc else None for item in originals)
-    return _Prefix(ids, text, len(kept) or None, matched)
+    return _Prefix(again.prefix_ids, text, len(kept) or None, matched)
 
 
 def _prefix_slots(
