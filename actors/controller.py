@@ -265,11 +265,13 @@ class Controller:
         if not full and self._settings.learning and manifest.changed_tensors == 0:
             raise NothingChangedError(
                 f"version {version}: an optimizer step ran and 0 of {len(manifest.tensors)} published tensors changed; "
-                "check training.learning_rate, tuner.* (is everything frozen?) and model.torch_dtype (updates may round away)"
+                "check training.learning_rate, tuner.* (is everything frozen?) and model.torch_dtype (rounding)"
             )
         reports = self._pool.sync(manifest, refs)
         self.state.version = version
-        self._observer.event("publish", version=version, checksums=manifest.bucket_checksums, engines=_attested(reports))
+        self._observer.event(
+            "publish", version=version, checksums=manifest.bucket_checksums, engines=_attested(reports)
+        )
         return {
             "policy/version": float(version),
             "sync/merge_s": merged - started,

@@ -218,7 +218,8 @@ class RolloutPool:
                 f"{member.name}: failed {member.restarts + 1} times (rollout.max_restarts is "
                 f"{self._settings.max_restarts}); last cause: {cause}"
             ) from cause
-        log.warning("%s is restarted (%d of %d): %s", member.name, member.restarts + 1, self._settings.max_restarts, cause)
+        limit = self._settings.max_restarts
+        log.warning("%s is restarted (%d of %d): %s", member.name, member.restarts + 1, limit, cause)
         time.sleep(self._settings.restart_backoff_s * 2**member.restarts)
         member.restarts += 1
         self.num_restarts += 1
@@ -241,7 +242,8 @@ def _get(ref: Any, timeout_s: float, what: str) -> Any:
     try:
         return ray.get(ref, timeout=timeout_s)
     except GetTimeoutError as error:
-        raise DeadlineError(f"waited {timeout_s:.0f} s for {what}; raise the timeout or look at the actor's log") from error
+        message = f"waited {timeout_s:.0f} s for {what}; raise the timeout or look at the actor's log"
+        raise DeadlineError(message) from error
     except RayActorError as error:
         raise EngineError(f"lost the process while waiting for {what}: {error}") from error
     except RayTaskError as error:

@@ -44,7 +44,8 @@ class RequestStream:
             self._epoch, self._rows = epoch, epoch_permutation(len(self._records), self._seed, epoch)
         row = int(self._rows[offset])
         key = RequestKey(record=row, epoch=epoch)
-        return RolloutRequest(key=key, record=self._records[row], seed=request_seed(self._seed, key), min_version=min_version)
+        seed = request_seed(self._seed, key)
+        return RolloutRequest(key=key, record=self._records[row], seed=seed, min_version=min_version)
 
 
 def request_seed(seed: int, key: RequestKey) -> int:

@@ -19,7 +19,15 @@ from typing import Any
 from actors.codec import ChatFrame, HubCodec
 from actors.engine import Bucket, LoadReport, RolloutEngine
 from actors.settings import ActorSettings
-from protocol.contracts import Completion, RequestKey, RolloutRequest, Segment, SegmentMeta, SegmentStats, WeightsManifest
+from protocol.contracts import (
+    Completion,
+    RequestKey,
+    RolloutRequest,
+    Segment,
+    SegmentMeta,
+    SegmentStats,
+    WeightsManifest,
+)
 from protocol.desc import count_exact
 from protocol.errors import ContractError, DataFailure
 from protocol.matching import count_duplicates, match

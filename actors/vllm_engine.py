@@ -157,7 +157,8 @@ def open_image(request: RolloutRequest) -> Image.Image:
         with Image.open(path) as file:
             image = file.convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{record.source}: cannot read image {path} ({error}); restore it or drop the record") from error
+        message = f"{record.source}: cannot read image {path} ({error}); restore it or drop the record"
+        raise ImageError(message) from error
     if image.size != (record.width, record.height):
         raise ImageError(
             f"{record.source}: image {path} is {image.width}x{image.height}, the record says "

@@ -44,15 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands; heavy modules are imported only by the command that needs them."""
     parser = argparse.ArgumentParser(prog="rollmatch", description="Rollout-matching SFT for vision-language models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _with_config(commands.add_parser("train", help="run the loop: rollouts, matching, training, weight sync")).set_defaults(
-        run=_train
-    )
-    _with_config(
-        commands.add_parser("evaluate", help="score a checkpoint on custom.val_jsonl; trains nothing")
-    ).set_defaults(run=_evaluate)
-    _with_config(
-        commands.add_parser("check", help="report everything that is wrong with config, data and model; starts nothing")
-    ).set_defaults(run=_check)
+    for name, run, text in (
+        ("train", _train, "run the loop: rollouts, matching, training, weight sync"),
+        ("evaluate", _evaluate, "score a checkpoint on custom.val_jsonl; trains nothing"),
+        ("check", _check, "report everything that is wrong with config, data and model; starts nothing"),
+    ):
+        _with_config(commands.add_parser(name, help=text, description=text)).set_defaults(run=run)
     _add_import_coco(commands)
     return parser
 

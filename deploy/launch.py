@@ -183,7 +183,8 @@ def _pool(config: RunConfig, sample: Record) -> RolloutPool:
         sync_timeout_s=config.sync.timeout_s,
         max_restarts=rollout.max_retries,
     )
-    return RolloutPool(limits, spawn, RolloutRequest(key=RequestKey(sample.index, EVALUATION_EPOCH), record=sample, seed=0))
+    warmup = RolloutRequest(key=RequestKey(sample.index, EVALUATION_EPOCH), record=sample, seed=0)
+    return RolloutPool(limits, spawn, warmup)
 
 
 @contextlib.contextmanager

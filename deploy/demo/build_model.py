@@ -65,9 +65,8 @@ def build_tokenizer() -> Tokenizer:
     """Byte-level BPE with Qwen's split, special tokens and the 1,001 coordinate tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), "isolated"), byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=NUM_TEXT_TOKENS, initial_alphabet=alphabet, show_progress=False)
@@ -111,7 +110,8 @@ def write_processor(folder: Path, tokenizer: Tokenizer) -> None:
 
 def model_config(tokenizer: Tokenizer) -> Qwen3VLConfig:
     """3.5 M parameters: text 4 x 192, vision 3 x 128; tied embeddings."""
-    ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in ("image_pad", "video_pad", "vision_start", "vision_end")}
+    markers = ("image_pad", "video_pad", "vision_start", "vision_end")
+    ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in markers}
     return Qwen3VLConfig(
         text_config={
             "vocab_size": tokenizer.get_vocab_size(),

@@ -121,7 +121,8 @@ def train(
         schedule.step()
         optimizer.zero_grad()
         if step % 20 == 0 or step == steps:
-            line = {"stage": stage, "step": step, "loss": round(loss.item(), 4), "s": round(time.monotonic() - started, 1)}
+            seconds = round(time.monotonic() - started, 1)
+            line = {"stage": stage, "step": step, "loss": round(loss.item(), 4), "s": seconds}
             with log.open("a") as lines:
                 lines.write(json.dumps(line) + "\n")
             print(line, flush=True)
@@ -150,7 +151,15 @@ def main() -> None:
         if arguments.start is None:
             log.write_text("")
             train(
-                model, encoder, steps=arguments.steps, peak_lr=1.5e-3, keep=1.0, first=0, log=log, stage="complete", out=out
+                model,
+                encoder,
+                steps=arguments.steps,
+                peak_lr=1.5e-3,
+                keep=1.0,
+                first=0,
+                log=log,
+                stage="complete",
+                out=out,
             )
             model.save_pretrained(out / "complete")
         else:

@@ -46,7 +46,8 @@ class SceneSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_objects <= self.max_objects <= 8:
-            raise ValueError(f"1 <= min_objects <= max_objects <= 8 expected, got {self.min_objects}, {self.max_objects}")
+            got = f"{self.min_objects}, {self.max_objects}"
+            raise ValueError(f"1 <= min_objects <= max_objects <= 8 expected, got {got}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,5 +18,6 @@ def answer_text(objects: Sequence[DrawnObject], side: int = 128) -> str:
     for number, drawn in enumerate(objects, start=1):
         tokens = [coord_token(to_bin(value, side)) for value in drawn.points]
         pairs = [tokens[i : i + 2] for i in range(0, len(tokens), 2)]
-        payload[f"object_{number}"] = {"desc": drawn.desc, drawn.geometry: pairs if drawn.geometry == "poly" else tokens}
+        flat = drawn.geometry == "bbox_2d"
+        payload[f"object_{number}"] = {"desc": drawn.desc, drawn.geometry: tokens if flat else pairs}
     return json.dumps(payload, ensure_ascii=False)
