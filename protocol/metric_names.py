@@ -63,10 +63,6 @@ _add(
             "Targets longer than global_max_length: not trained, quarantined.",
             "Above 0: raise global_max_length, or lower max_new_tokens.",
         ),
-        "rollout/quarantined": (
-            "Records set aside, whatever the reason.",
-            "Growing: read the reasons in the quarantine file.",
-        ),
         "rollout/retried": ("Requests sent to another actor.", "Growing: an actor or its machine is failing."),
         "rollout/actor_restarts": ("Rollout actors restarted.", "Above 0: read the actor's log."),
         "train/skipped_steps": (
@@ -118,6 +114,10 @@ _add(
         "rollout/desc_sem_sim_count": "Pairs compared by the encoder.",
         "rollout/actors_ready": ("Rollout actors that take requests.", "Below the configured number: see the pool."),
         "rollout/running": "Requests without an answer.",
+        "rollout/quarantined": (
+            "Records set aside so far, whatever the reason.",
+            "Growing: read the reasons in the quarantine file.",
+        ),
         "loss/ce": "Cross-entropy per supervised tail token.",
         "loss/coord": "Coordinate loss per coordinate target.",
         "loss/coord_prefix": "The same over matched prefix slots.",
@@ -188,7 +188,7 @@ _add(
         "time/forward_s": "Forward passes; the slowest rank.",
         "time/backward_s": "Backward passes; the slowest rank.",
         "time/optimizer_s": "Optimizer step; the slowest rank.",
-        "time/train_s": "Training part of the step, as the driver saw it.",
+        "time/train_step_s": "Training part of the step, as the driver saw it.",
         "time/sync_s": "Publishing weights, as the driver saw it.",
         "time/evaluate_s": "One evaluation.",
         "time/checkpoint_s": "Writing one checkpoint.",

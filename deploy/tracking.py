@@ -1,0 +1,131 @@
+"""Writes a run down: metrics.jsonl, events.jsonl, summary.json and TensorBoard, all below the run directory.
+
+    runs/demo/metrics.jsonl    {"step": 3, "time": 1760000000.0, "loss/ce": 1.25, ...}   one line per logged event
+    runs/demo/events.jsonl     {"time": ..., "kind": "publish", "version": 4, ...}
+    runs/demo/tensorboard/     the same numbers under the same names
+    runs/demo/summary.json     written once, at the end
+
+Files are appended to and flushed line by line, so they can be followed while the run lives and a resumed run goes on in
+them; after a crash a step may be there twice, and the later line counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from protocol.errors import ConfigError
+from protocol.metrics import assert_known
+
+
+class MetricWriter(Protocol):
+    """One place besides the JSONL file that numbers go to."""
+
+    def write(self, step: int, timestamp: float, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardWriter:
+    """Scalars through tensorboard's own writer: no torch in the driver for this. A thread of it does the disk work."""
+
+    def __init__(self, directory: Path) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._file = EventFileWriter(str(directory))
+
+    def write(self, step: int, timestamp: float, metrics: Mapping[str, float]) -> None:
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._file.add_event(self._event(wall_time=timestamp, step=step, summary=self._summary(value=values)))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _tensorboard(run_dir: Path) -> MetricWriter:
+    return TensorBoardWriter(run_dir / "tensorboard")
+
+
+WRITERS: dict[str, Callable[[Path], MetricWriter]] = {"tensorboard": _tensorboard}
+"""Name in `training.report_to` → maker, given the run directory."""
+
+
+class RunTracker:
+    """The one writer of a run's numbers. Used by the driver's loop only, from one thread."""
+
+    def __init__(self, run_dir: Path, report_to: Sequence[str] = ("tensorboard",)) -> None:
+        """Creates `run_dir`. `report_to` names WRITERS; `none` adds nothing. ConfigError for another name."""
+        unknown = [name for name in report_to if name not in WRITERS and name != "none"]
+        if unknown:
+            raise ConfigError(
+                f"training.report_to: {unknown[0]!r} is unknown; set it to some of {', '.join(WRITERS)}, or to none"
+            )
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir = run_dir
+        self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
+        self._writers = [WRITERS[name](run_dir) for name in report_to if name != "none"]
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one event. A number that is not finite is written as "NaN", "Infinity" or "-Infinity" in the JSONL.
+
+        Raises ContractError, before anything is written, for a name that protocol/metric_names.py lacks.
+        """
+        assert_known(metrics)
+        now = time.time()
+        numbers = {name: float(value) for name, value in metrics.items()}
+        _append(self._metrics, {"step": step, "time": now} | {name: _json_number(v) for name, v in numbers.items()})
+        for writer in self._writers:
+            writer.write(step, now, numbers)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append something that happened; values that JSON lacks are written as their text."""
+        _append(self._events, {"time": time.time(), "kind": kind} | fields)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> Path:
+        """Write summary.json in one piece: a reader sees the old file or the new one."""
+        path = self._run_dir / "summary.json"
+        partial = path.with_suffix(".json.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(summary, file, indent=2, ensure_ascii=False, default=str)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        return path
+
+    def close(self) -> None:
+        """Flush and close everything; twice is fine."""
+        for writer in self._writers:
+            writer.close()
+        self._writers = []
+        self._metrics.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no NaN: a name keeps the file readable for every parser, where null would hide which one it was."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _append(file: Any, line: Mapping[str, Any]) -> None:
+    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+    file.flush()
