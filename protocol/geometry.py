@@ -22,6 +22,7 @@ from protocol.vocab import NUM_BINS
 
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
+IntegerArray = npt.NDArray[np.integer[Any]]
 
 _MIN_RING_VALUES = 6
 _SAMPLES_PER_CELL = 5
@@ -82,11 +83,20 @@ def first_cells(resolution: int) -> Int64Array:
 
 def overlap_ious(a: ShapeTable, b: ShapeTable) -> FloatArray:
     """[len(a), len(b)] IoU of the axis-aligned bounds in bins; 0 where they share no area."""
-    low = np.maximum(a.bounds[:, None, :2], b.bounds[None, :, :2])
-    high = np.minimum(a.bounds[:, None, 2:], b.bounds[None, :, 2:])
-    sides = np.maximum(high - low, 0)
-    shared = sides[..., 0] * sides[..., 1]
-    return _ratio(shared, _areas(a.bounds)[:, None] + _areas(b.bounds)[None, :] - shared)
+    left, right = a.bounds.astype(np.int32), b.bounds.astype(np.int32)
+    shared = _shared_sides(left[:, 0::2], right[:, 0::2])
+    shared *= _shared_sides(left[:, 1::2], right[:, 1::2])
+    whole = _areas(left)[:, None] + _areas(right)[None, :]
+    whole -= shared
+    return _ratio(shared, whole)
+
+
+def _shared_sides(a: IntegerArray, b: IntegerArray) -> IntegerArray:
+    """[len(a), len(b)] common length of the intervals a [n, 2] and b [m, 2]."""
+    shared: IntegerArray = np.minimum(a[:, 1:], b[:, 1])
+    shared -= np.maximum(a[:, :1], b[:, 0])
+    shared[shared < 0] = 0
+    return shared
 
 
 def pair_ious(a: ShapeTable, b: ShapeTable, rows: Int64Array, columns: Int64Array) -> FloatArray:
@@ -105,8 +115,8 @@ def pair_ious(a: ShapeTable, b: ShapeTable, rows: Int64Array, columns: Int64Arra
     return ious
 
 
-def _areas(corners: Int64Array) -> Int64Array:
-    areas: Int64Array = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
+def _areas(corners: IntegerArray) -> IntegerArray:
+    areas: IntegerArray = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
     return areas
 
 
@@ -116,7 +126,7 @@ def _box_ious(a: Int64Array, b: Int64Array) -> FloatArray:
     return _ratio(shared, _areas(a) + _areas(b) - shared)
 
 
-def _ratio(part: Int64Array, whole: Int64Array) -> FloatArray:
+def _ratio(part: IntegerArray, whole: IntegerArray) -> FloatArray:
     """part / whole, 0 where whole is 0 (then part is 0 too)."""
     ratio: FloatArray = part / np.maximum(whole, 1)
     return ratio

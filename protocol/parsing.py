@@ -55,8 +55,7 @@ def _strip_end_of_turn(view: TokenText) -> tuple[TokenText, bool]:
     stop = view.text.find(END_OF_TURN)
     if stop < 0:
         return view, True
-    ids, fits = view.cut(stop)
-    return TokenText.of(ids, view.codec), fits
+    return view.first(stop)
 
 
 def _unusable(response: TokenText) -> ParsedCompletion:

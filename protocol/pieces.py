@@ -35,7 +35,7 @@ class PieceTable(dict[int, str]):
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """One text per id."""
-        return [self[token_id] for token_id in ids]
+        return list(map(self.__getitem__, ids))
 
     def bins(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Bin of each coordinate id, -1 of any other id."""
@@ -76,8 +76,18 @@ class TokenText:
 
     @classmethod
     def of(cls, ids: list[int], codec: TokenCodec) -> TokenText:
+        """Decodes every id alone."""
         pieces = piece_table(codec).pieces(ids)
         return cls(ids, np.asarray(ids, dtype=np.int32), pieces, "".join(pieces), piece_ends(pieces), codec)
+
+    def first(self, char: int) -> tuple[TokenText, bool]:
+        """The first `char` characters, cut as `cut` does."""
+        ids, fits = self.cut(char)
+        count = len(ids)
+        if ids != self.ids[:count]:
+            return TokenText.of(ids, self.codec), fits
+        text = self.text[: int(self.ends[count - 1]) if count else 0]
+        return TokenText(ids, self.array[:count], self.pieces[:count], text, self.ends[:count], self.codec), fits
 
     def cut(self, char: int) -> tuple[list[int], bool]:
         """Ids of the first `char` characters (SPEC 5.3), and whether they spell exactly these.
