@@ -127,9 +127,10 @@ class VllmEngine:
     def load_weights(self, manifest: WeightsManifest, buckets: Sequence[Bucket]) -> LoadReport:
         started = time.monotonic()
         call = self._engine.collective_rpc
-        call("start_weight_update")
-        call("update_weights", args=({"manifest": manifest, "buckets": buckets},))
-        call("finish_weight_update")
+        if manifest.tensors:
+            call("start_weight_update")
+            call("update_weights", args=({"manifest": manifest, "buckets": buckets},))
+            call("finish_weight_update")
         self._engine.set_weight_version(str(manifest.version))
         if not self._engine.reset_prefix_cache():
             raise SyncError(
@@ -138,7 +139,7 @@ class VllmEngine:
             )
         return LoadReport(
             version=self.version,
-            bucket_checksums=call("received_checksums")[0],
+            bucket_checksums=call("received_checksums")[0] if manifest.tensors else (),
             num_tensors=len(manifest.tensors),
             load_seconds=time.monotonic() - started,
         )

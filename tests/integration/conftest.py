@@ -1,0 +1,66 @@
+"""Small real runs: drawn scenes, the demo model, real engines. Each run has its own folder and its own Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.demo.scenes import write_scenes
+from protocol.config import RunConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training and 12 validation scenes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, "train", 24, seed=101)
+    write_scenes(folder, "val", 12, seed=102)
+    return folder
+
+
+@pytest.fixture
+def arguments(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Overrides that turn the demo's configuration into a run of two small windows."""
+    monkeypatch.chdir(ROOT)
+    small = [
+        f"custom.train_jsonl={scenes / 'train.jsonl'}",
+        f"custom.val_jsonl={scenes / 'val.jsonl'}",
+        f"training.output_dir={tmp_path}",
+        "training.run_name=run",
+        "training.effective_batch_size=4",
+        "training.max_steps=2",
+        "training.warmup_steps=0",
+        "custom.extra.rollout_matching.rollout_buffer.m_steps=1",
+    ]
+    return lambda *more: [*small, *more]
+
+
+@pytest.fixture
+def demo_config(arguments: Callable[..., list[str]]) -> Callable[..., RunConfig]:
+    return lambda *more: load_config(ROOT / "configs" / "demo.yaml", overrides=arguments(*more))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def processes_with(marker: str) -> list[str]:
+    """Command lines of living processes whose environment holds `marker`."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z" and marker.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:120])
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended between listing and reading, which is what the caller hopes for
+    return found

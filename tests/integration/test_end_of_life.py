@@ -1,0 +1,82 @@
+"""A run leaves nothing behind: no process after success, failure or Ctrl-C, and a checkpoint after the last."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import ROOT, processes_with, read_lines
+
+pytestmark = pytest.mark.integration
+
+
+def start(arguments: list[str], marker: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "deploy.cli", "train", "--config", "configs/demo.yaml", *arguments]
+    environment = os.environ | {"ROLLMATCH_TEST_MARKER": marker}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def wait_for_step(path: Path, process: subprocess.Popen[str], deadline_s: float = 240) -> None:
+    end = time.monotonic() + deadline_s
+    while not (path.exists() and any("loss/ce" in line for line in read_lines(path))):
+        assert process.poll() is None, f"the run ended with {process.returncode}: {process.communicate()[1][-2000:]}"
+        assert time.monotonic() < end, f"no optimizer step within {deadline_s} s"
+        time.sleep(0.5)
+
+
+def wait_until_gone(marker: str, deadline_s: float = 30) -> list[str]:
+    """What is still alive at the deadline: Ray reaps its workers a moment after the driver."""
+    end = time.monotonic() + deadline_s
+    while (alive := processes_with(marker)) and time.monotonic() < end:
+        time.sleep(0.5)
+    return alive
+
+
+def test_ctrl_c_checkpoints_exits_130_and_leaves_no_process(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    marker = uuid.uuid4().hex
+    process = start(arguments("training.max_steps=500", "custom.val_jsonl=null"), marker)
+    wait_for_step(tmp_path / "run" / "metrics.jsonl", process)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole foreground group gets it
+    _, errors = process.communicate(timeout=180)
+
+    assert process.returncode == 130, errors[-2000:]
+    assert "asked to stop" in errors
+    assert list((tmp_path / "run").glob("checkpoint-*/merged/model.safetensors"))
+    assert not wait_until_gone(marker)
+
+
+def test_success_prints_one_json_line_and_leaves_no_process(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    marker = uuid.uuid4().hex
+    process = start(arguments("training.max_steps=1"), marker)
+    output, errors = process.communicate(timeout=300)
+
+    assert process.returncode == 0, errors[-2000:]
+    summary = json.loads(output.strip().splitlines()[-1])
+    assert {"f1_before", "f1_after", "steps", "rollouts", "policy_versions", "wall_s"} <= set(summary)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 1
+    assert not wait_until_gone(marker)
+
+
+def test_failure_exits_1_with_the_reason_and_leaves_no_process(arguments: Callable[..., list[str]]) -> None:
+    marker = uuid.uuid4().hex
+    process = start(arguments("sync.debug_skip_publish=true", "custom.val_jsonl=null"), marker)
+    _, errors = process.communicate(timeout=300)
+
+    assert process.returncode == 1
+    assert "sync.debug_skip_publish" in errors
+    assert not wait_until_gone(marker)
