@@ -93,7 +93,7 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
 def _capacity(config: RunConfig) -> Iterator[Problem]:
     batch, staleness = config.training.effective_batch_size, config.rollout.max_staleness
     owed, bound = batch * (staleness + 1), config.buffer.max_segments
-    if bound is not None and bound < owed:
+    if bound < owed:
         message = (
             f"must hold effective_batch_size {batch} x (max_staleness {staleness} + 1) = {owed} segments, got {bound}; "
             "raise it, or the learner would wait for a window that cannot be admitted"

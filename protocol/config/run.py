@@ -108,12 +108,6 @@ class RunConfig(Section):
         given = self.training.bf16
         return self.model.torch_dtype == "bfloat16" if given is None else given
 
-    @property
-    def max_segments(self) -> int:
-        """Segments that may wait in the buffer."""
-        owed = (self.rollout.max_staleness + 1) * self.training.effective_batch_size
-        return self.buffer.max_segments or max(self.training.packing_buffer, owed)
-
     def num_optimizer_steps(self, num_records: int) -> int:
         """Optimizer steps of the run: `max_steps`, or what `num_train_epochs` over `num_records` records give."""
         if self.training.max_steps >= 0:

@@ -50,8 +50,8 @@ class BufferConfig(Section):
 
     max_bytes: PositiveInt = 1024 * MIB
     """Bytes of segments that may wait; admission stops above."""
-    max_segments: PositiveInt | None = None
-    """Segments that may wait. None: `training.packing_buffer`, or what `max_staleness` lets in where that is more."""
+    max_segments: PositiveInt = 4096
+    """Segments that may wait; must hold every window that `rollout.max_staleness` lets in."""
 
 
 class SyncConfig(Section):

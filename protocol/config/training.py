@@ -87,7 +87,7 @@ class TrainingConfig(Section):
     packing: bool = False
     """Put several segments into one padding-free row."""
     packing_buffer: PositiveInt = 512
-    """Most segments that may wait for a pack."""
+    """Accepted for runbook files; without effect: `buffer.max_segments` and `buffer.max_bytes` bound what waits."""
     packing_min_fill_ratio: Fill = 0.65
     """Packs filled below this share are counted and reported."""
     packing_drop_last: bool = True

@@ -1,0 +1,126 @@
+"""One line of the JSONL data set as one `Record` (SPEC 2.1).
+
+A line that cannot be a record is a `RecordError` that starts with `file:line:`; nothing later validates it again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from protocol.contracts import GeometryType, GroundTruth, Record, Shape
+from protocol.errors import RecordError
+from protocol.serialization import GEOMETRIES, Ordering, is_bin, sanitize_desc, sort_key
+from protocol.vocab import coord_value
+
+DATASET_SEED = 42
+
+
+def parse_record(
+    line: str | bytes,
+    *,
+    index: int,
+    source: str,
+    root: Path,
+    ordering: Ordering = "sorted",
+    seed: int = DATASET_SEED,
+    epoch: int = 0,
+) -> Record:
+    """One line as a record, its objects in payload order.
+
+    Args:
+        source: `train.jsonl:18`, put before the error.
+        root: folder that relative image paths count from.
+        ordering: `random` shuffles by (seed, epoch, index), so that a rerun gives the same order.
+
+    Raises:
+        RecordError: names the field, what it holds and what is expected.
+    """
+    try:
+        data = json.loads(line)
+        if not isinstance(data, dict):
+            raise ValueError(f"is a JSON {type(data).__name__}, expected an object; write one record per line")
+        return Record(
+            index=index,
+            source=source,
+            images=(str(root / _image(data)),),
+            width=_side(data, "width"),
+            height=_side(data, "height"),
+            objects=_objects(data, ordering, f"{seed}/{epoch}/{index}"),
+        )
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{source}: is no JSON ({error.msg} at column {error.colno}); mend the line") from error
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RecordError(f"{source}: {error}") from error
+
+
+def _image(data: Mapping[str, Any]) -> str:
+    images = data.get("images")
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+        raise ValueError(f"images is {_brief(images)}, expected a list with one path; name the image")
+    if len(images) != 1:
+        raise ValueError(f"images has {len(images)} paths, expected 1; write one record per image")
+    return str(images[0])
+
+
+def _side(data: Mapping[str, Any], name: str) -> int:
+    size = data.get(name)
+    if isinstance(size, bool) or not isinstance(size, int | float) or not 0 < size < 2**31 or size != int(size):
+        raise ValueError(f"{name} is {_brief(size)}, expected a whole number > 0; write the image's {name} in pixels")
+    return int(size)
+
+
+def _objects(data: Mapping[str, Any], ordering: Ordering, key: str) -> tuple[GroundTruth, ...]:
+    objects = data.get("objects")
+    if not isinstance(objects, list):
+        raise ValueError(f"objects is {_brief(objects)}, expected a list; write [] where the image shows none")
+    found = [_object(item, f"objects[{at}]") for at, item in enumerate(objects)]
+    if ordering == "sorted":
+        found.sort(key=lambda pair: sort_key(pair[1].geometry, pair[1].bins))
+    else:
+        random.Random(key).shuffle(found)
+    return tuple(GroundTruth(index=at, desc=desc, shape=shape) for at, (desc, shape) in enumerate(found, start=1))
+
+
+def _object(item: object, where: str) -> tuple[str, Shape]:
+    if not isinstance(item, dict):
+        raise ValueError(f"{where} is {_brief(item)}, expected an object with desc and bbox_2d or poly")
+    if item.get("line") is not None or item.get("line_points") is not None:
+        raise ValueError(f"{where}.line is not supported; write bbox_2d or poly")
+    try:
+        desc = sanitize_desc(item.get("desc"))
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
+    geometry = next((name for name in GEOMETRIES if item.get(name) is not None), None)
+    if geometry is None:
+        raise ValueError(f"{where} has neither bbox_2d nor poly; add one, or remove the object")
+    return desc, Shape(geometry, _bins(item[geometry], geometry, f"{where}.{geometry}"))
+
+
+def _bins(values: object, geometry: GeometryType, where: str) -> tuple[int, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{where} is {_brief(values)}, expected a flat list of coordinate tokens or bins")
+    if geometry == "bbox_2d" and len(values) != 4:
+        raise ValueError(f"{where} has {len(values)} values, expected 4; write x1, y1, x2, y2")
+    if geometry == "poly" and (len(values) < 6 or len(values) % 2):
+        raise ValueError(f"{where} has {len(values)} values, expected an even number >= 6; write x, y, x, y, ...")
+    return tuple(_bin(value, f"{where}[{at}]") for at, value in enumerate(values))
+
+
+def _bin(value: object, where: str) -> int:
+    if isinstance(value, str):
+        try:
+            return coord_value(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+    if not is_bin(value):
+        raise ValueError(f"{where} is {_brief(value)}, expected a coordinate token or a whole number in 0..999")
+    return round(value)
+
+
+def _brief(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=repr) if value is not None else "missing"
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,0 +1,172 @@
+"""The JSONL data set as a file: read line by line or by position, never as a whole, and in a seeded order (SPEC 2).
+
+What a line must hold is said in `record_lines`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.contracts import Record
+from protocol.errors import RecordError
+from protocol.record_lines import DATASET_SEED, parse_record
+from protocol.serialization import Ordering
+
+VALIDATION_SAMPLE_SEED = 53
+_CHUNK_BYTES = 1 << 20
+_NEWLINE = 10
+_KNOWN_DATASETS = ("lvis", "coco", "refcoco", "refcoco+", "refcocog", "vg")
+
+
+def read_records(
+    path: str | Path, *, limit: int | None = None, ordering: Ordering = "sorted", root: str | Path | None = None
+) -> Iterator[Record]:
+    """The records in file order, one line in memory at a time; `limit` keeps the first ones.
+
+    Args:
+        root: folder that relative image paths count from; None: the file's own.
+
+    Raises:
+        RecordError: the file cannot be read, or at the first line that is no record.
+    """
+    with _open(path) as file:
+        folder = _root(path, root)
+        for index, line in enumerate(file):
+            if index == limit or (not line.strip() and _only_blank(file)):
+                return
+            yield parse_record(line, index=index, source=f"{path}:{index + 1}", root=folder, ordering=ordering)
+
+
+class RecordFile:
+    """Random access to the records of a file; picklable, holds 8 bytes per record and no open file."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        limit: int | None = None,
+        ordering: Ordering = "sorted",
+        root: str | Path | None = None,
+        seed: int = DATASET_SEED,
+    ) -> None:
+        """Finds where each line starts; looks at no line's content.
+
+        Args:
+            limit: keep the first records only.
+            root: folder that relative image paths count from; None: the file's own.
+            seed: of the object order when `ordering` is `random`.
+
+        Raises:
+            RecordError: the file cannot be read, or holds no line.
+        """
+        self._path = str(path)
+        self._ordering: Ordering = ordering
+        self._root = _root(path, root)
+        self._seed = seed
+        self._offsets, self._stamp = _line_offsets(path, limit)
+        if len(self) == 0:
+            raise RecordError(f"{path}: holds no record; write one JSON object per line")
+
+    def __len__(self) -> int:
+        return self._offsets.size - 1
+
+    def __getitem__(self, index: int) -> Record:
+        """The record of row `index`; IndexError outside the file, RecordError for a line that is no record."""
+        return self.get(index)
+
+    def get(self, index: int, epoch: int = 0) -> Record:
+        """As `[index]`, with the object order of an epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row must be in 0..{len(self) - 1}, got {index}")
+        start, end = (int(offset) for offset in self._offsets[index : index + 2])
+        with _open(self._path) as file:
+            if _stamp(file) != self._stamp:
+                raise RecordError(f"{self._path}: was changed while it is in use; restart the run")
+            file.seek(start)
+            line = file.read(end - start)
+        return parse_record(
+            line,
+            index=index,
+            source=f"{self._path}:{index + 1}",
+            root=self._root,
+            ordering=self._ordering,
+            seed=self._seed,
+            epoch=epoch,
+        )
+
+
+def _line_offsets(path: str | Path, limit: int | None) -> tuple[npt.NDArray[np.int64], tuple[int, int]]:
+    """[N + 1] byte offsets, line i is [offsets[i], offsets[i + 1]); blank lines at the end of the file are left out."""
+    parts = [np.zeros(1, dtype=np.int64)]
+    found = position = content_end = 0
+    with _open(path) as file:
+        stamp = _stamp(file)
+        while (limit is None or found < limit) and (chunk := file.read(_CHUNK_BYTES)):
+            breaks = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == _NEWLINE)
+            parts.append(breaks + (position + 1))
+            stripped = chunk.rstrip()
+            content_end = position + len(stripped) if stripped else content_end
+            found += breaks.size
+            position += len(chunk)
+    offsets = np.concatenate(parts)
+    if offsets[-1] < position:
+        offsets = np.append(offsets, position)  # the last line has no line break
+    num_lines = int(np.searchsorted(offsets, content_end))
+    return offsets[: (num_lines if limit is None else min(limit, num_lines)) + 1], stamp
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def _only_blank(lines: Iterator[bytes]) -> bool:
+    """Blank lines are allowed at the end of a file only: elsewhere they would shift every later index."""
+    return not any(line.strip() for line in lines)
+
+
+def _open(path: str | Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+
+
+def _root(path: str | Path, root: str | Path | None) -> Path:
+    return Path(root if root is not None else Path(path).parent).absolute()
+
+
+def epoch_permutation(num_records: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """[num_records] row of each position of an epoch; the same on every machine (SPEC 2.4)."""
+    rows = list(range(num_records))
+    mixed = (seed & 0xFFFFFFFF) ^ ((epoch + 1) * 0x9E3779B1 & 0xFFFFFFFF)
+    random.Random(mixed).shuffle(rows)
+    return np.array(rows, dtype=np.int64)
+
+
+def sample_with_replacement(num_records: int, count: int, seed: int = VALIDATION_SAMPLE_SEED) -> npt.NDArray[np.int64]:
+    """[count] rows drawn with replacement, for `custom.val_sample_with_replacement`."""
+    generator = random.Random(seed)
+    return np.array([generator.randrange(num_records) for _ in range(count)], dtype=np.int64)
+
+
+def dataset_name(path: str | Path) -> str:
+    """The first known name that stands in the path, else the file's name without suffix (SPEC 2.4).
+
+    In the runbook's order, so that ids agree: a path with `refcoco` is called `coco`.
+    """
+    lowered = str(path).lower()
+    return next((name for name in _KNOWN_DATASETS if name in lowered), Path(path).stem)
+
+
+def sample_id(dataset: str, index: int) -> int:
+    """One number for a row of a data set: 16 bits of the name's CRC over 32 bits of row (SPEC 2.4)."""
+    return (zlib.crc32(dataset.encode("utf-8")) & 0xFFFF) << 32 | index
