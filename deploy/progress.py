@@ -42,6 +42,7 @@ class TrainProgress:
         self._began = self._phase_began = clock()
         self._logged_at = float("-inf")
         self._rollouts = 0.0
+        self._rollouts_began: float | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -62,6 +63,8 @@ class TrainProgress:
         now = self._clock()
         if changed:
             self._phase_began = now
+        if self._rollouts_began is None and name == "rollout":
+            self._rollouts_began = now  # engines that start for minutes are no slow rollouts
         self._phase, self._waiting_for = name, waiting_for
         if self._live is None and (changed or now - self._logged_at >= SECONDS_BETWEEN_WAIT_LINES):
             self._logged_at = now
@@ -92,7 +95,7 @@ class TrainProgress:
         return parts if loss is None else [*parts, f"loss {loss:.3f}"]
 
     def _speed(self) -> list[str]:
-        seconds = self._clock() - self._began
+        seconds = 0.0 if self._rollouts_began is None else self._clock() - self._rollouts_began
         parts = [f"{self._rollouts / seconds:.1f} rollouts/s"] if self._rollouts and seconds > 0 else []
         if "rollout/gen_tokens_per_s" in self._latest:
             parts.append(f"{self._latest['rollout/gen_tokens_per_s']:.0f} tokens/s")

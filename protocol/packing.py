@@ -21,6 +21,7 @@ not change the sum of costs, only who pays it.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from itertools import chain
 
@@ -60,7 +61,8 @@ def plan_packs(lengths: Lengths, *, capacity: int, num_ranks: int, drop_last: bo
     5. No rank does more forwards than when the packs of a drained FIFO, of best fit (in order or descending) or, up
        to DRAIN_LIMIT segments, of SPEC 13's selection are dealt out to the ranks: the mean pack is never emptier.
     6. The plan is a function of its arguments: same input, same plan.
-    7. With `drop_last`, positions are carried only beside whole micro-batches, without an empty entry.
+    7. With `drop_last`, positions are carried only beside whole micro-batches, without an empty entry, and no carried
+       segment fits into a planned pack.
     8. Positions ascend within a pack and in `carried`.
 
     Strategy: find the fewest packs first; then, in that many forwards, level the work of the ranks (`_arrange`).
@@ -76,7 +78,7 @@ def plan_packs(lengths: Lengths, *, capacity: int, num_ranks: int, drop_last: bo
     if drop_last and len(packs) >= num_ranks:
         packs.sort(key=min)
         kept = len(packs) - len(packs) % num_ranks
-        packs, carried = packs[:kept], sorted(chain.from_iterable(packs[kept:]))
+        packs, carried = _top_up(packs[:kept], sorted(chain.from_iterable(packs[kept:])), sizes, capacity)
     whole_packs = drop_last and len(packs) >= num_ranks
     rows = _deal(packs, sizes, num_ranks) if whole_packs else _arrange(packs, sizes, capacity, num_ranks)
     return PackPlan(
@@ -140,6 +142,21 @@ def _fewest_packs(sizes: list[int], capacity: int, num_ranks: int) -> Bins:
             break
         best = min(best, rival(), key=lambda packs: forwards(len(packs)))
     return best
+
+
+def _top_up(packs: Bins, leftover: list[int], sizes: list[int], capacity: int) -> tuple[Bins, list[int]]:
+    """Put leftovers, oldest first, where they fit best; returns the packs and what fitted nowhere."""
+    rooms = sorted((capacity - sum(sizes[position] for position in pack), number) for number, pack in enumerate(packs))
+    packs, carried = [list(pack) for pack in packs], []
+    for position in leftover:
+        where = bisect_left(rooms, (sizes[position], -1))
+        if where == len(rooms):
+            carried.append(position)
+            continue
+        room, number = rooms.pop(where)
+        packs[number].append(position)
+        insort(rooms, (room - sizes[position], number))
+    return packs, carried
 
 
 def _arrange(packs: Bins, sizes: list[int], capacity: int, num_ranks: int) -> list[Bins]:

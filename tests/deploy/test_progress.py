@@ -1,0 +1,102 @@
+"""The live lines on a terminal, the log lines elsewhere, and the final tables."""
+
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from deploy.progress import TrainProgress
+from deploy.tables import print_before_after, print_metrics
+
+STEP = {
+    "step": 12,
+    "policy/version": 6.0,
+    "rollout/f1": 0.612,
+    "loss/total": 2.314,
+    "rollout/segments": 64.0,
+    "rollout/gen_tokens_per_s": 410.0,
+    "packing/post_rollout_fill": 0.93,
+}
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def screen(*, terminal: bool) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, force_terminal=terminal, width=120, color_system=None), text
+
+
+def test_a_terminal_shows_health_and_what_is_waited_for() -> None:
+    console, text = screen(terminal=True)
+    clock = Clock()
+    with TrainProgress(60, console=console, clock=clock) as progress:
+        progress.phase("rollout", "12 of 32 segments")
+        clock.now += 20
+        progress.step(STEP)
+        progress.step({"eval_rollout_f1": 0.587})
+    shown = text.getvalue()
+    for part in ("step 12/60", "policy 6", "F1 0.612 (evaluation 0.587)", "loss 2.314", "3.2 rollouts/s"):
+        assert part in shown
+    for part in ("410 tokens/s", "fill 0.93", "rollout 0:00:20, waiting for 12 of 32 segments"):
+        assert part in shown
+
+
+def test_without_a_terminal_steps_and_phases_become_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+    console, text = screen(terminal=False)
+    with caplog.at_level(logging.INFO, "rollmatch"), TrainProgress(60, console=console, clock=Clock()) as progress:
+        progress.phase("train", "the optimizer step")
+        progress.step(STEP)
+    assert text.getvalue() == ""
+    assert caplog.messages[0] == "train 0:00:00, waiting for the optimizer step"
+    assert caplog.messages[1].startswith("step 12/60  policy 6  F1 0.612  loss 2.314")
+
+
+def test_a_long_wait_is_logged_again_but_not_at_every_poll(caplog: pytest.LogCaptureFixture) -> None:
+    console, _ = screen(terminal=False)
+    clock = Clock()
+    with caplog.at_level(logging.INFO, "rollmatch"), TrainProgress(60, console=console, clock=clock) as progress:
+        for waiting in range(700):
+            progress.phase("rollout", f"{700 - waiting} segments")
+            clock.now += 0.125
+    assert caplog.messages == [
+        "rollout 0:00:00, waiting for 700 segments",
+        "rollout 0:00:30, waiting for 460 segments",
+        "rollout 0:01:00, waiting for 220 segments",
+    ]
+
+
+def test_a_reused_window_adds_no_rollouts(caplog: pytest.LogCaptureFixture) -> None:
+    console, _ = screen(terminal=False)
+    clock = Clock()
+    with caplog.at_level(logging.INFO, "rollmatch"), TrainProgress(60, console=console, clock=clock) as progress:
+        progress.phase("rollout")
+        clock.now += 10
+        progress.step({"step": 1, "rollout/segments": 32.0})
+        progress.step({"step": 2, "rollout/segments": 32.0, "rollout/buffer_reuse": 1.0})
+    assert all("3.2 rollouts/s" in message for message in caplog.messages[1:])
+
+
+def test_the_final_table_shows_what_changed() -> None:
+    console, text = screen(terminal=False)
+    print_before_after({"eval_rollout_f1": 0.55, "eval_runtime": 3.0}, {"eval_rollout_f1": 0.73}, console=console)
+    row = next(line for line in text.getvalue().splitlines() if "f1" in line)
+    assert [part in row for part in ("0.5500", "0.7300", "+0.18")] == [True] * 3
+    assert "runtime" not in text.getvalue()
+
+
+def test_the_evaluation_table_has_every_metric() -> None:
+    console, text = screen(terminal=False)
+    print_metrics({"eval_rollout_f1": 0.5, "eval_rollout_gt_objects": 40.0}, console=console)
+    assert "0.5000" in text.getvalue()
+    assert "40" in text.getvalue()

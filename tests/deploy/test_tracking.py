@@ -1,0 +1,86 @@
+"""What a run leaves on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.tracking import RunTracker
+from protocol.errors import ConfigError, ContractError
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_event_is_one_json_line_that_is_there_at_once(tmp_path: Path) -> None:
+    with RunTracker(tmp_path / "run", report_to=("none",)) as tracker:
+        tracker.log(1, {"rollout/f1": 0.5, "policy/version": 1})
+        (line,) = lines(tmp_path / "run" / "metrics.jsonl")
+    assert line.pop("time") > 0
+    assert line == {"step": 1, "rollout/f1": 0.5, "policy/version": 1.0}
+
+
+def test_an_unknown_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with RunTracker(tmp_path, report_to=("none",)) as tracker:
+        with pytest.raises(ContractError, match="'rollout/f2' is not in the table"):
+            tracker.log(1, {"rollout/f1": 0.5, "rollout/f2": 0.5})
+        assert lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_numbers_that_are_not_finite_stay_visible_in_valid_json(tmp_path: Path) -> None:
+    with RunTracker(tmp_path, report_to=("none",)) as tracker:
+        tracker.log(1, {"loss/ce": float("nan"), "loss/coord": float("inf"), "loss/total": float("-inf")})
+        (line,) = lines(tmp_path / "metrics.jsonl")
+    assert [line[f"loss/{name}"] for name in ("ce", "coord", "total")] == ["NaN", "Infinity", "-Infinity"]
+
+
+def test_a_resumed_run_goes_on_in_the_same_files(tmp_path: Path) -> None:
+    for step in (1, 2):
+        with RunTracker(tmp_path, report_to=("none",)) as tracker:
+            tracker.log(step, {"rollout/f1": 0.5})
+            tracker.event("publish", version=step, path=tmp_path)
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [(line["kind"], line["version"]) for line in lines(tmp_path / "events.jsonl")] == [
+        ("publish", 1),
+        ("publish", 2),
+    ]
+
+
+def test_tensorboard_holds_the_same_numbers_under_the_same_names(tmp_path: Path) -> None:
+    with RunTracker(tmp_path) as tracker:
+        tracker.log(3, {"rollout/f1": 0.5, "loss/ce": 1.25})
+    assert tensorboard_scalars(tmp_path / "tensorboard") == {(3, "rollout/f1"): 0.5, (3, "loss/ce"): 1.25}
+
+
+def tensorboard_scalars(directory: Path) -> dict[tuple[int, str], float]:
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    (file,) = directory.iterdir()
+    return {
+        (event.step, value.tag): value.simple_value
+        for event in LegacyEventFileLoader(str(file)).Load()
+        for value in event.summary.value
+    }
+
+
+def test_an_unknown_destination_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^training\.report_to: 'tensorbord' is unknown"):
+        RunTracker(tmp_path, report_to=("tensorbord",))
+
+
+def test_the_summary_is_replaced_in_one_piece(tmp_path: Path) -> None:
+    with RunTracker(tmp_path, report_to=("none",)) as tracker:
+        tracker.write_summary({"f1_after": 0.5})
+        path = tracker.write_summary({"f1_after": 0.75})
+    assert json.loads(path.read_text()) == {"f1_after": 0.75}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_closing_twice_is_fine(tmp_path: Path) -> None:
+    tracker = RunTracker(tmp_path, report_to=("none",))
+    tracker.close()
+    tracker.close()

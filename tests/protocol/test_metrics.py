@@ -1,0 +1,218 @@
+"""Sums become rates in one place; names come from one table, and docs/metrics.md is that table."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from protocol.contracts import PackPlan, RequestKey, SegmentMeta, SegmentStats
+from protocol.errors import ConfigError, ContractError
+from protocol.metric_table import as_markdown
+from protocol.metrics import (
+    METRICS,
+    RolloutTotals,
+    SemanticTotals,
+    assert_known,
+    check_evaluation_metric,
+    evaluation_timing,
+    generation_metrics,
+    is_evaluation_metric,
+    metric,
+    packing_metrics,
+    policy_metrics,
+)
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+ONE = SegmentStats(
+    gt_objects=3,
+    valid_predictions=2,
+    matched_pairs=1,
+    matched_for_supervision=1,
+    fn_appended=2,
+    gating_rejections=4,
+    matched_maskiou_sum=0.8,
+    parse_dropped_invalid=1,
+    parse_truncated=1,
+    duplicates=1,
+    prefix_coord_targets=1,
+    tail_ignored=1,
+    prompt_len=3,
+    rollout_len=5,
+    prefix_len=3,
+    train_len=7,
+    encoded_len=11,
+    desc_pairs_total=1,
+    desc_exact_ok=1,
+)
+EXCLUDED = dataclasses.replace(ONE, matched_for_supervision=0, excluded_from_supervision=1, train_len=9, rollout_len=9)
+EMPTY = SegmentStats(gt_objects=1, decode_mode="beam")
+
+
+def test_one_segment_gives_the_numbers_of_the_worked_example() -> None:
+    metrics = RolloutTotals.of([ONE]).rollout_metrics(top_k=5)
+    expected = {
+        "parse_obj_total": 3,
+        "parse_obj_valid_frac": 2 / 3,
+        "parse_obj_drop_frac": 1 / 3,
+        "gating_rejection_rate": 0.4,
+        "match_rate": 1 / 3,
+        "precision": 0.5,
+        "recall": 1 / 3,
+        "f1": 0.4,
+        "fp": 1,
+        "fn": 2,
+        "fp_per_sample": 1,
+        "matched_maskiou_mean": 0.8,
+        "prefix_coord_targets_per_matched": 1,
+        "tail_ignore_frac": 0.25,
+        "append_len_mean": 4,
+        "duplicate_rate": 0.5,
+        "decode_greedy": 1,
+        "decode_beam": 0,
+        "parse_dropped_ambiguous": 0,
+    }
+    assert {name: metrics[f"rollout/{name}"] for name in expected} == pytest.approx(expected)
+
+
+def test_rates_come_from_sums_and_not_from_averaged_rates() -> None:
+    one, other = SegmentStats(valid_predictions=1, matched_for_supervision=1, gt_objects=1), ONE
+    merged = RolloutTotals.of([one]) + RolloutTotals.of([other])
+    assert merged.rollout_metrics(5)["rollout/precision"] == pytest.approx(2 / 3)
+
+
+def test_totals_add_up_in_any_grouping_and_leave_the_operands_alone() -> None:
+    parts = [RolloutTotals.of([stats]) for stats in (ONE, EXCLUDED, EMPTY)]
+    together = RolloutTotals.of([ONE, EXCLUDED, EMPTY])
+    assert (parts[0] + parts[1]) + parts[2] == parts[0] + (parts[1] + parts[2]) == together
+    assert parts[0] == RolloutTotals.of([ONE])
+
+
+def test_excluded_pairs_count_in_evaluation_but_not_in_training() -> None:
+    totals = RolloutTotals.of([ONE, EXCLUDED])
+    training, evaluation = totals.rollout_metrics(5), totals.evaluation_metrics()
+    assert training["rollout/precision"] == 0.25
+    assert training["rollout/sample_any_match_rate"] == 0.5
+    assert training["rollout/excluded_rate"] == 0.5
+    assert evaluation["eval_rollout_precision"] == 0.5
+    assert evaluation["eval_rollout_sample_any_match_rate"] == 1.0
+    assert evaluation["eval_rollout_matched"] == 2.0
+    assert training["rollout/matched_maskiou_count"] == 2.0
+
+
+def test_percentiles_are_interpolated_over_segments() -> None:
+    metrics = RolloutTotals.of([ONE, EXCLUDED]).rollout_metrics(5)
+    assert metrics["rollout/rollout_len_mean"] == 7.0
+    assert metrics["rollout/rollout_len_p90"] == pytest.approx(8.6)
+
+
+def test_nothing_trained_is_all_zeros() -> None:
+    assert set(RolloutTotals().rollout_metrics(5).values()) == {0.0}
+    assert set(RolloutTotals().evaluation_metrics().values()) == {0.0}
+
+
+def test_desc_keys_are_there_only_when_the_monitor_ran() -> None:
+    totals = RolloutTotals.of([ONE, EMPTY])
+    assert not [name for name in totals.evaluation_metrics() if "desc" in name]
+    exact = totals.evaluation_metrics(desc_enabled=True)
+    assert exact["eval_rollout_desc_exact_acc_on_matched"] == 1.0
+    assert exact["eval_rollout_desc_sem_enabled"] == 0.0
+    assert "eval_rollout_desc_sem_sim_mean" not in exact
+    both = SemanticTotals(enabled=True, ok=1, similarity_sum=0.9, similarity_count=1)
+    assert totals.rollout_metrics(5, desc_enabled=True, semantics=both)["rollout/desc_sem_sim_mean"] == 0.9
+
+
+def test_desc_accuracy_without_pairs_is_one() -> None:
+    semantics = SemanticTotals(enabled=True)
+    metrics = RolloutTotals.of([EMPTY]).evaluation_metrics(desc_enabled=True, semantics=semantics)
+    assert metrics["eval_rollout_desc_exact_acc_on_matched"] == 1.0
+    assert metrics["eval_rollout_desc_sem_acc_on_matched"] == 1.0
+    assert metrics["eval_rollout_desc_sem_sim_mean"] == 0.0
+
+
+def test_semantics_count_only_when_every_process_had_the_encoder() -> None:
+    assert not (SemanticTotals(enabled=True, ok=3) + SemanticTotals(enabled=False)).enabled
+
+
+def test_generation_statistics_are_absent_when_nothing_was_generated() -> None:
+    assert generation_metrics([], 0.0) == {"time/rollout_generate_s": 0.0}
+    metrics = generation_metrics([10, 20], 2.0)
+    assert metrics["rollout/gen_tokens_per_s"] == 15.0
+    assert metrics["rollout/gen_new_tokens_p90"] == pytest.approx(19.0)
+
+
+def test_packing_metrics_count_an_empty_pack_as_a_forward() -> None:
+    plan = PackPlan(micro_batches=(((0,), (1,)), ((2,), ())), carried=(3,))
+    metrics = packing_metrics(plan, [10, 10, 10, 5], capacity=10)
+    assert metrics["packing/post_rollout_fill"] == 0.75
+    assert metrics["packing/post_rollout_segments"] == 0.75
+    assert metrics["packing/post_rollout_buffer"] == 1.0
+    assert metrics["packing/empty_packs"] == 1.0
+    assert metrics["packing/cost_imbalance"] == pytest.approx(2 / 3)
+    assert packing_metrics(PackPlan(micro_batches=()), [], 10)["packing/post_rollout_fill"] == 0.0
+
+
+def test_policy_metrics_name_the_oldest_and_the_newest_version() -> None:
+    metas = [
+        SegmentMeta(
+            key=RequestKey(first),
+            length=1,
+            num_bytes=4,
+            first_version=first,
+            last_version=last,
+            new_tokens=1,
+            finish_reason="stop",
+            stats=ONE,
+        )
+        for first, last in [(4, 4), (3, 5)]
+    ]
+    metrics = policy_metrics(metas, version=5)
+    assert [metrics[f"policy/{name}"] for name in ("first_version_min", "last_version_max", "staleness_max")] == [
+        3,
+        5,
+        2,
+    ]
+    assert policy_metrics([], version=5) == {"policy/version": 5.0}
+
+
+def test_every_name_that_is_made_here_is_in_the_table() -> None:
+    totals, semantics = RolloutTotals.of([ONE]), SemanticTotals(enabled=True)
+    assert_known(totals.rollout_metrics(5, desc_enabled=True, semantics=semantics))
+    assert_known(totals.evaluation_metrics(desc_enabled=True, semantics=semantics))
+    assert_known(evaluation_timing(1, 1, 1.0))
+    assert_known(generation_metrics([1], 1.0))
+    assert_known(packing_metrics(PackPlan(micro_batches=(((0,),),)), [1], 10))
+    assert_known(policy_metrics([], 0))
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(
+        ContractError, match=r"'rollout/presicion' is not in the table .*nearest known: rollout/precision"
+    ):
+        assert_known(["rollout/f1", "rollout/presicion"])
+
+
+@pytest.mark.parametrize("name", ["rollout/f1", "eval_token_acc", "rollout_f1", ""])
+def test_only_what_evaluation_produces_selects_the_best_checkpoint(name: str) -> None:
+    assert not is_evaluation_metric(name)
+    with pytest.raises(ConfigError, match=r"^training\.metric_for_best_model: "):
+        check_evaluation_metric(name)
+
+
+def test_the_usual_best_model_metric_is_accepted() -> None:
+    check_evaluation_metric("eval_rollout_f1")
+    assert is_evaluation_metric("eval_rollout_f1")
+
+
+def test_every_metric_says_its_unit_and_meaning() -> None:
+    assert len(METRICS) > 100
+    for entry in METRICS:
+        assert entry.meaning.endswith("."), entry.name
+        assert entry.unit in {"1", "tokens", "tokens/s", "1/s", "seconds", "bytes"}, entry.name
+        assert metric(entry.name) is entry
+
+
+def test_the_reference_page_of_metrics_is_current() -> None:
+    assert DOCS.read_text(encoding="utf-8") == as_markdown(), "run python -m protocol.metric_table > docs/metrics.md"
