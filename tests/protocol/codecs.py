@@ -17,12 +17,15 @@ from protocol.vocab import NUM_BINS, CoordIds, coord_token
 
 FIRST_SPECIAL = 151643
 WILDCARD_ID = 151669
+_CHAT = ("endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start", "box_end")
+_VISION = ("quad_start", "quad_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+_CODE = ("fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep")
 QWEN_SPECIALS = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|> "
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|> "
-    "<tool_response> </tool_response> <think> </think>"
-).split()
+    *(f"<|{name}|>" for name in (*_CHAT, *_VISION)),
+    *("<tool_call>", "</tool_call>"),
+    *(f"<|{name}|>" for name in _CODE),
+    *("<tool_response>", "</tool_response>", "<think>", "</think>"),
+)
 _WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -38,7 +41,9 @@ class QwenCodec:
         specials = {text: FIRST_SPECIAL + at for at, text in enumerate(QWEN_SPECIALS)}
         specials["<|coord_*|>"] = WILDCARD_ID
         specials |= {coord_token(bin_): WILDCARD_ID + 1 + bin_ for bin_ in range(NUM_BINS)}
-        self._encoding = tiktoken.Encoding("qwen", pat_str=_WORD_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
+        self._encoding = tiktoken.Encoding(
+            "qwen", pat_str=_WORD_PATTERN, mergeable_ranks=ranks, special_tokens=specials
+        )
         self._coord_bins = CoordIds.lookup(specials).to_bins()
 
     def encode(self, text: str) -> list[int]:
@@ -149,3 +154,26 @@ class TinyCodec:
     @cached_property
     def coord_bins(self) -> Mapping[int, int]:
         return {self._first_coord + at: bin_ for at, bin_ in enumerate(self._COORDS)}
+
+
+class ListedCharCodec:
+    """One id per character, as a text and its ids show it; a special token counts as one character."""
+
+    _UNIT = re.compile(r"<\|[a-z_]+[0-9]*\|>|.", re.DOTALL)
+
+    def __init__(self, text: str, ids: list[int]) -> None:
+        units = self._UNIT.findall(text)
+        assert len(units) == len(ids), f"{len(units)} characters and {len(ids)} ids"
+        self._ids = dict(zip(units, ids, strict=True))
+        self._texts = {token_id: unit for unit, token_id in self._ids.items()}
+
+    def encode(self, text: str) -> list[int]:
+        return [self._ids[unit] for unit in self._UNIT.findall(text)]
+
+    def piece(self, token_id: int) -> str:
+        return self._texts.get(token_id, "")
+
+    @cached_property
+    def coord_bins(self) -> Mapping[int, int]:
+        matches = {token_id: re.fullmatch(r"<\|coord_([0-9]{1,3})\|>", text) for token_id, text in self._texts.items()}
+        return {token_id: int(match[1]) for token_id, match in matches.items() if match is not None}

@@ -1,0 +1,108 @@
+"""When a rollout is judged degenerate and must end (SPEC 4.3 and A16). One decision for every backend.
+
+A logits processor feeds each new token to a `RepeatGuard` and forces end-of-turn once it has spoken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+OBJECT_KEY = re.compile(r'"object_[0-9]+"\s*:')
+"""A written key on decoded text; in byte-pair tokens no fixed sequence of ids stands for it."""
+_MAX_OPEN_TEXT = 64
+"""Characters kept of a key that may still be incomplete."""
+
+
+class RepeatReason(StrEnum):
+    """What was found, in the order in which it is looked for."""
+
+    OBJECT_KEYS = "object_keys"
+    TOKEN_RUN = "token_run"
+    NGRAM = "ngram"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatSettings:
+    """Limits; the defaults are the runbook's."""
+
+    min_new_tokens: int = 256
+    """Nothing is judged before this many generated tokens."""
+    max_consecutive_token_repeats: int = 64
+    """Equal tokens in a row; 0 switches the check off."""
+    ngram_size: int = 64
+    """Tokens of the block whose repetition is watched; 0 switches the check off."""
+    ngram_repeats: int = 2
+    """Equal blocks in a row; below 2 switches the check off."""
+    max_object_keys: int | None = None
+    """Object keys; None: no limit."""
+
+
+def judge_repeats(
+    token_ids: Sequence[int], prompt_len: int, num_object_keys: int, settings: RepeatSettings
+) -> RepeatReason | None:
+    """Why the row must end now, or None.
+
+    Args:
+        token_ids: prompt and generated tokens; a run of equal tokens may reach back into the prompt.
+        prompt_len: tokens of the prompt, padding included.
+        num_object_keys: keys in the generated text so far.
+    """
+    num_new = len(token_ids) - prompt_len
+    if num_new < settings.min_new_tokens:
+        return None
+    if settings.max_object_keys is not None and num_object_keys >= settings.max_object_keys:
+        return RepeatReason.OBJECT_KEYS
+    run = settings.max_consecutive_token_repeats
+    if 0 < run <= len(token_ids) and len(set(token_ids[-run:])) == 1:
+        return RepeatReason.TOKEN_RUN
+    size, repeats = settings.ngram_size, settings.ngram_repeats
+    if size > 0 and repeats >= 2 and num_new >= size * repeats:
+        tail = list(token_ids[-size * repeats :])
+        if tail == tail[:size] * repeats:
+            return RepeatReason.NGRAM
+    return None
+
+
+class KeyCounter:
+    """Counts object keys in text that arrives piece by piece."""
+
+    def __init__(self, pattern: re.Pattern[str] = OBJECT_KEY) -> None:
+        self.count = 0
+        self._pattern = pattern
+        self._open = ""
+
+    def feed(self, piece: str) -> int:
+        """Takes the next piece of text; returns the keys so far."""
+        text = self._open + piece
+        end = 0
+        for match in self._pattern.finditer(text):
+            self.count += 1
+            end = match.end()
+        self._open = text[max(end, len(text) - _MAX_OPEN_TEXT) :]
+        return self.count
+
+
+class RepeatGuard:
+    """Watches one row. Feed every generated token; a reason, once given, stays."""
+
+    def __init__(self, settings: RepeatSettings, prompt_ids: Sequence[int]) -> None:
+        self._settings = settings
+        self._token_ids = list(prompt_ids)
+        self._prompt_len = len(prompt_ids)
+        self._keys = KeyCounter()
+        self.reason: RepeatReason | None = None
+
+    @property
+    def num_object_keys(self) -> int:
+        return self._keys.count
+
+    def feed(self, token_id: int, piece: str) -> RepeatReason | None:
+        """Takes one token and its text; the verdict after it."""
+        self._token_ids.append(token_id)
+        self._keys.feed(piece)
+        if self.reason is None:
+            self.reason = judge_repeats(self._token_ids, self._prompt_len, self._keys.count, self._settings)
+        return self.reason

@@ -1,0 +1,109 @@
+"""Areas about data and settings: dataset_serialize, gt_extract, pixel_to_bin, config, monitor_dump."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from protocol.config.custom import CustomConfig
+from protocol.config.loading import build_section
+from protocol.config.rollout_matching import MonitorDumpConfig, RolloutMatchingConfig
+from protocol.config.training import TrainingConfig
+from protocol.dump_schedule import dump_due
+from protocol.norm1000 import to_bins
+from protocol.serialization import SerializedRecord, extract_truths, serialize_record, user_content
+from protocol.vocab import coord_value
+
+Case = Mapping[str, Any]
+
+_PACKING_NAMES = {"packing_enabled": "packing"}
+_NUM_STEPS = 21
+
+
+def _dataset_serialize(case: Case) -> dict[str, Any]:
+    given = case["input"]
+    record = serialize_record(
+        given["record"],
+        coord_tokens=given.get("coord_tokens_enabled", True),
+        ordering=given.get("object_ordering", "sorted"),
+    )
+    return {
+        "assistant_text": record.text,
+        "assistant_payload": record.payload,
+        "user_content": user_content(given["record"]["images"], given.get("user_prompt", "PROMPT")),
+        "objects_meta": _objects_meta(record),
+    }
+
+
+def _objects_meta(record: SerializedRecord) -> dict[str, Any] | None:
+    """The reference's list form of the same objects; None without geometry."""
+    located = [item for item in record.objects if item.geometry is not None]
+    if not located:
+        return None
+    return {
+        "ref": [item.desc for item in located],
+        "bbox": [
+            [coord_value(value) if isinstance(value, str) else value for value in item.values] for item in located
+        ],
+        "image_id": [0] * len(located),
+    }
+
+
+def _gt_extract(case: Case) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": truth.index,
+            "geom_type": truth.shape.geometry,
+            "points": list(truth.shape.bins),
+            "desc": truth.desc,
+        }
+        for truth in extract_truths(case["input"]["assistant_payload"])
+    ]
+
+
+def _pixel_to_bin(case: Case) -> list[int]:
+    given = case["input"]
+    return list(to_bins(given["values"], given["width"], given["height"]))
+
+
+def _config(case: Case) -> dict[str, Any]:
+    """Each key of the input is a section, a setting of `training`, or one of `rollout_matching`."""
+    built: dict[str, Any] = {}
+    matching: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    for name, value in case["input"].items():
+        if name == "custom":
+            built[name] = build_section(CustomConfig, value, path=name).model_dump()
+        elif name in TrainingConfig.model_fields or name in _PACKING_NAMES:
+            training[_PACKING_NAMES.get(name, name)] = value
+        else:
+            matching[name] = value
+    built |= build_section(TrainingConfig, training, path="training").model_dump(include=set(training))
+    dumped = build_section(RolloutMatchingConfig, matching, path="rollout_matching").model_dump(include=set(matching))
+    return built | dumped
+
+
+def _monitor_dump(case: Case) -> list[int]:
+    given = case["input"]
+    config = build_section(MonitorDumpConfig, given["cfg"])
+    first_step = given["logging_first_step"] if config.dump_first_step is None else config.dump_first_step
+    dumped: list[int] = []
+    for step in range(_NUM_STEPS):
+        if config.enabled and dump_due(
+            step,
+            every_steps=config.every(given["logging_steps"]),
+            first_step=first_step,
+            num_written=len(dumped),
+            max_events=config.max_events,
+        ):
+            dumped.append(step)
+    return dumped
+
+
+AREAS = {
+    "dataset_serialize": _dataset_serialize,
+    "gt_extract": _gt_extract,
+    "pixel_to_bin": _pixel_to_bin,
+    "config": _config,
+    "monitor_dump": _monitor_dump,
+}
