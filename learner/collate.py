@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -199,7 +200,7 @@ def _position_ids(segment: Segment, vision: Vision, rope_index: RopeIndex) -> Te
     return torch.cat([torch.arange(len(ids))[None], rope_index(ids, vision.grid_thw)])
 
 
-def _shared(segments: Sequence[Segment], vision: Sequence[Vision]) -> dict[str, object]:
+def _shared(segments: Sequence[Segment], vision: Sequence[Vision]) -> dict[str, Any]:
     return {
         "coord_bins": _long(np.concatenate([segment.coord_bins for segment in segments])),
         "coord_in_prefix": torch.from_numpy(np.concatenate([segment.coord_in_prefix for segment in segments])),

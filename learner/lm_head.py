@@ -90,7 +90,7 @@ def _coord_chunk(logits: Tensor, bins: Tensor, ids: Tensor | None, targets: Head
     return values.detach(), grad
 
 
-class _FusedHead(torch.autograd.Function):
+class _FusedHead(torch.autograd.Function):  # type: ignore[misc]
     """(hidden, weight) → (loss, CE of each CE row, coordinate loss of each coordinate row)."""
 
     @staticmethod
@@ -139,7 +139,7 @@ def _run_coord(hidden: Tensor, weight: Tensor, targets: HeadTargets, gradients: 
     return values
 
 
-class SupervisedHead(nn.Module):
+class SupervisedHead(nn.Module):  # type: ignore[misc]
     """Calls a head's weight at supervised rows; owns no parameter, so names in checkpoints stay the model's own."""
 
     def __init__(self, head: nn.Linear, coord_ids: tuple[int, ...], loss: LossSettings, chunk_rows: int = 0) -> None:

@@ -157,10 +157,11 @@ def row_loss(
 
 def make_sums(ce_sum: Tensor, ce_tokens: int, coord_C: Tensor, coord_in_prefix_C: Tensor) -> LossSums:
     """Splits per-target values into the counters of `LossSums`."""
+    coord_C = coord_C.detach()
     in_prefix = coord_in_prefix_C.to(coord_C.device)
     num_prefix = int(in_prefix.sum())
     return LossSums(
-        ce_sum=float(ce_sum),
+        ce_sum=float(ce_sum.detach()),
         ce_tokens=ce_tokens,
         coord_sum=float(coord_C.sum()),
         coord_targets=coord_C.numel(),

@@ -46,13 +46,25 @@ class HeadOutput:
     """[C] detached."""
 
 
-class Policy(nn.Module):
+class Policy(nn.Module):  # type: ignore[misc]
     """Batch in, scaled loss out: everything that DeepSpeed must see happens in `forward`."""
 
-    def __init__(self, core: Qwen3VLForConditionalGeneration, coord_ids: CoordIds, settings: LearnerSettings) -> None:
+    def __init__(
+        self,
+        core: Qwen3VLForConditionalGeneration,
+        coord_ids: CoordIds,
+        settings: LearnerSettings,
+        adapter: peft.PeftModel | None = None,
+    ) -> None:
         super().__init__()
         self.core = core
+        self._adapter = () if adapter is None else (adapter,)
         self.head = SupervisedHead(_plain_head(core.lm_head), coord_ids.ids, settings.loss, settings.head_chunk_rows)
+
+    @property
+    def adapter(self) -> peft.PeftModel | None:
+        """peft's view of `core`, where there are adapters in it; not a submodule, so names stay the model's own."""
+        return self._adapter[0] if self._adapter else None
 
     def forward(self, batch: Batch, scales: LossScales) -> HeadOutput:
         hidden = self.hidden(batch)
@@ -106,15 +118,16 @@ def build_policy(settings: LearnerSettings) -> Policy:
         settings.model, dtype=train_dtype(settings), attn_implementation=settings.attn_impl
     )
     coord_ids = CoordIds.lookup(AutoTokenizer.from_pretrained(settings.model).get_vocab())
+    adapter = None
     if settings.tuner.kind == "lora":
-        _add_adapters(core, settings.tuner)
+        adapter = _add_adapters(core, settings.tuner)
     else:
         _freeze(core, settings.tuner)
     if settings.gradient_checkpointing:
         core.gradient_checkpointing_enable({"use_reentrant": False})
     if not any(parameter.requires_grad for parameter in core.parameters()):
         raise ConfigError("tuner: nothing is trained; leave one of freeze_llm, freeze_vit, freeze_aligner false")
-    return Policy(core, coord_ids, settings)
+    return Policy(core, coord_ids, settings, adapter)
 
 
 def train_dtype(settings: LearnerSettings) -> torch.dtype:
@@ -141,8 +154,8 @@ def _freeze(core: nn.Module, tuner: TunerSettings) -> None:
         parameter.requires_grad_(part_of(name) not in frozen)
 
 
-def _add_adapters(core: Qwen3VLForConditionalGeneration, tuner: TunerSettings) -> None:
-    """Puts adapters into `core` in place; `core.peft_config` then describes them."""
+def _add_adapters(core: Qwen3VLForConditionalGeneration, tuner: TunerSettings) -> peft.PeftModel:
+    """Puts adapters into `core` in place."""
     targets = _adapter_targets(core, tuner)
     config = peft.LoraConfig(
         r=tuner.rank,
@@ -153,7 +166,7 @@ def _add_adapters(core: Qwen3VLForConditionalGeneration, tuner: TunerSettings) -
         target_modules=targets,
         modules_to_save=list(tuner.modules_to_save) or None,
     )
-    peft.get_peft_model(core, config)
+    return peft.get_peft_model(core, config)
 
 
 def _adapter_targets(core: nn.Module, tuner: TunerSettings) -> list[str]:

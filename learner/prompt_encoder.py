@@ -31,7 +31,7 @@ class Prompt:
 
     @property
     def num_bytes(self) -> int:
-        return self.ids.nbytes + self.vision.pixel_values.nbytes
+        return int(self.ids.nbytes + self.vision.pixel_values.nbytes)
 
 
 class PromptEncoder:

@@ -31,8 +31,3 @@ def _decay(step: int, settings: ScheduleSettings) -> float:
     if settings.kind == "linear":
         return 1.0 - progress
     return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def warmup_steps(max_steps: int, ratio: float, steps: int | None) -> int:
-    """Explicit steps win over the ratio; the ratio rounds up, as transformers does."""
-    return steps if steps else math.ceil(max_steps * ratio)

@@ -6,9 +6,16 @@ a configuration path touches one function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from protocol.errors import ConfigError
+from protocol.prompts import resolve_prompts
+
+if TYPE_CHECKING:  # importing the configuration costs pydantic, which a rank does not need
+    from protocol.config import RunConfig, TrainingConfig, TunerConfig
 
 Normalization = Literal["global", "micro_batch"]
 ScheduleKind = Literal["constant", "linear", "cosine"]
@@ -111,3 +118,82 @@ class LearnerSettings:
     pixel_cache_bytes: int = 512 * 2**20
     """Encoded images kept for the next optimizer step on the same window."""
     collective_timeout_s: float = 600.0
+
+    @classmethod
+    def from_config(cls, config: RunConfig, num_steps: int | None = None) -> LearnerSettings:
+        """The learner's view of a run.
+
+        Args:
+            num_steps: optimizer steps of the run, where `training.max_steps: -1` leaves them to the data
+                (`RunConfig.num_optimizer_steps`).
+        """
+        system_prompt, user_prompt = resolve_prompts(config)
+        training, steps = config.training, config.training.max_steps if num_steps is None else num_steps
+        if steps < 0:
+            raise ConfigError(
+                f"training.max_steps: is {steps}, and the schedule needs the number of optimizer steps; "
+                "hand over RunConfig.num_optimizer_steps(number of records), or set max_steps"
+            )
+        return cls(
+            model=config.model.model,
+            system_prompt=system_prompt,
+            user_prompt=user_prompt,
+            torch_dtype=config.model.torch_dtype,
+            attn_impl=config.model.attn_impl,
+            loss=LossSettings(**asdict(config.coord_loss), normalization=training.loss_normalization),
+            tuner=_tuner(config.tuner),
+            optimizer=_optimizer(training),
+            schedule=_schedule(training, steps),
+            deepspeed=config.deepspeed.resolve(),
+            seed=training.seed,
+            gradient_checkpointing=training.gradient_checkpointing,
+            packing=training.packing,
+            max_length=config.global_max_length,
+            bucket_bytes=config.sync.bucket_bytes,
+            num_threads=max(1, int(config.cluster.cpus_per_learner)),
+            collective_timeout_s=config.cluster.step_timeout_s,
+        )
+
+    @property
+    def zero_stage(self) -> int:
+        """0..3."""
+        return int((self.deepspeed.get("zero_optimization") or {}).get("stage", 0))
+
+
+def _tuner(tuner: TunerConfig) -> TunerSettings:
+    targets: tuple[str, ...] | str = tuner.target_regex or tuner.target_modules
+    return TunerSettings(
+        kind=tuner.train_type,
+        rank=tuner.lora_rank,
+        alpha=tuner.lora_alpha,
+        dropout=tuner.lora_dropout,
+        use_dora=tuner.use_dora,
+        target_modules="all-linear" if targets == ("all-linear",) else targets,
+        modules_to_save=tuner.modules_to_save,
+        freeze_llm=tuner.freeze_llm,
+        freeze_vit=tuner.freeze_vit,
+        freeze_aligner=tuner.freeze_aligner,
+    )
+
+
+def _optimizer(training: TrainingConfig) -> OptimizerSettings:
+    return OptimizerSettings(
+        learning_rate=training.learning_rate,
+        vit_lr=training.vit_lr,
+        aligner_lr=training.aligner_lr,
+        weight_decay=training.weight_decay,
+        beta1=training.adam_beta1,
+        beta2=training.adam_beta2,
+        epsilon=training.adam_epsilon,
+        max_grad_norm=training.max_grad_norm,
+    )
+
+
+def _schedule(training: TrainingConfig, num_steps: int) -> ScheduleSettings:
+    kinds: dict[str, ScheduleKind] = {"linear": "linear", "cosine": "cosine", "cosine_with_min_lr": "cosine"}
+    return ScheduleSettings(
+        kind=kinds.get(training.lr_scheduler_type, "constant"),
+        max_steps=num_steps,
+        warmup_steps=training.warmup_steps or math.ceil(num_steps * training.warmup_ratio),
+        min_lr=training.lr_floor if training.lr_scheduler_type == "cosine_with_min_lr" else 0.0,
+    )

@@ -1,0 +1,195 @@
+"""The one door to DeepSpeed: start, forward, backward, step, full parameters, state on disk.
+
+What DeepSpeed does by itself and what is done here:
+
+- It averages gradients over ranks; `losses.scales` multiplies by the number of ranks to undo that.
+- Its accumulation count is fixed in its configuration, while the number of packs differs per optimizer step. So the
+  loss is never divided by it, and `backward(..., last)` says which micro-batch closes the step.
+- With ZeRO 1 to 3, and with bf16, it drops a step whose gradient norm is not finite. At stage 0 in fp32 it does not,
+  and neither reports the norm: both happen here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import comm
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+
+from learner.collate import Batch
+from learner.losses import LossScales
+from learner.model import HeadOutput, Policy, parameter_groups, train_dtype, trainable
+from learner.settings import LearnerSettings
+from protocol.errors import ConfigError
+
+OWNED = {
+    "train_batch_size": "the packs of a step, which training.effective_batch_size sets",
+    "train_micro_batch_size_per_gpu": "the packs of a step",
+    "gradient_accumulation_steps": "the packs of a step",
+    "gradient_clipping": "training.max_grad_norm",
+    "optimizer": "training.learning_rate and its neighbours",
+    "scheduler": "training.lr_scheduler_type",
+}
+"""Keys of DeepSpeed's JSON that another setting decides; `auto` is accepted, a value is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What became of one optimizer step."""
+
+    grad_norm: float
+    """Global L2 norm before clipping."""
+    applied: bool
+    """False: the norm was not finite, no parameter and no moment changed."""
+
+
+def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
+    """DeepSpeed's JSON with every `auto` filled in; ConfigError where it repeats what another setting decides."""
+    given = {key: value for key, value in deepcopy(dict(settings.deepspeed)).items() if value != "auto"}
+    for key, owner in OWNED.items():
+        if key in given:
+            raise ConfigError(f"deepspeed.config: {key} is set to {given[key]!r}, but {owner} decides it; remove it")
+    dtype = train_dtype(settings)
+    zero = dict(given.get("zero_optimization") or {})
+    zero.setdefault("stage", 0)
+    zero = {key: value for key, value in zero.items() if value != "auto"}
+    return {
+        "steps_per_print": 10**9,
+        **given,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": settings.optimizer.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "fp16": {**_mapping(given.get("fp16")), "enabled": dtype == torch.float16},
+        "data_types": {"grad_accum_dtype": "fp32", **_mapping(given.get("data_types"))},
+    }
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if item != "auto"} if isinstance(value, Mapping) else {}
+
+
+def join(settings: LearnerSettings) -> None:
+    """Joins the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...)."""
+    on_gpu = torch.cuda.is_available()
+    # The shared-memory op serves inference only and would be compiled here, 40 s on a machine without a cache.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        torch.set_num_threads(settings.num_threads)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(seconds=settings.collective_timeout_s),
+    )
+
+
+class TrainEngine:
+    """A policy under DeepSpeed. Every method is collective: all ranks call it in the same order."""
+
+    def __init__(self, policy: Policy, settings: LearnerSettings) -> None:
+        config = deepspeed_config(settings)
+        self.stage = settings.zero_stage
+        groups = parameter_groups(policy, settings)
+        self.peak_rates = [float(group["lr"]) for group in groups]
+        """Configured learning rate of each parameter group, in the order `step` wants them."""
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=policy, optimizer=_optimizer(groups, settings, config), config=config, dist_init_required=False
+        )
+        self._max_norm = settings.optimizer.max_grad_norm
+        self._checks_norm = self.stage == 0 and train_dtype(settings) == torch.float32
+        if self.stage == 3:
+            deepspeed.zero.register_external_parameter(policy.head, policy.head.weight)
+        self.device = torch.device(self._engine.device)
+        self.dtype = train_dtype(settings)
+        self.world_size = int(comm.get_world_size())
+        self.rank = int(comm.get_rank())
+
+    def forward(self, batch: Batch, scales: LossScales) -> HeadOutput:
+        output: HeadOutput = self._engine(batch.to(self.device, self.dtype), scales)
+        return output
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds this micro-batch's gradient; `last` closes the optimizer step's accumulation."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, rates: Sequence[float]) -> StepOutcome:
+        """Clips and applies the accumulated gradient with one learning rate per parameter group."""
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if self._checks_norm:
+            return self._plain_step()
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return StepOutcome(float("nan") if norm is None else float(norm), bool(self._engine.was_step_applied()))
+
+    def _plain_step(self) -> StepOutcome:
+        gradients = [p.grad for _, p in trainable(self._engine.module) if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
+        if not torch.isfinite(torch.tensor(norm)):
+            self._engine.zero_grad()
+            return StepOutcome(norm, False)
+        self._engine.step()
+        return StepOutcome(norm, True)
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over ranks, exact for integers below 2^53."""
+        tensor = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        comm.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def barrier(self) -> None:
+        comm.barrier()
+
+    @contextmanager
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Whole parameters within the block under ZeRO-3, nothing to do below."""
+        with deepspeed.zero.GatheredParameters(list(parameters), enabled=self.stage == 3):
+            yield
+
+    def full_precision(self, parameter: nn.Parameter) -> Tensor:
+        """[shape of the parameter] fp32 master where DeepSpeed keeps one, else the parameter itself.
+
+        Within `gathered`, and on all ranks, since a partitioned master is summed from its owners.
+        """
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            master = safe_get_full_fp32_param(parameter)
+            if master is not None:
+                return master.detach()
+        return parameter.detach().float()
+
+    def save(self, folder: Path) -> None:
+        """Optimizer state, masters and what is trained; frozen parameters are in the start checkpoint."""
+        self._engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+
+
+def _optimizer(
+    groups: list[dict[str, Any]], settings: LearnerSettings, config: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """AdamW; DeepSpeed's CPU version where the optimizer is offloaded."""
+    chosen = settings.optimizer
+    options: dict[str, Any] = {"betas": (chosen.beta1, chosen.beta2), "eps": chosen.epsilon}
+    offload = config["zero_optimization"].get("offload_optimizer") or {}
+    if offload.get("device", "none") not in ("none", None):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles its kernel on import
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **options)

@@ -1,0 +1,120 @@
+"""Folders that others load: the merged model for transformers and vLLM, the adapter for peft."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from learner.merge import ParameterSource
+from learner.model import Policy, trainable
+from protocol.errors import ConfigError
+
+SHARD_BYTES = 4 * 2**30
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
+
+
+def write_merged(folder: Path, tensors: Iterable[tuple[str, Tensor]], start: Path) -> None:
+    """Shards, configuration with the serving dtype, and every small file of the start checkpoint.
+
+    Args:
+        folder: existing, empty.
+        tensors: merged, under their names on disk, in the serving dtype.
+        start: the checkpoint that was trained; tokenizer, processor and template files are copied from it.
+    """
+    _copy_small_files(start, folder)
+    dtype = _write_shards(folder, tensors)
+    config = json.loads((start / "config.json").read_text(encoding="utf-8"))
+    for section in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        for key in ("dtype", "torch_dtype"):
+            if key in section:
+                section[key] = dtype
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _copy_small_files(start: Path, folder: Path) -> None:
+    weights = {path for pattern in WEIGHTS for path in start.glob(pattern)}
+    for path in start.iterdir():
+        if path.is_file() and path not in weights and not path.name.startswith("."):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Writes shards of at most SHARD_BYTES and their index; returns the dtype's short name."""
+    shards: list[list[str]] = []
+    pending: dict[str, Tensor] = {}
+    total, dtype = 0, "float32"
+    for name, tensor in tensors:
+        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > SHARD_BYTES:
+            shards.append(_save(folder, len(shards), pending))
+            pending = {}
+        pending[name] = tensor
+        total, dtype = total + tensor.nbytes, str(tensor.dtype).removeprefix("torch.")
+    shards.append(_save(folder, len(shards), pending))
+    names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    for number, name in enumerate(names):
+        (folder / _temporary(number)).rename(folder / name)
+    if len(shards) > 1:
+        where = {tensor: name for name, inside in zip(names, shards, strict=True) for tensor in inside}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    return dtype
+
+
+def _save(folder: Path, number: int, tensors: dict[str, Tensor]) -> list[str]:
+    save_file(tensors, folder / _temporary(number), metadata={"format": "pt"})
+    return list(tensors)
+
+
+def _temporary(number: int) -> str:
+    return f"shard-{number}.part"
+
+
+def write_adapter(folder: Path, policy: Policy, source: ParameterSource, *, keep: bool) -> None:
+    """Adapter and modules_to_save as `PeftModel.from_pretrained` reads them, in fp32. Collective."""
+    values: dict[str, Tensor] = {}
+    for name, parameter in trainable(policy):
+        with source.gathered([parameter]):
+            value = source.full_precision(parameter)
+            if keep:
+                values[name.replace("core.", "base_model.model.", 1)] = value.to(torch.float32).cpu().clone()
+    if keep:
+        assert policy.adapter is not None
+        policy.adapter.save_pretrained(folder, state_dict=values)
+
+
+def names_on_disk(start: Path) -> set[str] | None:
+    """Tensor names of a safetensors checkpoint; None where it has another format."""
+    if (start / INDEX).is_file():
+        return set(json.loads((start / INDEX).read_text(encoding="utf-8"))["weight_map"])
+    if not (start / "model.safetensors").is_file():
+        return None
+    with safe_open(start / "model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+def check_names(ours: Iterable[str], start: Path, tied: set[str]) -> None:
+    """What is published must be what engines load; ConfigError names the difference.
+
+    Args:
+        tied: names that a checkpoint may or may not repeat although they are another tensor's.
+    """
+    on_disk = names_on_disk(start)
+    if on_disk is None:
+        return
+    missing, extra = sorted(on_disk - set(ours) - tied), sorted(set(ours) - on_disk)
+    if missing or extra:
+        raise ConfigError(
+            f"model.model: {start} and the model built from it disagree about {len(missing) + len(extra)} tensors "
+            f"(only on disk: {missing[:3]}, only in the model: {extra[:3]}), so engines could not load what is "
+            "published; save the checkpoint anew with the installed transformers"
+        )

@@ -1,0 +1,194 @@
+"""The learner as the driver sees it: W ranks that act as one, and end as one.
+
+Every call is made on all ranks and has a deadline. When a rank fails, the others may hang in a collective, so the
+group is killed and the rank's error is raised; the driver restarts a group from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from learner.checkpoint import Checkpoint, replacing
+from learner.ranks import LearnerRank, check_done, named, wait_all
+from learner.results import StepResult, combine
+from learner.settings import LearnerSettings
+from protocol.contracts import PackPlan, WeightsManifest
+from protocol.errors import ContractError, DeadlineError, LearnerError
+
+
+class LearnerGroup:
+    """Starts, drives and kills the learner ranks. Not thread-safe: one driver thread calls it."""
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        num_workers: int,
+        *,
+        cpus_per_worker: float = 1,
+        gpus_per_worker: float = 0,
+        start_timeout_s: float = 300,
+        step_timeout_s: float = 600,
+    ) -> None:
+        self._settings = settings
+        self._num_workers = num_workers
+        self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+        self._start_timeout_s = start_timeout_s
+        self._step_timeout_s = step_timeout_s
+        self._ranks: list[Any] = []
+
+    def start(self) -> None:
+        """Places the ranks, arranges their rendezvous, loads the model on each.
+
+        Raises:
+            DeadlineError: the cluster has no room, or a rank did not get ready in time.
+            LearnerError, ConfigError: a rank could not start; the message holds its traceback.
+        """
+        assert not self._ranks, "a group is started once"
+        deadline = time.monotonic() + self._start_timeout_s
+        actor = ray.remote(LearnerRank).options(max_restarts=0, **self._resources)
+        gpus = self._resources["num_gpus"]
+        self._ranks = [actor.remote(rank, self._num_workers, gpus) for rank in range(self._num_workers)]
+        with self._fatal():
+            places = self._placed(deadline)
+            _, address, port = places[0]
+            local = _local_ranks([node for node, _, _ in places])
+            self._all(
+                [
+                    rank.start.remote(self._settings, address, port, *local[number])
+                    for number, rank in enumerate(self._ranks)
+                ],
+                deadline - time.monotonic(),
+                "start",
+            )
+
+    def train_step(self, plan: PackPlan, segment_refs: Sequence[ray.ObjectRef]) -> StepResult:
+        """One optimizer step on the planned packs.
+
+        Args:
+            plan: positions into `segment_refs`.
+            segment_refs: Segments in the object store; each rank fetches only its own.
+        """
+        for number, packs in enumerate(plan.micro_batches):
+            if len(packs) != self._num_workers:
+                raise ContractError(
+                    f"micro-batch {number} of the pack plan has {len(packs)} packs for {self._num_workers} learner "
+                    "ranks; plan with num_ranks = cluster.num_learners"
+                )
+        shares = [
+            [[segment_refs[position] for position in packs[rank]] for packs in plan.micro_batches]
+            for rank in range(self._num_workers)
+        ]
+        timeout = self._step_timeout_s
+        with self._fatal():
+            calls = [rank.train_step.remote(share, timeout) for rank, share in zip(self._ranks, shares, strict=True)]
+            return combine(self._all(calls, timeout, "train_step"))
+
+    def publish(self, version: int, full: bool) -> tuple[WeightsManifest, list[ray.ObjectRef]]:
+        """Merged weights as buckets in the object store, and the manifest that describes them.
+
+        The buckets come out of a streaming generator, so this process owns them: they outlive a dead rank 0, and are
+        freed when the driver drops the references.
+
+        Args:
+            full: all tensors of the checkpoint; else those that differ from the version published last.
+        """
+        first, *others = self._ranks
+        with self._fatal():
+            stream = first.publish.options(num_returns="streaming").remote(version, full)
+            calls = [rank.join_publish.remote(version, full) for rank in others]
+            refs = list(self._drain(stream, calls, "publish"))
+            wait_all([refs[-1], *calls], self._step_timeout_s, "publish")
+            manifest: WeightsManifest = ray.get(refs[-1])
+        return manifest, refs[:-1]
+
+    def save_checkpoint(self, path: Path, extra: dict[str, Any]) -> None:
+        """Writes everything a resumed run needs, and `extra` beside it, under `path`; see `learner.checkpoint`."""
+        with Checkpoint.writing(path, self._num_workers, self._settings.zero_stage, extra) as folder:
+            self._everywhere(lambda rank: rank.save_checkpoint.remote(folder), "save_checkpoint")
+
+    def load_checkpoint(self, path: Path) -> dict[str, Any]:
+        """Restores all ranks; returns the `extra` that was saved."""
+        path = path.absolute()
+        checkpoint = Checkpoint.read(path, self._num_workers, self._settings.zero_stage)
+        self._everywhere(lambda rank: rank.load_checkpoint.remote(path), "load_checkpoint")
+        return checkpoint.extra
+
+    def export_merged(self, path: Path) -> None:
+        """A folder that plain transformers and vLLM load: merged weights, configuration, tokenizer, processor."""
+        with replacing(path.absolute()) as folder:
+            self._everywhere(lambda rank: rank.export_merged.remote(folder), "export_merged")
+
+    def close(self) -> None:
+        """Kills the ranks; safe to call twice and on a group that never started."""
+        for rank in self._ranks:
+            ray.kill(rank, no_restart=True)
+        self._ranks = []
+
+    def _placed(self, deadline: float) -> list[tuple[str, str, int]]:
+        calls = [rank.where.remote() for rank in self._ranks]
+        try:
+            return wait_all(calls, deadline - time.monotonic(), "placement")
+        except DeadlineError as error:
+            raise DeadlineError(
+                f"cluster.num_learners: the cluster did not place {self._num_workers} learner ranks of "
+                f"{self._resources} within {self._start_timeout_s:.0f} s; free resources are "
+                f"{ray.available_resources()}; ask for less, or add machines"
+            ) from error
+
+    def _everywhere(self, call: Callable[[Any], ray.ObjectRef], what: str) -> None:
+        with self._fatal():
+            self._all([call(rank) for rank in self._ranks], self._step_timeout_s, what)
+
+    def _all(self, calls: Sequence[ray.ObjectRef], timeout_s: float, what: str) -> list[Any]:
+        if not calls:
+            raise LearnerError(f"{what}: the learner group is closed; start a new one from the last checkpoint")
+        return wait_all(calls, timeout_s, what)
+
+    def _drain(self, stream: Any, others: Sequence[ray.ObjectRef], what: str) -> Iterator[ray.ObjectRef]:
+        """References as rank 0 yields them; a failure of another rank ends the wait at once."""
+        deadline = time.monotonic() + self._step_timeout_s
+        waiting = list(others)
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait([stream, *waiting], num_returns=1, timeout=left, fetch_local=False)
+            if not done:
+                raise DeadlineError(
+                    f"{what}: learner rank 0 was not done after {self._step_timeout_s:.0f} s; raise "
+                    "cluster.step_timeout_s if merging takes that long"
+                )
+            if done[0] in waiting:
+                check_done(done[0], 1 + others.index(done[0]), what)
+                waiting.remove(done[0])
+                continue
+            try:
+                yield next(stream)
+            except StopIteration:
+                return
+            except ray.exceptions.RayError as error:
+                raise named(error, 0, what) from error
+
+    @contextlib.contextmanager
+    def _fatal(self) -> Iterator[None]:
+        """Whatever happens to one rank ends the group: the others may wait for it in a collective for ever."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+
+def _local_ranks(nodes: Sequence[str]) -> list[tuple[int, int]]:
+    """(rank within its node, ranks on that node) of each rank."""
+    sizes, seen = Counter(nodes), Counter[str]()
+    found = []
+    for node in nodes:
+        found.append((seen[node], sizes[node]))
+        seen[node] += 1
+    return found

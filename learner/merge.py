@@ -1,0 +1,143 @@
+"""Merged weights: what the engines and plain transformers load, never merged in place (SPEC A17).
+
+An adapter layer is merged on a throw-away fp32 clone of that one layer, with peft's own `merge`, from the pristine base
+weight and the fp32 masters of the adapter: DoRA and whatever peft supports come out as peft defines them, and the
+trained model is not touched. The result is rounded once, to the serving dtype. Memory: one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from learner.model import Policy
+
+
+class ParameterSource(Protocol):
+    """Who knows the whole fp32 value of a parameter that may be partitioned; `TrainEngine` in production."""
+
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]: ...
+
+    def full_precision(self, parameter: nn.Parameter) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A module whose tensors are computed together; `template` is set where adapters must be merged."""
+
+    prefix: str
+    module: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    """By name within the module, adapter parameters included."""
+    template: nn.Module | None = None
+    """The layer on the meta device, taken before an engine put hooks on it."""
+
+    @property
+    def can_change(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.parameters.values())
+
+    def names(self) -> list[str]:
+        """The tensors of the checkpoint that this unit stands for."""
+        own = self.parameters if self.template is None else _base_parameters(self.module)
+        return [f"{self.prefix}.{name}" for name in own]
+
+
+@dataclass(slots=True)
+class Rounding:
+    """How much of the adapters' update survives the serving dtype."""
+
+    updated: int = 0
+    """Elements that the merge changed in fp32."""
+    lost: int = 0
+    """Those of them that are unchanged after rounding."""
+
+    @property
+    def lost_share(self) -> float:
+        return self.lost / self.updated if self.updated else 0.0
+
+
+@dataclass(slots=True)
+class MergedWeights:
+    """All tensors of the checkpoint under their names on disk. Build it before the engine wraps the policy."""
+
+    policy: Policy
+    dtype: torch.dtype
+    """Serving dtype."""
+    units: list[Unit] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.units = list(_units("", self.policy.core, set()))
+
+    def names(self) -> list[str]:
+        return [name for unit in self.units for name in unit.names()]
+
+    def tensors(
+        self, source: ParameterSource, rounding: Rounding, *, only_changing: bool, keep: bool = True
+    ) -> Iterator[tuple[str, Tensor, bool]]:
+        """(name, CPU tensor in the serving dtype, can it change) of every unit, or of those that can change.
+
+        Collective: all ranks must exhaust it. A rank with `keep` false takes part and is given nothing.
+        """
+        for unit in self.units:
+            if only_changing and not unit.can_change:
+                continue
+            with source.gathered(list(unit.parameters.values())):
+                values = {name: source.full_precision(p) for name, p in unit.parameters.items()}
+                ready = self._finish(unit, values, rounding) if keep else {}
+            for name, tensor in ready.items():
+                yield f"{unit.prefix}.{name}", tensor, unit.can_change
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _finish(self, unit: Unit, values: dict[str, Tensor], rounding: Rounding) -> dict[str, Tensor]:
+        if unit.template is None:
+            return {name: self._round(value) for name, value in values.items()}
+        base = {name: values[f"base_layer.{name}"].clone() for name in _base_parameters(unit.module)}
+        merged = merge_layer(unit.template, values)
+        rounded = {name: self._round(value) for name, value in merged.items()}
+        for name, value in merged.items():
+            updated = value != base[name]
+            rounding.updated += int(updated.sum())
+            lost = updated.cpu() & (rounded[name] == self._round(base[name]))
+            rounding.lost += int(lost.sum())
+        return rounded
+
+    def _round(self, value: Tensor) -> Tensor:
+        return value.to(self.dtype).cpu().contiguous()
+
+
+def merge_layer(template: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """fp32 tensors of the base layer with its adapter merged in, by peft's own rule, on a clone of `template`."""
+    clone = deepcopy(template)
+    clone.load_state_dict(dict(values), assign=True)
+    clone.merge()
+    return {name: parameter.detach() for name, parameter in clone.get_base_layer().named_parameters()}
+
+
+def _units(prefix: str, module: nn.Module, seen: set[int]) -> Iterator[Unit]:
+    """Depth first, in the order of the model; a tied parameter belongs to its first owner, as on disk."""
+    if isinstance(module, ModulesToSaveWrapper):
+        yield from _units(prefix, module.modules_to_save[module.active_adapters[0]], seen)
+        return
+    if isinstance(module, BaseTunerLayer):
+        parameters = dict(module.named_parameters())
+        seen.update(id(parameter) for parameter in parameters.values())
+        yield Unit(prefix, module, parameters, deepcopy(module).to("meta"))
+        return
+    own = {name: p for name, p in module.named_parameters(recurse=False) if id(p) not in seen}
+    seen.update(id(parameter) for parameter in own.values())
+    if own:
+        yield Unit(prefix, module, own)
+    for name, child in module.named_children():
+        yield from _units(f"{prefix}.{name}" if prefix else name, child, seen)
+
+
+def _base_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(layer.get_base_layer().named_parameters())

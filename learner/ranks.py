@@ -1,0 +1,131 @@
+"""The Ray actor around one `LearnerWorker`, and waiting on many of them: first failure wins, every wait ends.
+
+Nothing heavy is imported at the top: torch and DeepSpeed read the environment that `start` sets when they are imported.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from learner.settings import LearnerSettings
+from protocol.contracts import WeightsManifest
+from protocol.errors import DeadlineError, LearnerError, RollmatchError
+
+if TYPE_CHECKING:  # importing these imports torch
+    from learner.publisher import Bucket
+    from learner.results import RankStep
+    from learner.worker import LearnerWorker
+
+
+class LearnerRank:
+    """One process of the group. Methods are called by `LearnerGroup` only, on all ranks in the same order."""
+
+    def __init__(self, rank: int, world_size: int, num_gpus: float) -> None:
+        self._rank = rank
+        self._world_size = world_size
+        self._num_gpus = num_gpus
+        self._worker: LearnerWorker | None = None
+
+    def where(self) -> tuple[str, str, int]:
+        """(node id, address, a free port): what the group needs to arrange a rendezvous."""
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return ray.get_runtime_context().get_node_id(), address, probe.getsockname()[1]
+
+    def start(self, settings: LearnerSettings, address: str, port: int, local_rank: int, local_size: int) -> None:
+        """Joins the process group and builds the worker."""
+        on_gpu = self._num_gpus > 0
+        os.environ.update(
+            RANK=str(self._rank),
+            WORLD_SIZE=str(self._world_size),
+            # Ray shows each rank its own GPU only, as device 0.
+            LOCAL_RANK="0" if on_gpu else str(local_rank),
+            LOCAL_SIZE=str(local_size),
+            MASTER_ADDR=address,
+            MASTER_PORT=str(port),
+        )
+        if not on_gpu:
+            os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+        from learner.worker import LearnerWorker
+
+        self._worker = LearnerWorker(settings)
+
+    def train_step(self, packs: Sequence[Sequence[ray.ObjectRef]], timeout_s: float) -> RankStep:
+        """Fetches this rank's own segments and trains on them."""
+        started = time.monotonic()
+        refs = [ref for pack in packs for ref in pack]
+        fetched = iter(ray.get(refs, timeout=timeout_s))
+        segments = [[next(fetched) for _ in pack] for pack in packs]
+        return self._ready.train_step(segments, fetch_s=time.monotonic() - started)
+
+    def publish(self, version: int, full: bool) -> Iterator[Bucket | WeightsManifest]:
+        """A streaming generator on rank 0: what it yields belongs to the caller and outlives this process."""
+        yield from self._ready.publish(version, full)
+
+    def join_publish(self, version: int, full: bool) -> None:
+        """The other ranks' part of a publish."""
+        for _ in self._ready.publish(version, full):
+            raise AssertionError("only rank 0 publishes")
+
+    def save_checkpoint(self, folder: Path) -> None:
+        self._ready.save_checkpoint(folder)
+
+    def load_checkpoint(self, folder: Path) -> None:
+        self._ready.load_checkpoint(folder)
+
+    def export_merged(self, folder: Path) -> None:
+        self._ready.export_merged(folder)
+
+    @property
+    def _ready(self) -> LearnerWorker:
+        if self._worker is None:
+            raise LearnerError(f"learner rank {self._rank} was not started; call LearnerGroup.start first")
+        return self._worker
+
+
+def wait_all(calls: Sequence[ray.ObjectRef], timeout_s: float, what: str) -> list[Any]:
+    """Results in the order of `calls`, one per rank.
+
+    Raises:
+        DeadlineError: not all ranks answered in `timeout_s`.
+        Whatever a rank raised, as soon as the first one does: its type where it is ours, else LearnerError, with the
+        rank and its traceback in the message.
+    """
+    deadline = time.monotonic() + timeout_s
+    waiting = list(calls)
+    while waiting:
+        left = deadline - time.monotonic()
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, left), fetch_local=False)
+        if not done:
+            late = [calls.index(call) for call in waiting]
+            raise DeadlineError(
+                f"{what}: learner ranks {late} of {len(calls)} did not answer within {timeout_s:.0f} s; look at their "
+                "logs, or raise cluster.step_timeout_s if the work is that long"
+            )
+        for call in done:
+            check_done(call, calls.index(call), what)
+    return list(ray.get(list(calls)))
+
+
+def check_done(call: ray.ObjectRef, rank: int, what: str) -> None:
+    """Raises what `rank` raised, if it did."""
+    try:
+        ray.get(call)
+    except ray.exceptions.RayError as error:
+        raise named(error, rank, what) from error
+
+
+def named(error: BaseException, rank: int, what: str) -> RollmatchError:
+    """The failure of a rank as an error of ours that says which rank, during what, and where."""
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    text = f"learner rank {rank} failed in {what}: {cause}\n{''.join(traceback.format_exception(error)).rstrip()}"
+    return type(cause)(text) if isinstance(cause, RollmatchError) else LearnerError(text)

@@ -1,0 +1,208 @@
+"""One learner rank: a plain class, so that tests run it without Ray; `learner.group` gives it a process.
+
+An optimizer step, on every rank at once:
+
+    encode and check prompts ─► agree on denominators (and that nobody failed) ─► per micro-batch: collate, forward,
+    backward ─► clip, step ─► sums and counts
+
+Nothing that can fail for one rank alone stands between two collectives without an agreement before it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from learner.collate import Batch, collate_nothing, collate_packed, collate_padded
+from learner.deepspeed_engine import TrainEngine, join
+from learner.export import check_names, write_adapter, write_merged
+from learner.losses import LossSums, StepCounts, make_sums, scales
+from learner.merge import MergedWeights, Rounding
+from learner.model import HeadOutput, build_policy
+from learner.prompt_encoder import Prompt, PromptEncoder
+from learner.publisher import Bucket, Publisher
+from learner.results import RankStep, Seconds
+from learner.schedule import learning_rate
+from learner.settings import LearnerSettings
+from protocol.contracts import IGNORE_INDEX, RequestKey, Segment, WeightsManifest
+from protocol.errors import LearnerError
+
+
+class PeerError(LearnerError):
+    """Another rank could not prepare its share of the step; this one did nothing wrong."""
+
+
+class LearnerWorker:
+    """Model, engine and schedule of one rank; the process group's environment must be set before."""
+
+    def __init__(self, settings: LearnerSettings) -> None:
+        join(settings)
+        self._settings = settings
+        self._policy = build_policy(settings)
+        self._weights = MergedWeights(self._policy, getattr(torch, settings.torch_dtype))
+        check_names(self._weights.names(), Path(settings.model), tied={"lm_head.weight"})
+        self._engine = TrainEngine(self._policy, settings)
+        self._encoder = PromptEncoder(settings)
+        self._publisher = Publisher(self._weights, self._engine, settings.bucket_bytes, is_first=self._engine.rank == 0)
+        self._publisher.remember()
+        self.step = 0
+        """Optimizer steps of the run so far, skipped ones included."""
+        _seed(settings.seed + self._engine.rank)
+
+    def train_step(self, micro_batches: Sequence[Sequence[Segment]], fetch_s: float = 0.0) -> RankStep:
+        """One optimizer step on this rank's packs; an empty pack takes part without adding anything.
+
+        Args:
+            micro_batches: segments of each pack; the same number of packs on every rank.
+            fetch_s: time the caller spent on getting the segments.
+
+        Raises:
+            PromptMismatchError, ImageError: on the rank it happened, before any gradient; PeerError on the others.
+        """
+        started = time.monotonic()
+        segments = [segment for pack in micro_batches for segment in pack]
+        prompts, counts = self._prepare(segments, sum(1 for pack in micro_batches if pack))
+        seconds = Seconds(fetch=fetch_s + time.monotonic() - started)
+        sums, loss = LossSums(), 0.0
+        broken: list[RequestKey] = []
+        remaining = iter(prompts)
+        for number, pack in enumerate(micro_batches):
+            started = time.monotonic()
+            batch = self._collate(pack, remaining)
+            seconds = replace(seconds, mask_build=seconds.mask_build + time.monotonic() - started)
+            part, share, spent = self._forward_backward(batch, counts, last=number == len(micro_batches) - 1)
+            sums, loss, seconds = sums + part, loss + share, seconds + spent
+            if not math.isfinite(share):
+                broken.extend(batch.keys)
+        return self._finish(sums, loss, seconds, sum(len(s.input_ids) for s in segments), tuple(broken))
+
+    def publish(self, version: int, full: bool) -> Iterator[Bucket | WeightsManifest]:
+        """See `Publisher.publish`: buckets and then the manifest on rank 0, nothing elsewhere. Collective."""
+        yield from self._publisher.publish(version, full)
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """This rank's part of a checkpoint. Collective."""
+        self._engine.save(folder / "deepspeed")
+        own = folder / "ranks" / f"{self._engine.rank}.pt"
+        own.parent.mkdir(exist_ok=True)
+        torch.save({"step": self.step, "random": random_state()}, own)
+        if self._policy.adapter is not None:
+            write_adapter(folder / "adapter", self._policy, self._engine, keep=self._engine.rank == 0)
+        self._engine.barrier()
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Puts this rank where `save_checkpoint` left it. Collective.
+
+        A rank that has no file of its own (the run has more ranks than before) keeps its fresh random generators.
+        """
+        self._engine.load(folder / "deepspeed")
+        own = folder / "ranks" / f"{self._engine.rank}.pt"
+        saved = torch.load(own if own.exists() else own.with_name("0.pt"), weights_only=False)
+        self.step = saved["step"]
+        if own.exists():
+            set_random_state(saved["random"])
+        self._publisher.remember()
+
+    def export_merged(self, folder: Path) -> None:
+        """Writes the merged model into `folder`. Collective; only rank 0 writes."""
+        tensors = self._weights.tensors(self._engine, Rounding(), only_changing=False, keep=self._engine.rank == 0)
+        named = ((name, tensor) for name, tensor, _ in tensors)
+        if self._engine.rank == 0:
+            write_merged(folder, named, Path(self._settings.model))
+        else:
+            assert not list(named), "only rank 0 holds merged tensors"
+        self._engine.barrier()
+
+    def close(self) -> None:
+        self._encoder.close()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _prepare(self, segments: Sequence[Segment], num_packs: int) -> tuple[list[Prompt], StepCounts]:
+        """Pixels of this rank's segments, and the denominators of the step over all ranks."""
+        failure: Exception | None = None
+        prompts: list[Prompt] = []
+        try:
+            prompts = self._encoder.encode_all(segments)
+        except Exception as error:  # whatever it is, the other ranks must hear of it before this one leaves
+            failure = error
+        ce_tokens = sum(int((segment.labels != IGNORE_INDEX).sum()) for segment in segments)
+        coord_targets = sum(len(segment.coord_bins) for segment in segments)
+        totals = self._engine.total([ce_tokens, coord_targets, num_packs, float(failure is not None)])
+        if failure is not None:
+            raise failure
+        if totals[3]:
+            raise PeerError(f"{totals[3]:.0f} other rank(s) could not prepare the step; read their errors")
+        return prompts, StepCounts(*(int(total) for total in totals[:3]))
+
+    def _collate(self, pack: Sequence[Segment], prompts: Iterator[Prompt]) -> Batch:
+        if not pack:
+            return collate_nothing(*self._policy.smallest_input(), self._policy.rope_index)
+        vision = [next(prompts).vision for _ in pack]
+        if self._settings.packing:
+            return collate_packed(pack, vision, self._policy.rope_index, self._settings.max_length)
+        return collate_padded(pack, vision, self._policy.rope_index)
+
+    def _forward_backward(self, batch: Batch, counts: StepCounts, *, last: bool) -> tuple[LossSums, float, Seconds]:
+        """Sums of one micro-batch and its share of the loss; its gradient is added to the engine's."""
+        num_ce, num_coord = len(batch.ce_ids()), len(batch.coord_bins)
+        world = self._engine.world_size
+        factors = scales(self._settings.loss.normalization, counts, num_ce, num_coord, world)
+        started = time.monotonic()
+        output: HeadOutput = self._engine.forward(batch, factors)
+        share = float(output.loss.detach()) / world
+        middle = time.monotonic()
+        # A loss that is not finite may still have finite gradients: make sure that the whole step is dropped.
+        loss = output.loss if math.isfinite(share) else output.loss * math.nan
+        self._engine.backward(loss, last=last)
+        sums = make_sums(output.ce.sum(), num_ce, output.coord, batch.coord_in_prefix)
+        return sums, share, Seconds(forward=middle - started, backward=time.monotonic() - middle)
+
+    def _finish(
+        self, sums: LossSums, loss: float, seconds: Seconds, num_tokens: int, broken: tuple[RequestKey, ...]
+    ) -> RankStep:
+        started = time.monotonic()
+        rates = [learning_rate(peak, self.step, self._settings.schedule) for peak in self._engine.peak_rates]
+        outcome = self._engine.step(rates)
+        self.step += 1
+        self._publisher.steps_since_publish += outcome.applied
+        return RankStep(
+            sums=sums,
+            loss=loss,
+            num_tokens=num_tokens,
+            seconds=seconds + Seconds(optimizer=time.monotonic() - started),
+            grad_norm=outcome.grad_norm,
+            learning_rate=rates[0],
+            skipped=not outcome.applied,
+            non_finite_keys=broken,
+        )
+
+
+def _seed(seed: int) -> None:
+    """Dropout differs per rank, and is the same in every run with this seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """Every generator that training draws from."""
+    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": on_gpu}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Inverse of `random_state`."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
