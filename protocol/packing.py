@@ -38,7 +38,7 @@ ATTENTION_TOKENS = 54_000
 """Length at which a segment's attention costs as much as its linear layers: 2 * 8e9 FLOPs per token in the linear
 layers of an 8B model against 2 * length * 4096 (heads x head size) * 36 (layers) in causal attention."""
 
-DRAIN_LIMIT = 512
+DRAIN_LIMIT = 256
 """Largest window that is also drained pack by pack when that could save a forward: draining is quadratic."""
 
 Lengths = Sequence[int] | npt.NDArray[np.integer]
