@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from protocol.coco_rules import Rule
+from protocol.coco.rules import Rule
 from protocol.contracts import Shape
 from protocol.norm1000 import to_bin, to_bins
 from protocol.polygons import (

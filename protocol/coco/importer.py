@@ -1,6 +1,6 @@
 """COCO and LVIS instance files → JSONL records (SPEC 2.1, 2.2, A14, A22).
 
-    instances.json ─► annotations by image ─► shapes (coco_shapes) ─► filters ─► splits ─► one JSONL per split
+    instances.json ─► annotations by image ─► shapes (shapes) ─► filters ─► splits ─► one JSONL per split
 
 Every annotation is either written or dropped by one named rule: `annotations == objects + dropped` always holds.
 """
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from protocol.coco_rules import Effect, Rule
-from protocol.coco_shapes import ShapeOptions, annotation_shape
-from protocol.coco_writer import RecordWriter
+from protocol.coco.rules import Effect, Rule
+from protocol.coco.shapes import ShapeOptions, annotation_shape
+from protocol.coco.writer import RecordWriter
 from protocol.contracts import Shape
 from protocol.errors import ConfigError, RecordError
 from protocol.serialization import clean_desc, sanitize_desc

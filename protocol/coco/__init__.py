@@ -1,0 +1,8 @@
+"""COCO and LVIS instance files → JSONL records. `importer` drives, `shapes` decides per annotation, `rules` names what
+is done with everything that is not a plain box, `writer` writes."""
+
+from protocol.coco.importer import ImageFile, ImportOptions, ImportSummary, import_coco
+from protocol.coco.rules import Effect, Rule
+from protocol.coco.shapes import ShapeOptions
+
+__all__ = ["Effect", "ImageFile", "ImportOptions", "ImportSummary", "Rule", "ShapeOptions", "import_coco"]
