@@ -1,0 +1,95 @@
+"""`rollmatch check`: everything that is wrong with a run, at once, before anything is started.
+
+    settings ─► prompts, DeepSpeed file, metric name, folders      this file
+    data     ─► lines and images of both JSONL files               check_data
+    model    ─► config, tokenizer, processor, weight headers       check_model
+
+Imports neither torch nor vllm, and loads no weights: it runs on a laptop in seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from deploy.check_data import check_data
+from deploy.check_model import check_model
+from deploy.findings import Finding, error, print_findings, warning
+from protocol.config import RunConfig
+from protocol.errors import ConfigError
+from protocol.metric_table import check_evaluation_metric
+from protocol.prompts import resolve_prompts
+
+__all__ = ["Finding", "check_run", "print_findings", "require_clean"]
+
+
+def check_run(config: RunConfig) -> list[Finding]:
+    """Everything there is to say about the run; errors are what would make it fail."""
+    model, image_rules = check_model(config)
+    return [*_settings(config), *check_data(config, image_rules), *model]
+
+
+def require_clean(config: RunConfig) -> None:
+    """ConfigError that lists all errors of `check_run`; returns where there is none."""
+    errors = [str(finding) for finding in check_run(config) if finding.is_error]
+    if errors:
+        raise ConfigError(errors[0] if len(errors) == 1 else f"{len(errors)} things are wrong\n" + "\n".join(errors))
+
+
+def _settings(config: RunConfig) -> Iterator[Finding]:
+    """Settings that name something outside the run file."""
+    yield from _raised(lambda: resolve_prompts(config))
+    yield from _raised(lambda: check_evaluation_metric(config.training.metric_for_best_model))
+    yield from _deepspeed(config)
+    yield from _folders(config)
+    if config.model.attn_impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        yield error("model.attn_impl", "flash_attention_2 needs the package flash-attn, which is missing; write sdpa")
+    monitor = config.matching.desc_monitor
+    if monitor.enabled and monitor.mode != "exact" and not Path(monitor.semantic_model).is_dir():
+        yield warning(
+            "custom.extra.rollout_matching.desc_monitor.semantic_model",
+            f"{monitor.semantic_model} is no local folder; without network semantics are off (desc_sem_enabled 0)",
+        )
+
+
+def _raised(call: Callable[[], object]) -> Iterator[Finding]:
+    """The ConfigError of a call as a finding."""
+    try:
+        call()
+    except ConfigError as raised:
+        where, _, message = str(raised).partition(": ")
+        yield error(where, message)
+
+
+def _deepspeed(config: RunConfig) -> Iterator[Finding]:
+    try:
+        stage = config.deepspeed.zero_stage()
+    except ConfigError as raised:
+        where, _, message = str(raised).partition(": ")
+        yield error(where, message)
+        return
+    if config.matching.offload.active and stage == 0:
+        yield error(
+            "custom.extra.rollout_matching.offload",
+            "DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only, got stage 0 from deepspeed.config; "
+            "raise the stage, or set offload.enabled to false",
+        )
+
+
+def _folders(config: RunConfig) -> Iterator[Finding]:
+    resume = config.training.resume
+    if resume not in ("never", "auto") and not Path(resume).is_dir():
+        yield error("training.resume", f"{resume} is no folder; write never, auto or a checkpoint folder")
+    for path, folder in (("training.output_dir", config.run_dir), ("training.logging_dir", config.logging_dir)):
+        existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            yield error(path, f"{folder} cannot be created, {existing} is not writable; choose another folder")
+    pattern = config.tuner.target_regex
+    if pattern is not None:
+        try:
+            re.compile(pattern)
+        except re.error as raised:
+            yield error("tuner.target_regex", f"is no regular expression ({raised}); correct it")

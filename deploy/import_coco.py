@@ -1,0 +1,181 @@
+"""`rollmatch import-coco`: COCO or LVIS instance files → training records, a summary table, a contact sheet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from deploy.images import Resizer, check_image, contact_sheet
+from protocol.coco import Effect, ImportOptions, ImportSummary, ShapeOptions, import_coco
+from protocol.contracts import Record
+from protocol.errors import ConfigError, RecordError
+from protocol.records import RecordFile
+
+MAX_PIXELS = 768 * 32 * 32
+"""Largest image that is written, as in the reference data set (SPEC 2.1)."""
+_MOST_DESCS = 12
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("instances", type=Path, help="COCO or LVIS instance file")
+    parser.add_argument("--images", type=Path, required=True, help="folder that its file names count from")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL to write; with --split NAME: OUT_NAME.jsonl")
+    parser.add_argument("--geometry", choices=("bbox", "poly", "auto"), default="bbox", help="what objects become")
+    parser.add_argument("--max-points", type=int, default=20, help="most vertices of a polygon (default 20)")
+    parser.add_argument("--main-part", type=float, default=0.9, help="share by which the largest part stands for all")
+    parser.add_argument("--box-fill", type=float, default=0.9, help="auto: share of its box from which a box is taken")
+    parser.add_argument("--min-side", type=float, default=0.0, help="drop boxes with a shorter side, in pixels")
+    parser.add_argument("--max-objects", type=int, default=100, help="drop images with more objects (default 100)")
+    parser.add_argument("--crowds", choices=("drop", "box"), default="drop", help="what iscrowd becomes")
+    parser.add_argument("--drop-empty", action="store_true", help="drop images without objects")
+    parser.add_argument("--split", type=split_shares, default={}, help="train=0.9,val=0.1: one file each, by file name")
+    parser.add_argument("--seed", type=int, default=17, help="of the split")
+    parser.add_argument("--limit", type=int, help="use only the first images")
+    parser.add_argument("--write-images", type=Path, help="write resized copies here, sides multiples of 32")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help=f"largest copy (default {MAX_PIXELS})")
+    parser.add_argument("--contact-sheet", type=Path, help="draw some records with their objects into this image")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Imports, prints the table and, last, the summary as one JSON line."""
+    door = check_image
+    if arguments.write_images is not None:
+        door = Resizer(arguments.write_images, arguments.images, arguments.max_pixels)
+    summary = import_coco(arguments.instances, arguments.images, arguments.out, options_of(arguments), image_door=door)
+    print_summary(summary)
+    if not any(records for records, _ in summary.written.values()):
+        raise RecordError(f"{arguments.instances}: no image was imported, the table says why; is --images right?")
+    if arguments.contact_sheet is not None:
+        contact_sheet(sample_records(summary), arguments.contact_sheet)
+    print(json.dumps(as_json(summary)))
+    return 0
+
+
+def options_of(arguments: argparse.Namespace) -> ImportOptions:
+    """Arguments → options; ConfigError for a value out of range."""
+    for name, low, high in (
+        ("max_points", 3, 10**6),
+        ("main_part", 0, 1),
+        ("box_fill", 0, 1),
+        ("max_objects", 1, 10**9),
+    ):
+        value = getattr(arguments, name)
+        if not low <= value <= high:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag}: must be in {low}..{high}, got {value}; correct it")
+    return ImportOptions(
+        shapes=ShapeOptions(
+            geometry=arguments.geometry,
+            max_points=arguments.max_points,
+            main_part=arguments.main_part,
+            box_fill=arguments.box_fill,
+            min_side=arguments.min_side,
+            crowds=arguments.crowds,
+        ),
+        max_objects=arguments.max_objects,
+        drop_empty=arguments.drop_empty,
+        splits=arguments.split,
+        seed=arguments.seed,
+        limit=arguments.limit,
+    )
+
+
+def split_shares(text: str) -> Mapping[str, float]:
+    """`train=0.9,val=0.1` → `{"train": 0.9, "val": 0.1}`."""
+    shares = {}
+    for part in text.split(","):
+        name, equals, share = part.partition("=")
+        if not equals or not name.strip():
+            raise argparse.ArgumentTypeError(f"{text!r} is no split; write train=0.9,val=0.1")
+        try:
+            shares[name.strip()] = float(share)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{share!r} is no number; write train=0.9,val=0.1") from None
+    return shares
+
+
+def print_summary(summary: ImportSummary, *, console: Console | None = None) -> None:
+    """What came out, what each rule did, and the most frequent descriptions."""
+    console = console or Console()
+    for table in (written_table(summary), rules_table(summary), descs_table(summary)):
+        if table.row_count:
+            console.print(table)
+
+
+def written_table(summary: ImportSummary) -> Table:
+    """Files with their records and objects, and the sums that must agree."""
+    table = Table(title=f"Import of {summary.source}")
+    table.add_column("")
+    table.add_column("images", justify="right")
+    table.add_column("objects", justify="right")
+    table.add_row("read", str(summary.images_read), str(summary.annotations_read))
+    for path, (records, objects) in summary.written.items():
+        table.add_row(f"written to {path}", str(records), str(objects))
+    kept = sum(records for records, _ in summary.written.values())
+    table.add_row("dropped", str(summary.images_read - kept), str(summary.num_dropped))
+    low, mean, high = summary.objects_per_image
+    table.add_row("objects per image (least, mean, most)", "", f"{low}, {mean:.1f}, {high}")
+    for geometry, count in summary.geometries.items():
+        table.add_row(geometry, "", str(count))
+    return table
+
+
+def rules_table(summary: ImportSummary) -> Table:
+    """Every rule that applied, with what it means and how often."""
+    table = Table(title="Rules that applied")
+    for column in ("rule", "effect", "applies to what"):
+        table.add_column(column, overflow="fold")
+    table.add_column("count", justify="right")
+    for effect in Effect:
+        for rule, count in summary.rules.items():
+            if rule.effect is effect:
+                table.add_row(rule, effect, rule.text, str(count))
+    return table
+
+
+def descs_table(summary: ImportSummary) -> Table:
+    """The most frequent descriptions; the rest as one line."""
+    table = Table(title=f"{len(summary.descs)} descriptions")
+    table.add_column("desc")
+    table.add_column("objects", justify="right")
+    entries = list(summary.descs.items())
+    for desc, count in entries[:_MOST_DESCS]:
+        table.add_row(desc, str(count))
+    if len(entries) > _MOST_DESCS:
+        table.add_row(f"{len(entries) - _MOST_DESCS} more", str(sum(count for _, count in entries[_MOST_DESCS:])))
+    return table
+
+
+def sample_records(summary: ImportSummary, count: int = 12) -> Sequence[Record]:
+    """Records from all over the files that were written."""
+    files = [RecordFile(path) for path, (records, _) in summary.written.items() if records]
+    total = sum(map(len, files))
+    records = []
+    for step in range(min(count, total)):
+        row = step * total // min(count, total)
+        for file in files:
+            if row < len(file):
+                records.append(file[row])
+                break
+            row -= len(file)
+    return records
+
+
+def as_json(summary: ImportSummary) -> dict[str, object]:
+    """The summary without the descriptions."""
+    return {
+        "images": summary.images_read,
+        "annotations": summary.annotations_read,
+        "written": {
+            path: {"records": records, "objects": objects} for path, (records, objects) in summary.written.items()
+        },
+        "dropped": summary.num_dropped,
+        "rules": {str(rule): count for rule, count in summary.rules.items()},
+        "geometries": summary.geometries,
+    }
