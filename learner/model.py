@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import peft
 import torch
@@ -34,9 +33,8 @@ def part_of(name: str) -> Part:
     return "vision" if ".visual." in dotted else "language"
 
 
-@dataclass(frozen=True, slots=True)
-class HeadOutput:
-    """Loss of one forward, scaled for the step, and its unscaled parts."""
+class HeadOutput(NamedTuple):
+    """Loss of one forward, scaled for the step, and its unscaled parts. A tuple, because ZeRO-3 looks into it."""
 
     loss: Tensor
     """Scalar with a graph."""
