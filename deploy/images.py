@@ -91,18 +91,22 @@ def draw_overlay(record: Record) -> Image.Image:
             draw.rectangle((x1, y1, x2, y2), outline=colour, width=2)
         else:
             draw.polygon(points, outline=colour, width=2)
-        draw.text((points[0][0] + 3, points[0][1] + 1), truth.desc, fill=colour)
+        corner = (points[0][0] + 3, points[0][1] + 1)
+        draw.rectangle(draw.textbbox(corner, truth.desc), fill="white")
+        draw.text(corner, truth.desc, fill=colour)
     return image
 
 
 def contact_sheet(records: Sequence[Record], path: Path, *, columns: int = 4, cell: int = 360) -> None:
-    """Overlays of the records on one page, each with its place in the file; `cell` is a picture's side in pixels."""
-    rows = -(-len(records) // columns)
-    sheet = Image.new("RGB", (columns * cell, rows * (cell + _LABEL_HEIGHT)), "white")
+    """Overlays of the records on one page, each with its place in the file; `cell` is a picture's width in pixels."""
+    pictures = [ImageOps.contain(draw_overlay(record), (cell, 2 * cell)) for record in records]
+    starts = range(0, len(records), columns)
+    heights = [max(picture.height for picture in pictures[at : at + columns]) + _LABEL_HEIGHT for at in starts]
+    sheet = Image.new("RGB", (columns * cell, sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
-    for at, record in enumerate(records):
-        left, top = at % columns * cell, at // columns * (cell + _LABEL_HEIGHT)
-        sheet.paste(ImageOps.contain(draw_overlay(record), (cell, cell)), (left, top + _LABEL_HEIGHT))
+    for at, (record, picture) in enumerate(zip(records, pictures, strict=True)):
+        left, top = at % columns * cell, sum(heights[: at // columns])
+        sheet.paste(picture, (left, top + _LABEL_HEIGHT))
         draw.text((left + 3, top + 1), f"{Path(record.source).name}  {len(record.objects)} objects", fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -23,7 +23,7 @@ class CoordTokensConfig(Section):
     """Coordinates written as vocabulary tokens."""
 
     enabled: bool | None = None
-    """None or true: coordinates are tokens, which this trainer needs. True, once written, also demands
+    """Null or true: coordinates are tokens, which this trainer needs. True, once written, also demands
     `coord_soft_ce_w1.enabled`."""
     skip_bbox_norm: bool = True
     """Coordinates of the data are bins already; must stay true."""
@@ -46,7 +46,7 @@ class CoordLossConfig(Section):
     target_sigma: PositiveFloat = 2.0
     """Width of the soft target, in bins."""
     target_truncate: NonNegativeInt | None = None
-    """Bins from which the soft target is zero; 0 is one-hot. None: never."""
+    """Bins from which the soft target is zero; 0 is one-hot. Null: never."""
 
     @model_validator(mode="after")
     def _weighs_something(self) -> CoordLossConfig:
@@ -90,9 +90,9 @@ class CustomConfig(Section):
     object_ordering: Literal["sorted", "random"] = "sorted"
     """Order of the objects in a target: by (min y, min x), or shuffled anew per record and epoch."""
     system_prompt: NonEmpty | None = None
-    """System prompt, or a path that ends in .txt. None: the built-in one for `object_ordering`."""
+    """System prompt, or a path that ends in .txt. Null: the built-in one for `object_ordering`."""
     user_prompt: NonEmpty | None = None
-    """User prompt, or a path that ends in .txt. None: the built-in one for `object_ordering`."""
+    """User prompt, or a path that ends in .txt. Null: the built-in one for `object_ordering`."""
     train_sample_limit: PositiveInt | None = None
     """Use only the first records of the training file."""
     val_sample_limit: PositiveInt | None = None

@@ -91,15 +91,16 @@ def _real_keys(location: Sequence[str | int], section: type[Section]) -> tuple[s
             break  # below a plain value: union member names and list positions are not settings
         keys.append(str(part))
         field = model.model_fields.get(str(part))
-        model = _model_of(field.annotation) if field is not None else None
+        model = section_of(field.annotation) if field is not None else None
     return tuple(keys)
 
 
-def _model_of(annotation: Any) -> type[Section] | None:
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section that an annotation stands for, None for plain values."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(filter(None, map(_model_of, typing.get_args(annotation))), None)
+        return next(filter(None, map(section_of, typing.get_args(annotation))), None)
     return None
 
 
@@ -108,7 +109,7 @@ def parent_of(keys: Sequence[str], section: type[Section]) -> type[Section]:
     model = section
     for key in keys[:-1]:
         field = model.model_fields.get(key)
-        model = (_model_of(field.annotation) if field is not None else None) or model
+        model = (section_of(field.annotation) if field is not None else None) or model
     return model
 
 
@@ -132,7 +133,7 @@ def all_paths(section: type[Section], prefix: str = "") -> list[str]:
     paths = []
     for name, field in section.model_fields.items():
         paths.append(f"{prefix}{name}")
-        child = _model_of(field.annotation)
+        child = section_of(field.annotation)
         if child is not None:
             paths += all_paths(child, f"{prefix}{name}.")
     return paths
@@ -155,7 +156,7 @@ def _shown(value: Any) -> str:
 
 def _advice(keys: Sequence[str], section: type[Section]) -> str:
     field = parent_of(keys, section).model_fields.get(keys[-1])
-    if field is None or field.is_required() or _model_of(field.annotation):
+    if field is None or field.is_required() or section_of(field.annotation):
         return "correct the value"
     default = field.get_default(call_default_factory=False)
     return f"correct the value, or remove it (default {'null' if default is None else default})"
@@ -181,7 +182,7 @@ def neutralise(values: dict[str, Any], keys: Sequence[str], section: type[Sectio
 
 
 def _stand_in(annotation: Any) -> Any:
-    model = _model_of(annotation)
+    model = section_of(annotation)
     if model is not None:
         fields = model.model_fields.items()
         return {name: _stand_in(field.annotation) for name, field in fields if field.is_required()}

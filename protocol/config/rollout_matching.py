@@ -36,7 +36,7 @@ class RepeatTerminateConfig(Section):
     ngram_repeats: Annotated[int, Field(ge=2), BeforeValidator(zero_means(2))] = 2
     """End when the block stands this many times in a row; 0 means 2."""
     max_object_keys: PositiveInt | None = None
-    """End when this many object keys have been written, counted on decoded text. None: no limit."""
+    """End when this many object keys have been written, counted on decoded text. Null: no limit."""
 
 
 class RolloutBufferConfig(Section):
@@ -99,7 +99,7 @@ class MonitorDumpConfig(Section):
     every_steps: NonNegativeInt = 0
     """Optimizer steps between two dumps; 0: `training.logging_steps`."""
     dump_first_step: bool | None = None
-    """Dump step 0 too. None: as `training.logging_first_step`."""
+    """Dump step 0 too. Null: as `training.logging_first_step`."""
     only_world_process_zero: bool = True
     """Accepted for runbook files; without effect: one process of the service writes all dumps."""
     max_events: NonNegativeInt = 20
@@ -111,7 +111,7 @@ class MonitorDumpConfig(Section):
     write_markdown: bool = True
     """Write a Markdown page beside the JSON."""
     out_dir: str | None = None
-    """Folder of the dumps. None: `<run folder>/monitor_dumps`."""
+    """Folder of the dumps. Null: `<run folder>/monitor_dumps`."""
 
     def every(self, logging_steps: int) -> int:
         """Optimizer steps between two dumps."""
@@ -130,7 +130,7 @@ class RolloutMatchingConfig(Section):
     num_beams: PositiveInt = 1
     """Beams of `beam`."""
     num_return_sequences: PositiveInt | None = None
-    """Sequences that `beam` compares. None: `num_beams`."""
+    """Sequences that `beam` compares. Null: `num_beams`."""
     temperature: NonNegativeFloat = 0.0
     """0 takes the most likely token; above 0 samples with a seed per request."""
     repetition_penalty: Annotated[float, Field(gt=0), BeforeValidator(lambda v: v or 1.0)] = 1.0

@@ -74,7 +74,7 @@ class ClusterConfig(Section):
     """Ray resources."""
 
     address: str | None = None
-    """Ray cluster to join, `auto` for the one of this node. None: start a local one and stop it at the end."""
+    """Ray cluster to join, `auto` for the one of this node. Null: start a local one and stop it at the end."""
     num_learners: PositiveInt = 1
     """Learner ranks."""
     gpus_per_learner: NonNegativeFloat = 0.0
@@ -86,7 +86,7 @@ class ClusterConfig(Section):
     cpus_per_actor: PositiveFloat = 1.0
     """CPU cores per rollout actor; also its number of threads on CPU."""
     object_store_bytes: PositiveInt | None = None
-    """Object store of a local cluster. None: Ray's choice."""
+    """Object store of a local cluster. Null: Ray's choice."""
     step_timeout_s: PositiveFloat = 1800.0
     """Seconds until every learner rank must have finished an optimizer step."""
 

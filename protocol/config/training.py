@@ -38,9 +38,9 @@ class TrainingConfig(Section):
     output_dir: NonEmpty = "runs"
     """Folder of all runs; a run writes to `<output_dir>/<run_name>`."""
     run_name: str | None = None
-    """Name of the run's folder. None: the run file's name without its suffix."""
+    """Name of the run's folder. Null: the run file's name without its suffix."""
     logging_dir: str | None = None
-    """Folder of the TensorBoard files; `run_name` is appended. None: the run's folder."""
+    """Folder of the TensorBoard files; `run_name` is appended. Null: the run's folder."""
     effective_batch_size: PositiveInt = 32
     """Raw rollouts per window, over all ranks and exactly: a window trains on this many, never more or fewer."""
     per_device_train_batch_size: PositiveInt = 1
@@ -52,13 +52,13 @@ class TrainingConfig(Section):
     learning_rate: NonNegativeFloat = 2e-5
     """Peak learning rate of the language model (and of every parameter without its own rate)."""
     vit_lr: NonNegativeFloat | None = None
-    """Peak learning rate of the vision encoder. None: `learning_rate`."""
+    """Peak learning rate of the vision encoder. Null: `learning_rate`."""
     aligner_lr: NonNegativeFloat | None = None
-    """Peak learning rate of the vision mergers. None: `learning_rate`."""
+    """Peak learning rate of the vision mergers. Null: `learning_rate`."""
     lr_scheduler_type: Annotated[Scheduler, AnyCase] = "cosine_with_min_lr"
     """Shape of the learning rate after warm-up; only `cosine_with_min_lr` uses `min_lr`."""
     min_lr: NonNegativeFloat | None = None
-    """Floor of `cosine_with_min_lr`. None: 1e-6, or `learning_rate` where that is smaller."""
+    """Floor of `cosine_with_min_lr`. Null: 1e-6, or `learning_rate` where that is smaller."""
     lr_scheduler_kwargs: SchedulerOptions = SchedulerOptions()
     """The runbook's spelling of `min_lr`."""
     warmup_ratio: UnitFloat = 0.1
@@ -78,7 +78,7 @@ class TrainingConfig(Section):
     seed: NonNegativeInt = 17
     """Seed of everything that is drawn: order, sampling, dropout, initialisation of adapters."""
     bf16: bool | None = None
-    """Compute in bfloat16. None: follows `model.torch_dtype`; any other value must agree with it."""
+    """Compute in bfloat16. Null: follows `model.torch_dtype`; any other value must agree with it."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more work."""
     loss_normalization: Literal["global", "micro_batch"] = "global"
@@ -108,7 +108,7 @@ class TrainingConfig(Section):
     save_steps: PositiveInt | None = None
     """Optimizer steps between two checkpoints."""
     save_total_limit: PositiveInt | None = None
-    """Most checkpoints that are kept; the best and the newest always stay. None: all."""
+    """Most checkpoints that are kept; the best and the newest always stay. Null: all."""
     save_delay_steps: NonNegativeInt = 0
     """No checkpoint before this optimizer step."""
     save_delay_epochs: NonNegativeFloat = 0.0

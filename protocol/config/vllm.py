@@ -13,12 +13,12 @@ OWN_KEYS = frozenset({"max_model_len", "dtype", "sleep_level", "infer_batch_size
 
 
 class VllmConfig(Section):
-    """One engine. None leaves the choice to vLLM."""
+    """One engine. Null leaves the choice to vLLM."""
 
     max_model_len: NonNegativeInt = 0
     """Most tokens of prompt and rollout together; required with the vllm backend, must exceed `max_new_tokens`."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Dtype of the served weights. None: `model.torch_dtype`."""
+    """Dtype of the served weights. Null: `model.torch_dtype`."""
     tensor_parallel_size: PositiveInt = 1
     """GPUs per engine."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.45
@@ -26,7 +26,7 @@ class VllmConfig(Section):
     enable_lora: bool = False
     """Send the adapter instead of merged weights (SPEC A18); needs `tuner.train_type: lora` without DoRA."""
     load_format: str | None = None
-    """Weight loader of the first start. None: dummy where a full sync follows, else auto."""
+    """Weight loader of the first start. Null: dummy where a full sync follows, else auto."""
     enable_prefix_caching: bool = True
     """Reuse the key-value cache of equal prompt heads; reset at every sync."""
     sleep_level: Literal[0] = 0
@@ -60,7 +60,7 @@ class VllmConfig(Section):
     cpu_kvcache_gib: PositiveInt = 1
     """GiB of key-value cache of an engine on CPU."""
     in_process: bool | None = None
-    """Run the engine's core inside the actor's process. None: on CPU yes, on GPU no."""
+    """Run the engine's core inside the actor's process. Null: on CPU yes, on GPU no."""
 
     @model_validator(mode="before")
     @classmethod
