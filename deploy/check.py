@@ -47,6 +47,12 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
     yield from _folders(config)
     if config.model.attn_impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         yield error("model.attn_impl", "flash_attention_2 needs the package flash-attn, which is missing; write sdpa")
+    parallel = config.matching.vllm.tensor_parallel_size
+    if parallel > 1 and config.cluster.gpus_per_actor == 0 and config.matching.rollout_backend == "vllm":
+        yield error(
+            "custom.extra.rollout_matching.vllm.tensor_parallel_size",
+            f"is {parallel} but cluster.gpus_per_actor is 0; give each actor {parallel} GPUs, or write 1",
+        )
     monitor = config.matching.desc_monitor
     if monitor.enabled and monitor.mode != "exact" and not Path(monitor.semantic_model).is_dir():
         yield warning(

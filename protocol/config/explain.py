@@ -145,7 +145,7 @@ def _expected(detail: ErrorDetails) -> str:
         return f"one of {context['expected']}" if " or " in str(context["expected"]) else str(context["expected"])
     if kind in BOUNDS:
         key, sign = BOUNDS[kind]
-        return f"{sign} {context[key]}"
+        return f"{sign} {context[key]:g}"
     return EXPECTED.get(kind, detail["msg"])
 
 

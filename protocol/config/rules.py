@@ -114,7 +114,7 @@ def _devices(config: RunConfig) -> Iterator[Problem]:
             f"must be at most 1, got {cluster.gpus_per_learner}: a rank drives one GPU; raise cluster.num_learners"
         )
         yield Problem(("cluster.gpus_per_learner",), message)
-    if parallel > 1 and cluster.gpus_per_actor != parallel:
+    if parallel > 1 and cluster.gpus_per_actor not in (0, parallel):
         message = (
             f"is {parallel} but cluster.gpus_per_actor is {cluster.gpus_per_actor:g}; give each actor that many GPUs"
         )

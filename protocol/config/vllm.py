@@ -20,7 +20,7 @@ class VllmConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype of the served weights. Null: `model.torch_dtype`."""
     tensor_parallel_size: PositiveInt = 1
-    """GPUs per engine."""
+    """GPUs per engine; `cluster.gpus_per_actor` must be the same number."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.45
     """Share of the GPU memory that the engine takes. Actors own their GPUs here, so 0.85 is usually right."""
     enable_lora: bool = False
