@@ -95,7 +95,7 @@ class RolloutActor:
 
     def rollout(self, requests: Sequence[RolloutRequest]) -> Iterator[Outcome | Segment]:
         """Answers every request once, in order of completion: `Outcome`, then its `Segment` where `meta` is set."""
-        return self._answer(requests)
+        yield from self._answer(requests)
 
     def load_weights(self, manifest: WeightsManifest, refs: Sequence[Any]) -> LoadReport:
         """Fetches the buckets (zero-copy where they are local) and loads them. SyncError when they do not attest."""

@@ -99,8 +99,9 @@ def train(
     log: Path,
     stage: str,
     out: Path,
+    stop: int | None = None,
 ) -> None:
-    """One stage: AdamW, linear warm-up and decay."""
+    """One stage: AdamW, linear warm-up, linear decay over `steps`; leaves at `stop` where that is earlier."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -113,7 +114,7 @@ def train(
         optimizer, lambda step: min((step + 1) / warmup, max(0.02, (steps - step) / (steps - warmup)))
     )
     started = time.monotonic()
-    for step, batch in enumerate(batches(encoder, steps, first, keep, seed=first), start=1):
+    for step, batch in enumerate(batches(encoder, stop or steps, first, keep, seed=first), start=1):
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -126,14 +127,13 @@ def train(
             with log.open("a") as lines:
                 lines.write(json.dumps(line) + "\n")
             print(line, flush=True)
-        if step % 200 == 0:
-            model.save_pretrained(out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the finished checkpoint")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of the complete stage")
+    parser.add_argument("--steps", type=int, default=2000, help="steps that the complete stage's decay is planned for")
+    parser.add_argument("--stop", type=int, default=1400, help="step at which the complete stage ends")
     parser.add_argument("--incomplete_steps", type=int, default=120, help="steps of the incomplete stage")
     parser.add_argument("--keep", type=float, default=0.5, help="share of objects that stay in the incomplete stage")
     parser.add_argument("--start", type=Path, help="a checkpoint to go on from: skips the complete stage")
@@ -154,6 +154,7 @@ def main() -> None:
                 model,
                 encoder,
                 steps=arguments.steps,
+                stop=arguments.stop,
                 peak_lr=1.5e-3,
                 keep=1.0,
                 first=0,
