@@ -64,7 +64,8 @@ class ShapeTable:
         else:
             for row, shape in zip(bounds, shapes, strict=True):
                 xs, ys = shape.bins[0::2], shape.bins[1::2]
-                row[:] = (min(xs), min(ys), max(xs), max(ys))
+                if shape.geometry == "bbox_2d" or len(shape.bins) >= _MIN_RING_VALUES:
+                    row[:] = (min(xs), min(ys), max(xs), max(ys))  # else empty bounds: no area, IoU 0
         bounds.clip(0, NUM_BINS - 1, out=bounds)
         cells = first_cells(resolution)[bounds] if resolution > 0 else np.zeros_like(bounds)
         return cls(tuple(shapes), resolution, bounds, cells, is_box)
@@ -148,7 +149,7 @@ def _drawn_ious(a: ShapeTable, b: ShapeTable, rows: Int64Array, columns: Int64Ar
         ious[group] = mask.iou([rasters_a[row].rle], [rasters_b[c].rle for c in others], [0] * len(others))[0]
         for at, column in zip(group, others, strict=True):
             if rasters_a[row].empty or rasters_b[column].empty:
-                ious[at] = exact_iou(ring(a.shapes[row]), ring(b.shapes[column]))
+                ious[at] = exact_iou(ring_points(a.shapes[row]), ring_points(b.shapes[column]))
     return ious
 
 
@@ -179,3 +180,8 @@ def ring(shape: Shape) -> FloatArray:
         return points
     (x1, y1), (x2, y2) = points.min(axis=0), points.max(axis=0)
     return np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+
+
+def ring_points(shape: Shape) -> list[tuple[float, float]]:
+    """`ring` as plain pairs."""
+    return [(x, y) for x, y in ring(shape).tolist()]

@@ -122,22 +122,16 @@ class TinyCodec:
         fused = {"".join(rng.choices(atoms, k=rng.randint(2, 3))) for _ in range(60)}
         singles = {chr(code) for code in range(32, 127)} | {"\n", "é"}
         self._pieces = sorted(singles | set(atoms) | fused | {'": "', '", "', '": {"', "}, ", "}}", "]}", '"]}'})
-        self._longest = sorted(self._pieces, key=len, reverse=True)
-        self._first_coord = len(self._pieces) + 1
         self._lossy = len(self._pieces)
+        self._first_coord = self._lossy + 1
+        texts = self._pieces + [""] + [coord_token(bin_) for bin_ in self._COORDS]
+        self._ids = {text: at for at, text in enumerate(texts) if text}
+        longest = sorted(self._ids, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest)) + "|.", re.DOTALL)
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        while text:
-            coord = re.match(r"<\|coord_([0-9]{1,3})\|>", text)
-            if coord and int(coord[1]) in self._COORDS:
-                ids.append(self._first_coord + self._COORDS.index(int(coord[1])))
-                text = text[coord.end() :]
-                continue
-            piece = next((piece for piece in self._longest if text.startswith(piece)), None)
-            ids.append(self._pieces.index(piece or "a"))
-            text = text[len(piece or "a") :]
-        return ids
+        """What the vocabulary lacks becomes `a`: such text does not survive a round trip."""
+        return [self._ids.get(unit, self._ids["a"]) for unit in self._pattern.findall(text)]
 
     def piece(self, token_id: int) -> str:
         if 0 <= token_id < len(self._pieces):
@@ -146,6 +140,10 @@ class TinyCodec:
             return "\ufffd}}"
         at = token_id - self._first_coord
         return coord_token(self._COORDS[at]) if 0 <= at < len(self._COORDS) else ""
+
+    def damage(self, ids: list[int]) -> list[int]:
+        """Puts the piece that does not survive a round trip for every `}}`."""
+        return [self._lossy if token_id == self._ids["}}"] else token_id for token_id in ids]
 
     @property
     def vocabulary_size(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from protocol.config.base import Section
 from protocol.config.custom import CustomConfig
 from protocol.config.loading import build_section
 from protocol.config.rollout_matching import MonitorDumpConfig, RolloutMatchingConfig
@@ -17,6 +18,11 @@ from protocol.vocab import coord_value
 Case = Mapping[str, Any]
 
 _PACKING_NAMES = {"packing_enabled": "packing"}
+_SECTIONS: dict[str, type[Section]] = {
+    "custom": CustomConfig,
+    "training": TrainingConfig,
+    "rollout_matching": RolloutMatchingConfig,
+}
 _NUM_STEPS = 21
 
 
@@ -68,19 +74,19 @@ def _pixel_to_bin(case: Case) -> list[int]:
 
 def _config(case: Case) -> dict[str, Any]:
     """Each key of the input is a section, a setting of `training`, or one of `rollout_matching`."""
-    built: dict[str, Any] = {}
-    matching: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {"custom": {}, "training": {}, "rollout_matching": {}}
     for name, value in case["input"].items():
-        if name == "custom":
-            built[name] = build_section(CustomConfig, value, path=name).model_dump()
+        if name in sections:
+            sections[name] |= value
         elif name in TrainingConfig.model_fields or name in _PACKING_NAMES:
-            training[_PACKING_NAMES.get(name, name)] = value
+            sections["training"][_PACKING_NAMES.get(name, name)] = value
         else:
-            matching[name] = value
-    built |= build_section(TrainingConfig, training, path="training").model_dump(include=set(training))
-    dumped = build_section(RolloutMatchingConfig, matching, path="rollout_matching").model_dump(include=set(matching))
-    return built | dumped
+            sections["rollout_matching"][name] = value
+    built: dict[str, Any] = {}
+    for name, values in sections.items():
+        if values:
+            built |= build_section(_SECTIONS[name], values, path=name).model_dump()
+    return {name: value for name, value in built.items() if name in case["expected"]}
 
 
 def _monitor_dump(case: Case) -> list[int]:

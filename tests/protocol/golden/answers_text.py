@@ -110,9 +110,17 @@ def _desc_norm(case: Case) -> str:
 
 
 def _coord_tokens(case: Case) -> Any:
-    """`token_to_int`, or the other way where a number is given."""
+    """`token_to_int`, the question whether a text is a token, or the other way where a number is given."""
     given = case["input"]
-    return coord_value(given["token"]) if "token" in given else coord_token(next(iter(given.values())))
+    if "token" not in given:
+        return coord_token(next(iter(given.values())))
+    if not case["name"].startswith("is_"):
+        return coord_value(given["token"])
+    try:
+        coord_value(given["token"])
+    except ValueError:
+        return False
+    return True
 
 
 def _repeat_guard(case: Case) -> dict[str, Any]:

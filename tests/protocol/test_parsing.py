@@ -1,0 +1,149 @@
+"""The strict parser: totality, equality with the plain reading of the specification, rejects and their carets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings
+
+from protocol.contracts import RejectReason, Shape
+from protocol.parsing import parse
+from protocol.vocab import TokenCodec
+from tests.protocol.checks import check_parse, check_prefix, check_rejects
+from tests.protocol.codecs import CharCodec, TinyCodec, qwen_codec
+from tests.protocol.strategies import EXAMPLES, drawn, mutilated
+
+CHAR, TINY = CharCodec(), TinyCodec(3)
+BOX = '"bbox_2d": ["<|coord_1|>", "<|coord_2|>", "<|coord_3|>", "<|coord_4|>"]'
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(drawn(60))
+def test_any_token_sequence_parses_as_the_specification_reads_it(raw: bytes) -> None:
+    # two of the ids are outside the vocabulary
+    check_parse([byte % (TINY.vocabulary_size + 2) - 1 for byte in raw], TINY)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(drawn(30).map(mutilated))
+@example('{"object_1": {"desc": "a", "bbox_2d": ["<|coord_0|>"}, "object_2": {}}')
+@example('[{"object_1": {}}, {"object_2": {}}] {"object_3": {}}')
+@example('{"object_1": 5 {"desc": "a"}}')
+def test_any_mutilated_answer_parses_as_the_specification_reads_it(text: str) -> None:
+    check_parse(CHAR.encode(text), CHAR)
+    check_parse(TINY.encode(text), TINY)
+    check_parse(TINY.damage(TINY.encode(text)), TINY)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(drawn(30).map(mutilated))
+def test_the_prefix_is_a_token_prefix_up_to_the_last_re_encoded_token(text: str) -> None:
+    check_prefix(TINY.encode(text), TINY)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(drawn(30).map(mutilated))
+def test_every_reject_names_tokens_of_the_response_and_can_be_shown(text: str) -> None:
+    check_rejects(TINY.encode(text), TINY)
+
+
+def only_reject(text: str, codec: TokenCodec) -> tuple[RejectReason, str]:
+    """Reason and the offending text."""
+    parsed = parse(codec.encode(text), codec)
+    (reject,) = parsed.rejects
+    start, end = reject.token_span
+    return reject.reason, "".join(codec.piece(token_id) for token_id in parsed.response_ids[start:end].tolist())
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "offending"),
+    [
+        ('{"desc": "a", ' + BOX, RejectReason.UNCLOSED, '{"desc": "a", ' + BOX),
+        ("{'desc': 1}", RejectReason.INVALID_JSON, "'"),
+        ('{"desc": NONE}', RejectReason.INVALID_JSON, "N"),
+        (f"[{{{BOX}}}]", RejectReason.NOT_A_MAPPING, "[{"),
+        ('{"desc": 3, ' + BOX + "}", RejectReason.DESC, '"desc"'),
+        ("{" + BOX + ', "desc": " "}', RejectReason.DESC, '"desc"'),
+        ('{"desc": "a"}', RejectReason.GEOMETRY_COUNT, '{"desc": "a"}'),
+        ('{"desc": "a", "poly": null, ' + BOX + "}", RejectReason.GEOMETRY_COUNT, '"poly"'),
+        ('{"desc": "a", "score": 1, ' + BOX + "}", RejectReason.EXTRA_KEY, '"score"'),
+        ('{"desc": "a", "bbox_2d": [1, 2, 3, 4]}', RejectReason.GEOMETRY_FORM, '"bbox_2d"'),
+        ('{"desc": "a", "bbox_2d": "x"}', RejectReason.GEOMETRY_FORM, '"bbox_2d"'),
+        ('{"desc": "a", "poly": [["<|coord_1|>"]]}', RejectReason.GEOMETRY_FORM, '"poly"'),
+        ('{"desc": "a", "bbox_2d": ["<|coord_1|>", "<|coord_2|>"]}', RejectReason.COORD_TOKENS, '"bbox_2d"'),
+    ],
+)
+def test_each_rule_rejects_with_its_reason_under_the_offending_text(
+    value: str, reason: RejectReason, offending: str
+) -> None:
+    closing = "" if reason is RejectReason.UNCLOSED else "}"
+    assert only_reject('{"object_1": ' + value + closing, CHAR) == (reason, offending)
+
+
+def test_coordinates_spelt_in_ordinary_tokens_are_no_coordinates() -> None:
+    text = '{"object_1": {"desc": "a", ' + BOX + "}}"
+    spelt = [ord(char) for char in text]
+    (reject,) = parse(spelt, CHAR).rejects
+    assert reject.reason is RejectReason.COORD_TOKENS
+    assert "4 values in 0 coordinate tokens" in reject.detail
+
+
+def test_a_canonical_answer_gives_its_objects_and_their_token_positions() -> None:
+    codec = qwen_codec()
+    parsed = parse(codec.encode('{"object_3": {"desc": "black cat", ' + BOX + "}}<|im_end|>\n"), codec)
+    (item,) = parsed.predictions
+    assert (item.key, item.index, item.desc, item.shape) == (
+        "object_3",
+        3,
+        "black cat",
+        Shape("bbox_2d", (1, 2, 3, 4)),
+    )
+    assert [codec.coord_bins[int(parsed.prefix_ids[at])] for at in item.coord_positions] == [1, 2, 3, 4]
+    assert "".join(codec.piece(int(token_id)) for token_id in parsed.response_ids[slice(*item.token_span)]).endswith(
+        "}}"
+    )
+    assert (parsed.max_index, parsed.truncated, parsed.prefix_text[-3:]) == (3, False, '"]}')
+
+
+def test_a_scalar_under_an_object_key_gives_its_number_but_no_object() -> None:
+    parsed = parse(CHAR.encode('{"object_7": 5, "foo": {"desc": "a", ' + BOX + '}, "object_2": {}}'), CHAR)
+    assert [item.key for item in parsed.predictions] == []
+    assert parsed.max_index == 7
+    assert [reject.key for reject in parsed.rejects] == ["object_2"]
+
+
+def test_an_escaped_object_key_takes_its_number() -> None:
+    assert parse(CHAR.encode('{"obj\\u0065ct_4": {}, "object_1": {}}'), CHAR).max_index == 4
+
+
+def test_what_follows_the_first_top_level_object_is_dropped() -> None:
+    parsed = parse(CHAR.encode('{"object_1": {}} {"object_2": {}} "open'), CHAR)
+    assert (parsed.prefix_text, parsed.max_index, parsed.truncated) == ('{"object_1": {}', 1, False)
+
+
+def test_a_token_that_cannot_be_divided_falls_back_to_a_fresh_prefix() -> None:
+    parsed = parse(TINY.damage(TINY.encode('{"object_1": {"desc": "a" }}')), TINY)
+    assert (parsed.cut_fallback, parsed.prefix_text, parsed.max_index) == (True, "{", None)
+    assert parsed.predictions == ()
+    assert len(parsed.rejects) == 1
+
+
+def test_deep_nesting_and_long_runs_cost_linear_time_and_no_stack() -> None:
+    for text in (
+        "{" * 50_000,
+        '{"object_1": ' + "[" * 50_000,
+        '{"object_1": {"desc": ' + "[" * 50_000 + "]" * 50_000 + "}}",
+    ):
+        parsed = parse(CHAR.encode(text), CHAR)
+        assert parsed.predictions == ()
+    parsed = parse(CHAR.encode('{"object_' + "9" * 5_000 + '": {"desc": ' + "9" * 5_000 + "}}"), CHAR)
+    assert parsed.max_index is None
+
+
+def test_an_integer_too_long_to_convert_is_a_reject_and_no_error() -> None:
+    parsed = parse(CHAR.encode('{"object_1": {"desc": ' + "9" * 5_000 + "}}"), CHAR)
+    assert [reject.reason for reject in parsed.rejects] == [RejectReason.INVALID_JSON]
+
+
+def test_a_lone_surrogate_in_a_desc_becomes_the_replacement_character() -> None:
+    parsed = parse(CHAR.encode('{"object_1": {"desc": "\\ud800x", ' + BOX + "}}"), CHAR)
+    assert [item.desc for item in parsed.predictions] == ["\ufffdx"]

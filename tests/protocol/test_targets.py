@@ -1,0 +1,117 @@
+"""Targets: complete, valid, labelled exactly, and never cut."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import example, given, settings
+
+from protocol.contracts import IGNORE_INDEX, Shape
+from protocol.matching import MatchSettings
+from protocol.targets import PrefixPolicy, TargetSettings
+from tests.protocol.checks import check_labels, check_target, make_target
+from tests.protocol.codecs import CharCodec, qwen_codec
+from tests.protocol.strategies import EXAMPLES, TargetCase, answered, drawn, muddled, record_of
+
+CHAR = CharCodec()
+LOOSE = MatchSettings(maskiou_gate=0.0, maskiou_resolution=64)
+CAT, DOG = Shape("bbox_2d", (100, 100, 300, 300)), Shape("bbox_2d", (500, 500, 700, 700))
+TWO = record_of([("cat", CAT), ("red dog", DOG)])
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(drawn(120).map(answered))
+@example(TargetCase("{}", record_of([]), "rollout"))
+@example(TargetCase('{"object_2": {"desc": "a", "poly": []}, "object_1": 5', TWO, "rollout"))
+def test_every_target_of_a_parseable_rollout_is_valid_complete_and_reads_back(case: TargetCase) -> None:
+    check_target(case.text, case.record, CHAR, case.policy, LOOSE)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(drawn(94).map(muddled))
+def test_labels_cover_exactly_the_tail_and_the_end_of_turn_of_any_rollout(case: TargetCase) -> None:
+    check_labels(make_target(case.text, case.record, CHAR, case.policy, LOOSE)[2], CHAR)
+
+
+@settings(max_examples=100, deadline=None)
+@given(drawn(120).map(answered))
+def test_targets_in_real_byte_pair_tokens_are_labelled_exactly_too(case: TargetCase) -> None:
+    codec = qwen_codec()
+    check_labels(make_target(case.text, case.record, codec, case.policy, LOOSE)[2], codec)
+
+
+def answer_of(*boxes: tuple[str, Shape], spurious: bool = False) -> str:
+    record = record_of(boxes)
+    entries = {f"object_{truth.index}": _entry(truth.desc, truth.shape) for truth in record.objects}
+    if spurious:
+        entries = {"object_9": _entry("x", Shape("bbox_2d", (0, 900, 50, 990)))} | entries
+    return json.dumps(entries) + "<|im_end|>"
+
+
+def _entry(desc: str, shape: Shape) -> dict[str, object]:
+    return {"desc": desc, "bbox_2d": [f"<|coord_{bin_}|>" for bin_ in shape.bins]}
+
+
+def test_a_missing_truth_is_appended_behind_the_highest_key() -> None:
+    _, _, target = make_target(answer_of(("cat", CAT), spurious=True), TWO, CHAR, "rollout", MatchSettings())
+    assert target.append_text.startswith(', "object_10": {"desc": "red dog"')
+    assert (target.stats.matched_for_supervision, target.stats.fn_appended) == (1, 1)
+
+
+def test_the_matched_policy_drops_spurious_predictions_and_counts_from_one() -> None:
+    _, _, target = make_target(answer_of(("cat", CAT), spurious=True), TWO, CHAR, "matched", MatchSettings())
+    assert list(json.loads(target.train_text)) == ["object_1", "object_2"]
+    assert [entry["desc"] for entry in json.loads(target.train_text).values()] == ["cat", "red dog"]
+
+
+def test_matched_slots_learn_the_true_bins() -> None:
+    shifted = Shape("bbox_2d", (105, 100, 305, 300))
+    for policy in ("rollout", "matched"):
+        _, _, target = make_target(answer_of(("cat", shifted), spurious=True), TWO, CHAR, policy, MatchSettings())
+        segment = target.segment
+        assert segment is not None
+        assert segment.coord_bins[segment.coord_in_prefix].tolist() == list(CAT.bins)
+        places = segment.coord_positions[segment.coord_in_prefix]
+        assert [CHAR.coord_bins[int(at)] for at in segment.input_ids[places]] == list(shifted.bins)
+
+
+def test_a_record_without_objects_closes_the_list() -> None:
+    for text, expected in (("", "{}"), ("{}<|im_end|>", "{}"), ("nothing here", "{}")):
+        _, _, target = make_target(text, record_of([]), CHAR, "rollout", MatchSettings())
+        assert target.train_text == expected
+
+
+def test_an_oversize_target_has_counters_but_no_segment() -> None:
+    _, _, fits = make_target("{}", TWO, CHAR, "rollout", MatchSettings())
+    length = fits.stats.encoded_len
+    _, _, same = make_target("{}", TWO, CHAR, "rollout", MatchSettings(), max_length=length)
+    _, _, longer = make_target("{}", TWO, CHAR, "rollout", MatchSettings(), max_length=length - 1)
+    assert (same.oversize, longer.oversize, longer.segment) == (False, True, None)
+    assert longer.stats == fits.stats
+
+
+def test_without_eos_supervision_the_end_of_turn_has_no_label() -> None:
+    _, _, target = make_target("{}", TWO, CHAR, "rollout", MatchSettings())
+    assert target.segment is not None
+    end = target.stats.prompt_len + target.stats.train_len
+    assert CHAR.piece(int(target.segment.labels[end])) == "<|im_end|>"
+    assert target.segment.labels[end + 1] == IGNORE_INDEX
+    assert TargetSettings(max_length=1).supervise_eos
+
+
+def test_a_desc_that_spells_the_end_of_turn_has_no_place_in_a_rebuilt_prefix() -> None:
+    spelt = answer_of(("cat", CAT)).replace('"cat"', '"<|im\\u005fend|>"')
+    _, result, target = make_target(spelt, TWO, CHAR, "matched", MatchSettings())
+    assert len(result.pairs) == 1
+    assert (target.stats.excluded_from_supervision, target.stats.fn_appended) == (1, 2)
+    assert list(json.loads(target.train_text)) == ["object_1", "object_2"]
+
+
+@pytest.mark.parametrize("policy", ["rollout", "matched"])
+def test_both_policies_end_the_prefix_with_the_tokens_of_a_rollout(policy: PrefixPolicy) -> None:
+    codec = qwen_codec()
+    _, _, target = make_target(answer_of(("cat", CAT), ("red dog", DOG)), TWO, codec, policy, MatchSettings())
+    assert target.segment is not None
+    tail = target.segment.input_ids[target.stats.prompt_len + target.stats.prefix_len - 2 :].tolist()
+    assert [codec.piece(token_id) for token_id in tail] == ['"]', "}", "}", "<|im_end|>", "\n"]
