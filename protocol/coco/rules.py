@@ -82,7 +82,10 @@ RULES: dict[Rule, tuple[Effect, str]] = {
     Rule.BOX_CLIPPED: (Effect.CHANGED, "reached over the image's border and was cut there"),
     Rule.BOX_AT_BORDER: (Effect.NOTED, "ends on the right or lower border: bin 1000 becomes 999"),
     Rule.POLY_MISSING: (_BOX, "has no segmentation"),
-    Rule.POLY_MALFORMED: (_BOX, "a part has an odd number of values, fewer than three vertices or no finite numbers"),
+    Rule.POLY_MALFORMED: (
+        _BOX,
+        "a part has an odd number of values, < 3 vertices or no finite numbers, or runs do not fill the mask",
+    ),
     Rule.POLY_RLE: (_BOX, "is a run-length mask, not a polygon"),
     Rule.POLY_RLE_WITH_HOLES: (_BOX, "is a run-length mask with holes"),
     Rule.POLY_HOLE: (_BOX, "one part lies inside another: a hole, which a single ring cannot say"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from protocol.coco.rle import decode_rle
 from protocol.coco.rules import Rule
 from protocol.contracts import Shape
 from protocol.norm1000 import to_bin, to_bins
@@ -190,12 +191,10 @@ def _within(inner: Box, outer: Box) -> bool:
 
 def _mask_rule(segmentation: Mapping[str, Any]) -> Rule:
     """Which rule a run-length mask falls under: with holes, without, or no mask at all."""
-    from pycocotools import mask as masks
     from scipy.ndimage import binary_fill_holes
 
-    counts, size = segmentation.get("counts"), segmentation.get("size")
-    if not isinstance(counts, list | str | bytes) or not isinstance(size, list) or len(size) != 2:
+    try:
+        mask = decode_rle(segmentation)
+    except ValueError:
         return Rule.POLY_MALFORMED
-    rle = {"counts": counts, "size": size}
-    decoded = masks.decode(masks.frPyObjects(rle, *size) if isinstance(counts, list) else rle).astype(bool)
-    return Rule.POLY_RLE_WITH_HOLES if (binary_fill_holes(decoded) != decoded).any() else Rule.POLY_RLE
+    return Rule.POLY_RLE_WITH_HOLES if (binary_fill_holes(mask) != mask).any() else Rule.POLY_RLE

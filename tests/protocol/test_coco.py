@@ -1,0 +1,307 @@
+"""The COCO import: what becomes of each kind of annotation, that every rule is counted, and that the sums agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocol.coco import Effect, ImageFile, ImportOptions, ImportSummary, Rule, ShapeOptions, import_coco
+from protocol.coco.rle import decode_rle
+from protocol.coco.rules import RULES
+from protocol.coco.shapes import annotation_shape
+from protocol.contracts import Shape
+from protocol.errors import ConfigError, RecordError
+from protocol.records import read_records
+
+WIDTH, HEIGHT = 640, 480
+SQUARE = [64.0, 48.0, 128.0, 48.0, 128.0, 96.0, 64.0, 96.0]
+L_SHAPE = [64.0, 48.0, 320.0, 48.0, 320.0, 96.0, 128.0, 96.0, 128.0, 240.0, 64.0, 240.0]
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    return {"id": 1, "image_id": 1, "category_id": 1, "bbox": [64.0, 48.0, 64.0, 48.0], "iscrowd": 0} | changes
+
+
+def shape_of(geometry: Any = "bbox", crowds: Any = "drop", **changes: Any) -> tuple[Shape | None, list[Rule]]:
+    options = ShapeOptions(geometry=geometry, crowds=crowds, max_points=6, min_side=1.0)
+    return annotation_shape(annotation(**changes), WIDTH, HEIGHT, options)
+
+
+def run(
+    tmp_path: Path, images: int | list[dict[str, Any]], annotations: list[dict[str, Any]], **options: Any
+) -> ImportSummary:
+    """Imports a made-up file whose images are 1, 2, ...; every image is taken to be there."""
+    entries = images
+    if isinstance(images, int):
+        entries = [
+            {"id": number, "file_name": f"{number}.jpg", "width": WIDTH, "height": HEIGHT}
+            for number in range(1, images + 1)
+        ]
+    names = [{"id": 1, "name": "cat"}, {"id": 2, "name": "bow_(decorative_ribbons)"}, {"id": 3, "name": "salt, pepper"}]
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps({"images": entries, "annotations": annotations, "categories": names}), encoding="utf-8")
+    return import_coco(
+        file, tmp_path / "images", tmp_path / "out.jsonl", ImportOptions(**options), image_door=ImageFile
+    )
+
+
+def test_a_box_becomes_corner_bins() -> None:
+    assert shape_of() == (Shape("bbox_2d", (100, 100, 200, 200)), [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"iscrowd": 1}, Rule.CROWD),
+        ({"bbox": None}, Rule.BOX_MALFORMED),
+        ({"bbox": [1, 2, 3]}, Rule.BOX_MALFORMED),
+        ({"bbox": [1, 2, float("nan"), 4]}, Rule.BOX_MALFORMED),
+        ({"bbox": [1, 2, -3, 4]}, Rule.BOX_MALFORMED),
+        ({"bbox": [700, 10, 20, 20]}, Rule.BOX_OUTSIDE),
+        ({"bbox": [-30, 10, 20, 20]}, Rule.BOX_OUTSIDE),
+        ({"bbox": [10, 10, 0, 20]}, Rule.BOX_DEGENERATE),
+        ({"bbox": [10, 10, 0.7, 20]}, Rule.BOX_TOO_SMALL),
+        ({"bbox": [10, 10, 20, -0.0]}, Rule.BOX_DEGENERATE),
+    ],
+)
+def test_a_box_that_says_nothing_is_dropped_by_its_rule(changes: dict[str, Any], rule: Rule) -> None:
+    assert shape_of(**changes) == (None, [rule])
+    assert rule.effect is Effect.OBJECT_DROPPED
+
+
+def test_a_box_thinner_than_a_bin_is_dropped() -> None:
+    options = ShapeOptions()
+    assert annotation_shape(annotation(bbox=[100, 100, 0.01, 50]), WIDTH, HEIGHT, options) == (
+        None,
+        [Rule.BOX_FLAT_ON_GRID],
+    )
+
+
+def test_a_box_over_the_border_is_cut_and_the_border_is_bin_999() -> None:
+    assert shape_of(bbox=[576, 432, 64, 48]) == (Shape("bbox_2d", (900, 900, 999, 999)), [Rule.BOX_AT_BORDER])
+    assert shape_of(bbox=[-64, 432, 128, 100]) == (
+        Shape("bbox_2d", (0, 900, 100, 999)),
+        [Rule.BOX_CLIPPED, Rule.BOX_AT_BORDER],
+    )
+
+
+def test_a_crowd_can_be_kept_as_a_box() -> None:
+    assert shape_of(crowds="box", iscrowd=1)[0] == Shape("bbox_2d", (100, 100, 200, 200))
+
+
+def test_a_missing_box_is_taken_from_the_polygon() -> None:
+    shape, _ = shape_of(bbox=None, segmentation=[SQUARE])
+    assert shape == Shape("bbox_2d", (100, 100, 200, 200))
+
+
+def test_a_polygon_becomes_a_clockwise_ring_from_the_top_left() -> None:
+    backwards = [value for at in range(len(L_SHAPE) - 2, -2, -2) for value in L_SHAPE[at : at + 2]]
+    shape, rules = shape_of("poly", segmentation=[backwards])
+    assert shape == Shape("poly", (100, 100, 500, 100, 500, 200, 200, 200, 200, 500, 100, 500))
+    assert rules == []
+
+
+MASK = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
+RING_MASK = {"size": [5, 5], "counts": [6, 3, 2, 1, 1, 1, 2, 3, 6]}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "rule"),
+    [
+        (None, Rule.POLY_MISSING),
+        ([], Rule.POLY_MISSING),
+        ([[1, 2, 3, 4]], Rule.POLY_MALFORMED),
+        ([[1, 2, 3, 4, 5, "x"]], Rule.POLY_MALFORMED),
+        ({"size": 3}, Rule.POLY_MALFORMED),
+        ({"size": [5, 5], "counts": [3]}, Rule.POLY_MALFORMED),
+        ({"size": [5, 5], "counts": "~"}, Rule.POLY_MALFORMED),
+        (MASK, Rule.POLY_RLE),
+        (RING_MASK, Rule.POLY_RLE_WITH_HOLES),
+        ([L_SHAPE, [70.0, 60.0, 80.0, 60.0, 80.0, 70.0]], Rule.POLY_HOLE),
+        ([SQUARE, [value + 200 for value in SQUARE]], Rule.POLY_PARTS),
+        ([[64.0, 48.0, 128.0, 48.0, 200.0, 48.0]], Rule.POLY_FLAT_ON_GRID),
+        ([[64.0, 48.0, 128.0, 96.0, 128.0, 48.0, 64.0, 80.0]], Rule.POLY_CROSSES_ITSELF),
+    ],
+)
+def test_what_one_ring_cannot_say_becomes_a_box_by_its_rule(segmentation: object, rule: Rule) -> None:
+    assert shape_of("poly", segmentation=segmentation) == (Shape("bbox_2d", (100, 100, 200, 200)), [rule])
+    assert rule.effect is Effect.BOX_INSTEAD
+
+
+@given(st.lists(st.booleans(), min_size=24, max_size=24))
+def test_run_length_text_is_read_as_pycocotools_writes_it(cells: list[bool]) -> None:
+    mask = np.array(cells, dtype=np.uint8).reshape(4, 6, order="F")
+    written = pycocotools.mask.encode(np.asfortranarray(mask))
+    assert (decode_rle(written) == mask).all()
+    assert (decode_rle(written | {"counts": written["counts"].decode()}) == mask).all()
+
+
+def test_long_runs_are_read_as_pycocotools_writes_them() -> None:
+    mask = np.zeros((700, 900), dtype=np.uint8, order="F")
+    mask[10:600, 30:800] = 1
+    mask[200:300, 100:500] = 0
+    assert (decode_rle(pycocotools.mask.encode(mask)) == mask).all()
+
+
+def test_auto_prefers_a_box_where_it_says_the_same() -> None:
+    assert shape_of("auto", segmentation=[SQUARE]) == (Shape("bbox_2d", (100, 100, 200, 200)), [Rule.POLY_FILLS_BOX])
+    shape, rules = shape_of("auto", segmentation=[L_SHAPE])
+    assert shape is not None
+    assert (shape.geometry, rules) == ("poly", [])
+
+
+def test_the_largest_of_several_parts_may_stand_for_all() -> None:
+    speck = [400.0, 400.0, 402.0, 400.0, 402.0, 402.0]
+    shape, rules = shape_of("poly", segmentation=[speck, L_SHAPE])
+    assert shape is not None
+    assert (shape.geometry, rules) == ("poly", [Rule.POLY_LARGEST_PART])
+
+
+def test_a_polygon_is_moved_inside_and_capped() -> None:
+    outline = [-20.0, 0.0, 64.0, 0.0, 100.0, 30.0, 128.0, 48.0, 128.0, 96.0, 90.0, 110.0, 64.0, 120.0, 0.0, 96.0]
+    shape, rules = shape_of("poly", segmentation=[outline], bbox=[0, 0, 128, 120])
+    assert shape is not None
+    assert len(shape.bins) == 12
+    assert rules == [Rule.POLY_CLAMPED, Rule.POLY_SIMPLIFIED]
+
+
+def test_records_are_written_in_order_with_cleaned_names_and_relative_images(tmp_path: Path) -> None:
+    annotations = [
+        annotation(category_id=2, bbox=[64, 240, 64, 48]),
+        annotation(category_id=3),
+        annotation(category_id=1, bbox=[0, 48, 64, 48]),
+    ]
+    summary = run(tmp_path, 1, annotations)
+    (record,) = read_records(tmp_path / "out.jsonl")
+    assert [truth.desc for truth in record.objects] == ["cat", "salt,pepper", "bow (decorative ribbons)"]
+    assert json.loads((tmp_path / "out.jsonl").read_text())["images"] == ["images/1.jpg"]
+    assert record.images == (str(tmp_path / "images" / "1.jpg"),)
+    assert summary.written == {str(tmp_path / "out.jsonl"): (1, 3)}
+    assert summary.descs == {"cat": 1, "salt,pepper": 1, "bow (decorative ribbons)": 1}
+
+
+def test_filters_drop_images_and_count_what_was_in_them(tmp_path: Path) -> None:
+    crowd = [annotation(image_id=1, bbox=[x, 0, 5, 5 + x]) for x in range(60)]
+    many = [annotation(image_id=2, category_id=1 + x % 3, bbox=[x, 0, 5, 5]) for x in range(101)]
+    empties = [annotation(image_id=3, bbox=[0, 0, 0, 0])]
+    summary = run(tmp_path, 4, [*crowd, *many, *empties], drop_empty=True)
+    assert summary.rules == {
+        Rule.BOX_DEGENERATE: 1,
+        Rule.IMAGE_TOO_MANY_OBJECTS: 1,
+        Rule.IMAGE_MONOTONOUS: 1,
+        Rule.IMAGE_EMPTIED: 1,
+        Rule.IMAGE_EMPTY: 1,
+        Rule.IN_DROPPED_IMAGE: 161,
+    }
+    assert summary.num_objects == 0
+    assert summary.num_dropped == summary.annotations_read == 162
+
+
+def test_an_image_without_annotations_is_a_record(tmp_path: Path) -> None:
+    run(tmp_path, 1, [])
+    (record,) = read_records(tmp_path / "out.jsonl")
+    assert record.objects == ()
+
+
+def test_strays_and_duplicates_are_counted(tmp_path: Path) -> None:
+    strays = [annotation(image_id=9), annotation(category_id=9), annotation(), annotation()]
+    summary = run(tmp_path, 1, strays)
+    assert summary.rules == {Rule.UNKNOWN_IMAGE: 1, Rule.UNKNOWN_CATEGORY: 1, Rule.DUPLICATE: 1}
+    assert (summary.num_objects, summary.num_dropped) == (1, 3)
+
+
+def test_sizes_that_need_resizing_and_unknown_sizes_are_counted(tmp_path: Path) -> None:
+    odd = {"id": 1, "file_name": "1.jpg", "width": 641, "height": 480, "not_exhaustive_category_ids": [3]}
+    summary = run(tmp_path, [odd, {"id": 2, "file_name": "2.jpg"}], [annotation(image_id=2)])
+    assert summary.rules == {
+        Rule.IMAGE_SIZE: 1,
+        Rule.IMAGE_NEEDS_RESIZE: 1,
+        Rule.IMAGE_NOT_EXHAUSTIVE: 1,
+        Rule.IN_DROPPED_IMAGE: 1,
+    }
+
+
+def test_an_lvis_image_is_found_by_its_url(tmp_path: Path) -> None:
+    (tmp_path / "images" / "val2017").mkdir(parents=True)
+    (tmp_path / "images" / "val2017" / "7.jpg").touch()
+    entry = {"id": 1, "coco_url": "http://images.example/val2017/7.jpg", "width": 64, "height": 64}
+    run(tmp_path, [entry], [])
+    (record,) = read_records(tmp_path / "out.jsonl")
+    assert record.images == (str(tmp_path / "images" / "val2017" / "7.jpg"),)
+
+
+def test_a_missing_image_is_dropped_without_a_door(tmp_path: Path) -> None:
+    entries = [{"id": 1, "file_name": "1.jpg", "width": WIDTH, "height": HEIGHT}]
+    file = tmp_path / "instances.json"
+    file.write_text(
+        json.dumps({"images": entries, "annotations": [annotation()], "categories": [{"id": 1, "name": "a"}]})
+    )
+    summary = import_coco(file, tmp_path, tmp_path / "out.jsonl")
+    assert summary.rules[Rule.IMAGE_MISSING] == summary.rules[Rule.IN_DROPPED_IMAGE] == 1
+
+
+def test_splits_share_the_images_and_do_not_move_when_others_come(tmp_path: Path) -> None:
+    shares = {"train": 0.8, "val": 0.2}
+
+    def parts(count: int) -> dict[str, set[str]]:
+        run(tmp_path, count, [], splits=shares)
+        return {name: {record.images[0] for record in read_records(tmp_path / f"out_{name}.jsonl")} for name in shares}
+
+    small, large = parts(200), parts(400)
+    assert len(large["train"]) + len(large["val"]) == 400
+    assert not large["train"] & large["val"]
+    assert 0.7 < len(large["train"]) / 400 < 0.9
+    assert small["train"] <= large["train"]
+    assert small["val"] <= large["val"]
+
+
+def test_shares_must_sum_to_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sum to 1, got train 0\.8, val 0\.1"):
+        run(tmp_path, 1, [], splits={"train": 0.8, "val": 0.1})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', '{"images": [], "annotations": {}, "categories": []}'])
+def test_a_file_that_is_no_instance_file_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(RecordError, match=r"x\.json: (is no JSON|has no list)"):
+        import_coco(tmp_path / "x.json", tmp_path, tmp_path / "out.jsonl")
+
+
+def test_nothing_is_left_behind_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):
+        run(tmp_path, 1, [annotation(image_id=1)], shapes=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["instances.json"]
+
+
+NUMBERS = st.floats(-50, 700) | st.integers(-50, 700)
+BOXES = st.lists(NUMBERS, min_size=3, max_size=5) | st.none()
+PARTS = st.lists(st.lists(NUMBERS, max_size=12), max_size=3) | st.none()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), BOXES, PARTS, st.booleans()), max_size=12),
+    st.sampled_from(["bbox", "poly", "auto"]),
+)
+def test_every_annotation_is_written_or_dropped_by_one_rule(tmp_path: Path, made: list[Any], geometry: Any) -> None:
+    annotations = [
+        annotation(image_id=image, category_id=category, bbox=box, segmentation=parts, iscrowd=int(crowd))
+        for image, category, box, parts, crowd in made
+    ]
+    summary = run(tmp_path, 3, annotations, shapes=ShapeOptions(geometry=geometry, max_points=5))
+    assert summary.annotations_read == len(annotations) == summary.num_objects + summary.num_dropped
+    written = [truth for record in read_records(tmp_path / "out.jsonl") for truth in record.objects]
+    assert len(written) == summary.num_objects == sum(summary.geometries.values()) == sum(summary.descs.values())
+    assert all(len(truth.shape.bins) <= 10 for truth in written)
+
+
+def test_every_rule_says_what_it_does() -> None:
+    assert set(RULES) == set(Rule)
+    assert all(rule.text for rule in Rule)
