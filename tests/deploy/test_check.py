@@ -1,0 +1,282 @@
+"""`rollmatch check`: one clear finding for each thing that is wrong, all at once, and nothing heavy imported."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from deploy import check_data
+from deploy.check import check_run, print_findings, require_clean
+from deploy.check_data import ImageRules
+from deploy.findings import error, note
+from protocol.config import RunConfig, config_from_mapping
+from protocol.errors import ConfigError
+from protocol.vocab import coord_token
+
+ROOT = Path(__file__).parents[2]
+SPECIAL = ("<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+MATCHING = "custom.extra.rollout_matching"
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {
+        "images": ["a.png"],
+        "width": 64,
+        "height": 64,
+        "objects": [{"bbox_2d": [1, 2, 3, 4], "desc": "cat"}],
+    } | changes
+
+
+def write_data(folder: Path, name: str, *lines: dict[str, Any] | str) -> Path:
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    texts = [text if isinstance(text, str) else json.dumps(text) for text in lines or [record()] * 4]
+    (folder / name).write_text("\n".join(texts), encoding="utf-8")
+    return folder / name
+
+
+def write_model(folder: Path, **changes: Any) -> Path:
+    """The metadata of a checkpoint, and a weight file that holds a header only. `changes` replaces or drops (None)."""
+    folder.mkdir(exist_ok=True)
+    names = [coord_token(bin_) for bin_ in range(1000)] + list(SPECIAL)
+    header = {"model.layers.0.self_attn.q_proj.weight": {}, "__metadata__": {}}
+    encoded = json.dumps(header).encode()
+    files: dict[str, Any] = {
+        "config.json": {
+            "model_type": "qwen3_vl",
+            "text_config": {"vocab_size": 2000, "max_position_embeddings": 4096},
+        },
+        "tokenizer.json": {
+            "model": {"vocab": {"a": 0}},
+            "added_tokens": [{"content": name, "id": at} for at, name in enumerate(names, start=1)],
+        },
+        "tokenizer_config.json": {"chat_template": "{{ messages }}"},
+        "preprocessor_config.json": {"do_resize": False, "patch_size": 16, "merge_size": 2},
+        "model.safetensors": struct.pack("<Q", len(encoded)) + encoded,
+    } | {name.replace("__", "."): value for name, value in changes.items()}
+    for name, value in files.items():
+        if value is not None:
+            (folder / name).write_bytes(value if isinstance(value, bytes) else json.dumps(value).encode())
+    return folder
+
+
+def run(tmp_path: Path, **changes: Any) -> RunConfig:
+    """A run in which nothing is wrong; `changes` sets top-level sections' keys, `section__key`."""
+    values: dict[str, Any] = {
+        "global_max_length": 4096,
+        "model": {"model": str(write_model(tmp_path / "model"))},
+        "training": {"output_dir": str(tmp_path / "runs"), "effective_batch_size": 4},
+        "custom": {
+            "train_jsonl": str(write_data(tmp_path, "train.jsonl")),
+            "emit_norm": "none",
+            "json_format": "standard",
+            "extra": {"rollout_matching": {"vllm": {"max_model_len": 1024}}},
+        },
+    }
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        if key == "rollout_matching":
+            values["custom"]["extra"]["rollout_matching"] |= value
+        else:
+            values.setdefault(section, {})[key] = value
+    return config_from_mapping(values)
+
+
+def errors(config: RunConfig) -> list[str]:
+    return [str(finding) for finding in check_run(config) if finding.is_error]
+
+
+def only_error(config: RunConfig) -> str:
+    found = errors(config)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_clean_run_has_no_errors_and_says_what_was_looked_at(tmp_path: Path) -> None:
+    findings = check_run(run(tmp_path))
+    assert [finding.severity for finding in findings] == ["note", "note"]
+    assert "4 records in" in findings[0].message
+    assert "1 tensors in 1 files" in findings[1].message
+    require_clean(run(tmp_path))
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    train = write_data(
+        tmp_path, "broken.jsonl", record(objects=[{"bbox_2d": [1, 2, 3], "desc": "a"}]), record(images=["b.png"])
+    )
+    config = run(tmp_path, custom__train_jsonl=str(train), training__metric_for_best_model="eval_f1")
+    write_model(tmp_path / "model", config__json={"model_type": "llama"})
+    with pytest.raises(ConfigError) as caught:
+        require_clean(config)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "5 things are wrong"
+    assert "training.metric_for_best_model: 'eval_f1' is no evaluation metric" in lines[1]
+    assert f"{train}:1: objects[0].bbox_2d has 3 values, expected 4" in lines[2]
+    assert f"{train}:2: {tmp_path / 'b.png'} is missing" in lines[3]
+    assert "custom.train_jsonl: 2 records fill no window" in lines[4]
+    assert "is a 'llama' model" in lines[5]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([record(images=["gone.png"])], "gone.png is missing"),
+        ([record(images=["train.jsonl"])], "cannot be read"),
+        ([record(width=32)], "has 64x64 pixels, the record says 32x64"),
+        (["{"], "is no JSON"),
+    ],
+)
+def test_a_broken_line_or_image_is_one_error(tmp_path: Path, lines: list[Any], words: str) -> None:
+    config = run(tmp_path)
+    path = write_data(tmp_path, "train.jsonl", *lines, *[record()] * 3)
+    message = only_error(config)
+    assert message.startswith(f"{path}:1: ")
+    assert words in message
+
+
+def test_many_equal_errors_are_folded_into_a_count(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    write_data(tmp_path, "train.jsonl", *[record(images=["gone.png"])] * (check_data.SHOWN + 7))
+    found = errors(config)
+    assert len(found) == check_data.SHOWN + 1
+    assert found[-1] == "custom.train_jsonl: 7 more of the same kind are not shown"
+
+
+def test_lines_behind_the_limit_are_counted_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run(tmp_path)
+    write_data(tmp_path, "train.jsonl", *[record()] * 4, "broken")
+    monkeypatch.setattr(check_data, "MAX_LINES", 4)
+    findings = check_run(config)
+    assert not [finding for finding in findings if finding.is_error]
+    assert "5 records in" in findings[0].message
+    assert "1..4 were checked" in findings[0].message
+
+
+def test_missing_files_and_too_few_records_are_errors(tmp_path: Path) -> None:
+    assert "cannot be read" in only_error(run(tmp_path, custom__train_jsonl=str(tmp_path / "gone.jsonl")))
+    assert "fill no window" in only_error(run(tmp_path, training__effective_batch_size=5))
+
+
+def test_validating_on_the_training_file_is_a_warning(tmp_path: Path) -> None:
+    findings = check_run(run(tmp_path, custom__val_jsonl=str(tmp_path / "train.jsonl")))
+    assert [finding.where for finding in findings if finding.severity == "warning"] == ["custom.val_jsonl"]
+
+
+def test_lengths_that_cannot_fit_are_found_from_the_record_alone(tmp_path: Path) -> None:
+    config = run(tmp_path, custom__rollout_matching={"max_new_tokens": 3, "vllm": {"max_model_len": 4}})
+    assert "the image alone costs 4 tokens, vllm.max_model_len is 4" in errors(config)[0]
+    roomy = run(tmp_path, custom__rollout_matching={"max_new_tokens": 3})
+    warnings = [finding.message for finding in check_run(roomy) if finding.severity == "warning"]
+    assert warnings[0].startswith("the answer needs at least 4 tokens, more than max_new_tokens 3")
+
+
+def test_image_rules_follow_the_processor() -> None:
+    free = ImageRules(multiple=32, min_pixels=None, max_pixels=None)
+    assert free.problem(64, 96) is None
+    assert "expected multiples of 32" in str(free.problem(64, 95))
+    bounded = ImageRules(multiple=32, min_pixels=8192, max_pixels=16384)
+    assert "shrinks above 16384" in str(bounded.problem(256, 96))
+    assert "enlarges below 8192" in str(bounded.problem(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"config__json": None}, "config.json is missing"),
+        ({"tokenizer__json": {"added_tokens": []}}, "lacks 1000 of 1000 coordinate tokens"),
+        (
+            {"config__json": {"model_type": "qwen3_vl", "text_config": {"vocab_size": 900}}},
+            "the embedding has 900 rows",
+        ),
+        ({"tokenizer_config__json": {}}, "has no chat template"),
+        ({"preprocessor_config__json": None}, "preprocessor_config.json is missing"),
+        ({"model__safetensors": None}, "has neither model.safetensors nor"),
+        ({"model__safetensors": b"version https://git-lfs"}, "is it a Git LFS pointer?"),
+        (
+            {"model__safetensors__index__json": {"weight_map": {"a": "gone.safetensors"}}},
+            "names 1 files that are missing",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_an_error(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    config = run(tmp_path)
+    for file in (tmp_path / "model").iterdir():
+        file.unlink()
+    write_model(tmp_path / "model", **changes)
+    assert any(words in message for message in errors(config)), errors(config)
+
+
+def test_a_model_that_is_no_folder_is_an_error_and_a_hub_name_a_warning(tmp_path: Path) -> None:
+    assert "is no folder" in only_error(run(tmp_path, model__model=str(tmp_path / "gone")))
+    findings = check_run(run(tmp_path, model__model="Qwen/Qwen3-VL-8B"))
+    assert [finding.where for finding in findings if finding.severity == "warning"] == ["model.model"]
+
+
+def test_a_length_beyond_the_models_positions_is_an_error(tmp_path: Path) -> None:
+    config = run(tmp_path, custom__rollout_matching={"vllm": {"max_model_len": 8192}})
+    assert only_error(config).startswith(
+        f"{MATCHING}.vllm.max_model_len: is 8192, the model has max_position_embeddings 4096"
+    )
+
+
+@pytest.mark.parametrize(
+    ("tuner", "words"),
+    [
+        ({"target_modules": ["q_proj"]}, None),
+        ({"target_modules": ["qproj"]}, "tuner.target_modules: 'qproj' is no module"),
+        ({"modules_to_save": ["score"]}, "tuner.modules_to_save: 'score' is no module"),
+        ({"target_regex": r".*\.q_proj"}, None),
+        ({"target_regex": "q_proj"}, "tuner.target_regex: matches none of 1 modules"),
+        ({"target_regex": "("}, "tuner.target_regex: is no regular expression"),
+    ],
+)
+def test_adapters_must_find_their_modules(tmp_path: Path, tuner: dict[str, Any], words: str | None) -> None:
+    changes = {f"tuner__{key}": value for key, value in tuner.items()}
+    found = errors(run(tmp_path, tuner__train_type="lora", **changes))
+    assert (found == []) if words is None else found[0].startswith(words)
+
+
+def test_settings_that_name_files_are_looked_up(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = run(
+        tmp_path,
+        custom__system_prompt=str(tmp_path / "gone.txt"),
+        deepspeed__config=str(tmp_path / "gone.json"),
+        training__resume=str(tmp_path / "gone"),
+        training__output_dir=str(tmp_path / "file" / "runs"),
+    )
+    assert [message.split(":")[0] for message in errors(config)] == [
+        "custom.system_prompt",
+        "deepspeed.config",
+        "training.resume",
+        "training.output_dir",
+        "training.logging_dir",
+    ]
+
+
+def test_tensor_parallel_without_gpus_is_an_error(tmp_path: Path) -> None:
+    config = run(tmp_path, custom__rollout_matching={"vllm": {"max_model_len": 1024, "tensor_parallel_size": 4}})
+    assert only_error(config).startswith(f"{MATCHING}.vllm.tensor_parallel_size: is 4 but cluster.gpus_per_actor is 0")
+
+
+def test_findings_are_printed_with_errors_first() -> None:
+    console = Console(width=120, file=io.StringIO())
+    print_findings([note("b", "later"), error("a", "first")], console=console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text.index("first") < text.index("later")
+    assert "1 errors, 0 warnings, 1 notes" in text
+
+
+def test_checking_imports_neither_torch_nor_an_engine() -> None:
+    heavy = ("torch", "ray", "vllm", "transformers", "deepspeed")
+    code = f"import sys, deploy.check, deploy.import_coco; print([name for name in {heavy} if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"

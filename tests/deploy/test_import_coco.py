@@ -1,0 +1,189 @@
+"""The import command: its tables, its contact sheet, resized copies, and the real photographs where they are."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from deploy.images import Resizer, check_image, contact_sheet, draw_overlay, fit_size
+from deploy.import_coco import add_arguments, print_summary, run, sample_records, split_shares
+from protocol.coco import ImageFile, ImportSummary, Rule
+from protocol.errors import ConfigError, RecordError
+from protocol.records import read_records
+
+BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
+
+
+def instances(folder: Path, *, size: tuple[int, int] = (64, 96)) -> Path:
+    """Two grey images with a box and a triangle each, and one whose entry lies about its size."""
+    (folder / "images").mkdir()
+    images, annotations = [], []
+    for number in (1, 2, 3):
+        Image.new("RGB", size, "grey").save(folder / "images" / f"{number}.jpg")
+        width, height = size if number < 3 else (size[0] + 1, size[1])
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": width, "height": height})
+        triangle = [8.0, 8.0, 48.0, 8.0, 48.0, 60.0]
+        annotations += [
+            {"image_id": number, "category_id": 1, "bbox": [8, 8, 40, 52], "segmentation": [triangle]},
+            {"image_id": number, "category_id": 1, "bbox": [20, 30, 10, 10]},
+        ]
+    data = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "flag"}]}
+    (folder / "instances.json").write_text(json.dumps(data))
+    return folder / "instances.json"
+
+
+def command(folder: Path, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(
+        [str(folder / "instances.json"), "--images", str(folder / "images"), "--out", str(folder / "out.jsonl"), *more]
+    )
+
+
+def last_line(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return found
+
+
+def test_the_command_writes_records_tables_and_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    instances(tmp_path)
+    assert run(command(tmp_path, "--geometry", "poly", "--contact-sheet", str(tmp_path / "sheet.png"))) == 0
+    shown = capsys.readouterr().out
+    assert "image_other_size" in shown
+    assert last_line(shown) == {
+        "images": 3,
+        "annotations": 6,
+        "written": {str(tmp_path / "out.jsonl"): {"records": 2, "objects": 4}},
+        "dropped": 2,
+        "rules": {"poly_missing": 2, "image_other_size": 1, "in_dropped_image": 2},
+        "geometries": {"poly": 2, "bbox_2d": 2},
+    }
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 4 * 360
+
+
+def test_an_import_of_nothing_is_an_error(tmp_path: Path) -> None:
+    instances(tmp_path)
+    with pytest.raises(RecordError, match="no image was imported"):
+        run(command(tmp_path, "--images", str(tmp_path / "gone")))
+
+
+@pytest.mark.parametrize(
+    "more", [("--max-points", "2"), ("--main-part", "1.5"), ("--box-fill", "-1"), ("--max-objects", "0")]
+)
+def test_an_option_out_of_range_is_named(tmp_path: Path, more: tuple[str, str]) -> None:
+    instances(tmp_path)
+    with pytest.raises(ConfigError, match=f"{more[0]}: must be in"):
+        run(command(tmp_path, *more))
+
+
+def test_shares_are_read_from_one_word() -> None:
+    assert split_shares("train=0.9,val=0.1") == {"train": 0.9, "val": 0.1}
+    for text in ("train", "train=x", "=1"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"write train=0\.9,val=0\.1"):
+            split_shares(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [((640, 480), (640, 480)), ((640, 427), (640, 416)), ((10, 10), (64, 64)), ((3000, 10), (3008, 32))],
+)
+def test_a_copy_has_sides_that_the_model_takes(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+    assert fit_size(*size, max_pixels=768 * 1024) == fitted
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (20000, 33), (31, 9000), (1, 1)])
+def test_a_copy_stays_within_its_bounds(size: tuple[int, int]) -> None:
+    width, height = fit_size(*size, max_pixels=768 * 1024)
+    assert width % 32 == height % 32 == 0
+    assert 4 * 1024 <= width * height <= 768 * 1024
+
+
+def test_resized_copies_carry_their_own_size(tmp_path: Path) -> None:
+    instances(tmp_path, size=(100, 70))
+    run(command(tmp_path, "--write-images", str(tmp_path / "small"), "--max-pixels", "8192"))
+    records = list(read_records(tmp_path / "out.jsonl"))
+    assert [(record.width, record.height) for record in records] == [(96, 64), (96, 64)]
+    for record in records:
+        with Image.open(record.images[0]) as image:
+            assert image.size == (96, 64)
+        assert Path(record.images[0]).parent == tmp_path / "small"
+
+
+def test_a_door_names_what_is_wrong_with_an_image(tmp_path: Path) -> None:
+    Image.new("L", (40, 30)).save(tmp_path / "a.bmp")
+    (tmp_path / "text.jpg").write_text("no image")
+    assert check_image(tmp_path / "a.bmp", 40, 30) == ImageFile(tmp_path / "a.bmp", 40, 30)
+    assert check_image(tmp_path / "a.bmp", 40, 31) is Rule.IMAGE_OTHER_SIZE
+    assert check_image(tmp_path / "text.jpg", 1, 1) is Rule.IMAGE_MISSING
+    assert check_image(tmp_path / "gone.jpg", 1, 1) is Rule.IMAGE_MISSING
+    copied = Resizer(tmp_path / "copies", tmp_path, 8192)(tmp_path / "a.bmp", 40, 30)
+    assert copied == ImageFile(tmp_path / "copies" / "a.png", 64, 64)
+
+
+def test_an_overlay_draws_boxes_and_polygons_where_they_are(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "black").save(tmp_path / "a.png")
+    objects = [{"bbox_2d": [0, 250, 250, 500], "desc": "a"}, {"poly": [500, 500, 900, 500, 900, 900], "desc": "b"}]
+    line = {"images": ["a.png"], "width": 64, "height": 64, "objects": objects}
+    (tmp_path / "t.jsonl").write_text(json.dumps(line))
+    (record,) = read_records(tmp_path / "t.jsonl")
+    image = draw_overlay(record)
+    assert image.getpixel((8, 32)) != (0, 0, 0)  # the box's lower edge, at bin 500 of 64 pixels
+    assert image.getpixel((57, 45)) != (0, 0, 0)  # the polygon's right edge, at bin 900
+    assert image.getpixel((20, 55)) == (0, 0, 0)
+    contact_sheet([record], tmp_path / "sheet.png", columns=1, cell=100)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (100, 114)
+
+
+def test_samples_come_from_all_over_the_files(tmp_path: Path) -> None:
+    instances(tmp_path)
+    run(command(tmp_path, "--split", "train=0.5,val=0.5"))
+    paths = {str(path): (len(list(read_records(path))), 0) for path in sorted(tmp_path.glob("out_*.jsonl"))}
+    summary = ImportSummary(
+        source="x",
+        images_read=2,
+        annotations_read=4,
+        written=paths,
+        rules={},
+        geometries={},
+        descs={f"d{number}": 1 for number in range(20)},
+        objects_per_image=(2, 2.0, 2),
+    )
+    assert len(sample_records(summary)) == 2
+    console = Console(width=100, file=io.StringIO())
+    print_summary(summary, console=console)
+    assert "8 more" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(
+    not BCCD.is_dir(), reason="the blood cell photographs are not beside the checkout (../shared/data/bccd)"
+)
+@pytest.mark.parametrize(
+    ("split", "images", "objects", "rules"),
+    [
+        ("train", 205, 2804, {"box_degenerate": 1, "box_at_border": 301}),
+        ("val", 87, 1137, {"box_degenerate": 1, "box_at_border": 132}),
+        ("test", 72, 945, {"box_at_border": 112}),
+    ],
+)
+def test_the_photographs_are_imported_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, images: int, objects: int, rules: dict[str, int]
+) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    file = BCCD / f"instances_{split}.json"
+    out = tmp_path / "out.jsonl"
+    run(parser.parse_args([str(file), "--images", str(BCCD / "images"), "--out", str(out)]))
+    records = list(read_records(out))
+    assert (len(records), sum(len(record.objects) for record in records)) == (images, objects)
+    assert last_line(capsys.readouterr().out)["rules"] == rules
+    assert all(Path(record.images[0]).is_file() for record in records)
