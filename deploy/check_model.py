@@ -170,8 +170,10 @@ def _targets(config: RunConfig, names: list[str]) -> Iterator[Finding]:
         except re.error:
             return  # reported with the settings
         if not any(pattern.fullmatch(module) for module in modules):
-            text = f"matches none of {len(modules)} modules, the first is {min(modules)}; peft matches whole names"
-            yield error("tuner.target_regex", f"{text}; correct it")
+            text = f"matches none of the checkpoint's {len(modules)} module names, the first is {min(modules)}"
+            yield warning(
+                "tuner.target_regex", f"{text}; the expression must match a whole name, as the loaded model has it"
+            )
         return
     wanted = [name for name in tuner.target_modules if name != "all-linear"]
     for name in (*wanted, *tuner.modules_to_save):

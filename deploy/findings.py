@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 class Severity(StrEnum):
@@ -81,7 +82,7 @@ def print_findings(findings: Sequence[Finding], *, console: Console | None = Non
     colours = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
     for severity in Severity:
         for finding in _of(findings, severity):
-            table.add_row(severity, finding.where, finding.message, style=colours[severity])
+            table.add_row(severity, Text(finding.where), Text(finding.message), style=colours[severity])
     console = console or Console()
     console.print(table)
     counts = ", ".join(f"{len(list(_of(findings, severity)))} {severity}s" for severity in Severity)

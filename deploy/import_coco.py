@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deploy.images import Resizer, check_image, contact_sheet
 from protocol.coco import Effect, ImportOptions, ImportSummary, ShapeOptions, import_coco
@@ -110,13 +111,13 @@ def print_summary(summary: ImportSummary, *, console: Console | None = None) -> 
 
 def written_table(summary: ImportSummary) -> Table:
     """Files with their records and objects, and the sums that must agree."""
-    table = Table(title=f"Import of {summary.source}")
+    table = Table(title=Text(f"Import of {summary.source}"))
     table.add_column("")
     table.add_column("images", justify="right")
     table.add_column("objects", justify="right")
     table.add_row("read", str(summary.images_read), str(summary.annotations_read))
     for path, (records, objects) in summary.written.items():
-        table.add_row(f"written to {path}", str(records), str(objects))
+        table.add_row(Text(f"written to {path}"), str(records), str(objects))
     kept = sum(records for records, _ in summary.written.values())
     table.add_row("dropped", str(summary.images_read - kept), str(summary.num_dropped))
     low, mean, high = summary.objects_per_image
@@ -146,7 +147,7 @@ def descs_table(summary: ImportSummary) -> Table:
     table.add_column("objects", justify="right")
     entries = list(summary.descs.items())
     for desc, count in entries[:_MOST_DESCS]:
-        table.add_row(desc, str(count))
+        table.add_row(Text(desc), str(count))
     if len(entries) > _MOST_DESCS:
         table.add_row(f"{len(entries) - _MOST_DESCS} more", str(sum(count for _, count in entries[_MOST_DESCS:])))
     return table
