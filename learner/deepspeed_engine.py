@@ -5,8 +5,8 @@ What DeepSpeed does by itself and what is done here:
 - It averages gradients over ranks; `losses.scales` multiplies by the number of ranks to undo that.
 - Its accumulation count is fixed in its configuration, while the number of packs differs per optimizer step. So the
   loss is never divided by it, and `backward(..., last)` says which micro-batch closes the step.
-- With ZeRO 1 to 3, and with bf16, it drops a step whose gradient norm is not finite. At stage 0 in fp32 it does not,
-  and neither reports the norm: both happen here.
+- With ZeRO 1 to 3 it drops a step whose gradient norm is not finite. At stage 0 it does not, and does not report the
+  norm either: both happen here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from learner.collate import Batch
 from learner.losses import LossScales
-from learner.model import HeadOutput, Policy, parameter_groups, train_dtype, trainable
+from learner.model import HeadOutput, Policy, parameter_groups, trainable
 from learner.settings import LearnerSettings
 from protocol.errors import ConfigError
 
@@ -59,10 +59,9 @@ def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
     for key, owner in OWNED.items():
         if key in given:
             raise ConfigError(f"deepspeed.config: {key} is set to {given[key]!r}, but {owner} decides it; remove it")
-    dtype = train_dtype(settings)
+    dtype = settings.compute_dtype
     zero = dict(given.get("zero_optimization") or {})
-    zero.setdefault("stage", 0)
-    zero = {key: value for key, value in zero.items() if value != "auto"}
+    zero = {key: value for key, value in zero.items() if value != "auto"} | {"stage": settings.zero_stage}
     return {
         "steps_per_print": 10**9,
         **given,
@@ -71,8 +70,8 @@ def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
         "gradient_clipping": settings.optimizer.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "fp16": {**_mapping(given.get("fp16")), "enabled": dtype == torch.float16},
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {**_mapping(given.get("fp16")), "enabled": dtype == "float16"},
         "data_types": {"grad_accum_dtype": "fp32", **_mapping(given.get("data_types"))},
     }
 
@@ -111,11 +110,11 @@ class TrainEngine:
             model=policy, optimizer=_optimizer(groups, settings, config), config=config, dist_init_required=False
         )
         self._max_norm = settings.optimizer.max_grad_norm
-        self._checks_norm = self.stage == 0 and train_dtype(settings) == torch.float32
+        self._checks_norm = self.stage == 0
         if self.stage == 3:
             deepspeed.zero.register_external_parameter(policy.head, policy.head.weight)
         self.device = torch.device(self._engine.device)
-        self.dtype = train_dtype(settings)
+        self.dtype: torch.dtype = getattr(torch, settings.compute_dtype)
         self.world_size = int(comm.get_world_size())
         self.rank = int(comm.get_rank())
 

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from learner.checkpoint import Checkpoint, replacing
-from learner.ranks import LearnerRank, check_done, named, wait_all
+from learner.ranks import LearnerRank, failure_of, wait_all
 from learner.results import StepResult, combine
 from learner.settings import LearnerSettings
 from protocol.contracts import PackPlan, WeightsManifest
@@ -102,9 +102,10 @@ class LearnerGroup:
         first, *others = self._ranks
         with self._fatal():
             stream = first.publish.options(num_returns="streaming").remote(version, full)
-            calls = [rank.join_publish.remote(version, full) for rank in others]
-            refs = list(self._drain(stream, calls, "publish"))
-            wait_all([refs[-1], *calls], self._step_timeout_s, "publish")
+            calls = {number: rank.join_publish.remote(version, full) for number, rank in enumerate(others, start=1)}
+            refs = list(self._drain(stream, list(calls.values()), "publish"))
+            # The stream's last reference holds the manifest, or the error that ended it.
+            wait_all({**dict(enumerate(refs[-1:])), **calls}, self._step_timeout_s, "publish")
             manifest: WeightsManifest = ray.get(refs[-1])
         return manifest, refs[:-1]
 
@@ -134,7 +135,7 @@ class LearnerGroup:
     def _placed(self, deadline: float) -> list[tuple[str, str, int]]:
         calls = [rank.where.remote() for rank in self._ranks]
         try:
-            return wait_all(calls, deadline - time.monotonic(), "placement")
+            return wait_all(dict(enumerate(calls)), deadline - time.monotonic(), "placement")
         except DeadlineError as error:
             raise DeadlineError(
                 f"cluster.num_learners: the cluster did not place {self._num_workers} learner ranks of "
@@ -149,10 +150,10 @@ class LearnerGroup:
     def _all(self, calls: Sequence[ray.ObjectRef], timeout_s: float, what: str) -> list[Any]:
         if not calls:
             raise LearnerError(f"{what}: the learner group is closed; start a new one from the last checkpoint")
-        return wait_all(calls, timeout_s, what)
+        return wait_all(dict(enumerate(calls)), timeout_s, what)
 
     def _drain(self, stream: Any, others: Sequence[ray.ObjectRef], what: str) -> Iterator[ray.ObjectRef]:
-        """References as rank 0 yields them; a failure of another rank ends the wait at once."""
+        """References as rank 0 yields them; ends at once when another rank fails."""
         deadline = time.monotonic() + self._step_timeout_s
         waiting = list(others)
         while True:
@@ -164,15 +165,14 @@ class LearnerGroup:
                     "cluster.step_timeout_s if merging takes that long"
                 )
             if done[0] in waiting:
-                check_done(done[0], 1 + others.index(done[0]), what)
+                if failure_of(done[0]) is not None:
+                    return
                 waiting.remove(done[0])
                 continue
             try:
                 yield next(stream)
             except StopIteration:
                 return
-            except ray.exceptions.RayError as error:
-                raise named(error, 0, what) from error
 
     @contextlib.contextmanager
     def _fatal(self) -> Iterator[None]:

@@ -113,7 +113,7 @@ def build_policy(settings: LearnerSettings) -> Policy:
     """Loads the checkpoint, freezes, adds adapters. The same seed gives the same adapters on every rank."""
     torch.manual_seed(settings.seed)
     core = Qwen3VLForConditionalGeneration.from_pretrained(
-        settings.model, dtype=train_dtype(settings), attn_implementation=settings.attn_impl
+        settings.model, dtype=getattr(torch, settings.compute_dtype), attn_implementation=settings.attn_impl
     )
     coord_ids = CoordIds.lookup(AutoTokenizer.from_pretrained(settings.model).get_vocab())
     adapter = None
@@ -126,15 +126,6 @@ def build_policy(settings: LearnerSettings) -> Policy:
     if not any(parameter.requires_grad for parameter in core.parameters()):
         raise ConfigError("tuner: nothing is trained; leave one of freeze_llm, freeze_vit, freeze_aligner false")
     return Policy(core, coord_ids, settings, adapter)
-
-
-def train_dtype(settings: LearnerSettings) -> torch.dtype:
-    """fp32 unless DeepSpeed keeps fp32 masters of low-precision weights."""
-    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        enabled = settings.deepspeed.get(name, {}).get("enabled", "auto")
-        if enabled is True or (enabled == "auto" and getattr(torch, settings.torch_dtype) == dtype):
-            return dtype
-    return torch.float32
 
 
 def _frozen_parts(tuner: TunerSettings) -> set[Part]:

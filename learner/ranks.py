@@ -9,12 +9,13 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 
+from learner.results import PeerError
 from learner.settings import LearnerSettings
 from protocol.contracts import WeightsManifest
 from protocol.errors import DeadlineError, LearnerError, RollmatchError
@@ -23,6 +24,10 @@ if TYPE_CHECKING:  # importing these imports torch
     from learner.publisher import Bucket
     from learner.results import RankStep
     from learner.worker import LearnerWorker
+
+GRACE_S = 3.0
+"""After the first failure: how long other ranks have to report theirs, which may be the cause."""
+BROKEN_CONNECTION = ("gloo", "nccl", "connection reset", "connection closed", "broken pipe")
 
 
 class LearnerRank:
@@ -92,39 +97,54 @@ class LearnerRank:
         return self._worker
 
 
-def wait_all(calls: Sequence[ray.ObjectRef], timeout_s: float, what: str) -> list[Any]:
-    """Results in the order of `calls`, one per rank.
+def wait_all(calls: Mapping[int, ray.ObjectRef], timeout_s: float, what: str) -> list[Any]:
+    """Results in the order of `calls`, which holds one call per rank.
 
     Raises:
         DeadlineError: not all ranks answered in `timeout_s`.
-        Whatever a rank raised, as soon as the first one does: its type where it is ours, else LearnerError, with the
-        rank and its traceback in the message.
+        What a rank raised, as soon as one does: its type where it is ours, else LearnerError, with the rank and its
+        traceback in the message.
     """
     deadline = time.monotonic() + timeout_s
-    waiting = list(calls)
+    waiting = list(calls.values())
     while waiting:
-        left = deadline - time.monotonic()
-        done, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, left), fetch_local=False)
+        left = max(0.0, deadline - time.monotonic())
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=left, fetch_local=False)
         if not done:
-            late = [calls.index(call) for call in waiting]
+            late = [rank for rank, call in calls.items() if call in waiting]
             raise DeadlineError(
                 f"{what}: learner ranks {late} of {len(calls)} did not answer within {timeout_s:.0f} s; look at their "
                 "logs, or raise cluster.step_timeout_s if the work is that long"
             )
-        for call in done:
-            check_done(call, calls.index(call), what)
-    return list(ray.get(list(calls)))
+        if failure_of(done[0]) is not None:
+            _raise_root_cause(calls, what)
+    return list(ray.get(list(calls.values())))
 
 
-def check_done(call: ray.ObjectRef, rank: int, what: str) -> None:
-    """Raises what `rank` raised, if it did."""
+def failure_of(call: ray.ObjectRef) -> ray.exceptions.RayError | None:
+    """What a finished call raised, if it did."""
     try:
         ray.get(call)
     except ray.exceptions.RayError as error:
-        raise named(error, rank, what) from error
+        return error
+    return None
 
 
-def named(error: BaseException, rank: int, what: str) -> RollmatchError:
+def _raise_root_cause(calls: Mapping[int, ray.ObjectRef], what: str) -> NoReturn:
+    """Raises the failure that explains the others: a rank that dies takes its peers' connections down with it."""
+    done, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=GRACE_S, fetch_local=False)
+    finished = {rank: failure_of(call) for rank, call in calls.items() if call in done}
+    failures = [(rank, error) for rank, error in finished.items() if error is not None]
+    rank, error = min(failures, key=lambda failure: _is_consequence(failure[1]))
+    raise _named(error, rank, what) from error
+
+
+def _is_consequence(error: ray.exceptions.RayError) -> bool:
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return isinstance(cause, PeerError) or any(word in str(cause).lower() for word in BROKEN_CONNECTION)
+
+
+def _named(error: ray.exceptions.RayError, rank: int, what: str) -> RollmatchError:
     """The failure of a rank as an error of ours that says which rank, during what, and where."""
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
     text = f"learner rank {rank} failed in {what}: {cause}\n{''.join(traceback.format_exception(error)).rstrip()}"

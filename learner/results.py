@@ -7,6 +7,11 @@ from dataclasses import asdict, astuple, dataclass, field
 
 from learner.losses import LossSums
 from protocol.contracts import RequestKey
+from protocol.errors import LearnerError
+
+
+class PeerError(LearnerError):
+    """Another rank could not prepare its share of a step; the one that raises this did nothing wrong."""
 
 
 @dataclass(frozen=True, slots=True)

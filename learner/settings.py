@@ -155,9 +155,20 @@ class LearnerSettings:
         )
 
     @property
+    def compute_dtype(self) -> DType:
+        """Dtype of forward and backward: `torch_dtype`, unless DeepSpeed's JSON switches its bf16 or fp16 off."""
+        section = self.deepspeed.get({"bfloat16": "bf16", "float16": "fp16"}.get(self.torch_dtype, "")) or {}
+        return "float32" if section.get("enabled", "auto") is False else self.torch_dtype
+
+    @property
     def zero_stage(self) -> int:
-        """0..3."""
-        return int((self.deepspeed.get("zero_optimization") or {}).get("stage", 0))
+        """ZeRO stage 0..3 that DeepSpeed runs.
+
+        At stage 0 it cannot accumulate low-precision gradients in fp32; stage 1 can, and differs only in where the
+        optimizer's state lies.
+        """
+        stage = int((self.deepspeed.get("zero_optimization") or {}).get("stage", 0))
+        return stage if self.compute_dtype == "float32" else max(1, stage)
 
 
 def _tuner(tuner: TunerConfig) -> TunerSettings:

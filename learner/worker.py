@@ -29,15 +29,10 @@ from learner.merge import MergedWeights, Rounding
 from learner.model import HeadOutput, build_policy
 from learner.prompt_encoder import Prompt, PromptEncoder
 from learner.publisher import Bucket, Publisher
-from learner.results import RankStep, Seconds
+from learner.results import PeerError, RankStep, Seconds
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings
 from protocol.contracts import IGNORE_INDEX, RequestKey, Segment, WeightsManifest
-from protocol.errors import LearnerError
-
-
-class PeerError(LearnerError):
-    """Another rank could not prepare its share of the step; this one did nothing wrong."""
 
 
 class LearnerWorker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,6 @@ def test_padded_rows_equal_a_packed_row(policy: Policy, segments: list[Segment],
 def test_three_rows_of_positions_would_let_segments_see_each_other(
     policy: Policy, segments: list[Segment], vision: list[Vision]
 ) -> None:
-    from dataclasses import replace
-
     packed = collate_packed(segments, vision, policy.rope_index)
     leaky = replace(packed, position_ids=packed.position_ids[1:])
     assert not torch.allclose(policy.hidden(packed), policy.hidden(leaky), atol=1e-3)
