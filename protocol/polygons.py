@@ -8,6 +8,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
+import numpy as np
+
 Point = tuple[float, float]
 Ring = list[Point]
 
@@ -71,22 +73,18 @@ def simplify(ring: Sequence[Point], max_points: int) -> Ring:
 
 
 def _triangle(points: Sequence[Point], a: int, b: int, c: int) -> float:
-    return abs(twice_signed_area((points[a], points[b], points[c])))
+    (ax, ay), (bx, by), (cx, cy) = points[a], points[b], points[c]
+    return abs((bx - ax) * (cy - ay) - (by - ay) * (cx - ax))
 
 
 def crosses_itself(ring: Sequence[Point]) -> bool:
     """Two edges cut each other in their interiors; touching is no crossing. O(n²), meant for capped rings."""
-    edges = list(zip(ring, [*ring[1:], *ring[:1]], strict=True))
-    return any(_cut(*edges[i], *edges[j]) for i in range(len(edges)) for j in range(i + 1, len(edges)))
-
-
-def _cut(a: Point, b: Point, c: Point, d: Point) -> bool:
-    return _side(a, b, c) * _side(a, b, d) < 0 and _side(c, d, a) * _side(c, d, b) < 0
-
-
-def _side(a: Point, b: Point, c: Point) -> int:
-    turn = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
-    return (turn > 0) - (turn < 0)
+    points = np.asarray(ring, dtype=np.float64).reshape(-1, 2)
+    edges = np.roll(points, -1, axis=0) - points
+    to_point = points[None, :, :] - points[:, None, :]
+    side = np.sign(edges[:, None, 0] * to_point[:, :, 1] - edges[:, None, 1] * to_point[:, :, 0])  # [edge, point]
+    splits = side * np.roll(side, -1, axis=1) < 0  # [edge, other]: the other's ends lie on both sides of the edge
+    return bool((splits & splits.T).any())
 
 
 def contains_point(ring: Sequence[Point], point: Point) -> bool:
