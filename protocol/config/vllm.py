@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from protocol.config.base import NonNegativeFloat, NonNegativeInt, PositiveInt, Problem, Section, require
 
-OWN_KEYS = frozenset({"max_model_len", "dtype", "sleep_level", "infer_batch_size", "cpu_kvcache_gib", "in_process"})
+OWN_KEYS = frozenset({"max_model_len", "dtype", "sleep_level", "infer_batch_size"})
 """Fields that are not vLLM engine arguments, or that the engine settings carry on their own."""
 
 
@@ -26,7 +26,7 @@ class VllmConfig(Section):
     enable_lora: bool = False
     """Send the adapter instead of merged weights (SPEC A18); needs `tuner.train_type: lora` without DoRA."""
     load_format: str | None = None
-    """Weight loader of the first start. Null: dummy where a full sync follows, else auto."""
+    """Weight loader of the first start, such as `dummy` where a full sync follows. Null: vLLM's own choice."""
     enable_prefix_caching: bool = True
     """Reuse the key-value cache of equal prompt heads; reset at every sync."""
     sleep_level: Literal[0] = 0
@@ -57,10 +57,6 @@ class VllmConfig(Section):
     """How the vision encoder is spread over the GPUs of an engine."""
     infer_batch_size: int | None = None
     """Accepted for runbook files; without effect: requests are admitted one by one. <= 0 or None: all."""
-    cpu_kvcache_gib: PositiveInt = 1
-    """GiB of key-value cache of an engine on CPU."""
-    in_process: bool | None = None
-    """Run the engine's core inside the actor's process. Null: on CPU yes, on GPU no."""
 
     @model_validator(mode="before")
     @classmethod

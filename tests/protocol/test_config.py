@@ -324,9 +324,7 @@ def test_vllm_options_carry_vllms_own_names_only() -> None:
     }
     options = config_from_mapping(minimal(matching__vllm=vllm)).matching.vllm.engine_options()
     assert options["kv_cache_dtype"] == "fp8"
-    assert not {"swap_space", "dtype", "max_model_len", "infer_batch_size", "sleep_level", "cpu_kvcache_gib"} & set(
-        options
-    )
+    assert not {"swap_space", "dtype", "max_model_len", "infer_batch_size", "sleep_level"} & set(options)
     assert None not in options.values()
 
 
