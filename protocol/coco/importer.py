@@ -7,19 +7,18 @@ Every annotation is either written or dropped by one named rule: `annotations ==
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from protocol.coco.instances import category_descs, group_by_image, load_instances
 from protocol.coco.rules import Effect, Rule
 from protocol.coco.shapes import ShapeOptions, annotation_shape
 from protocol.coco.writer import RecordWriter
 from protocol.contracts import Shape
-from protocol.errors import ConfigError, RecordError
-from protocol.serialization import clean_desc, sanitize_desc
+from protocol.errors import ConfigError
 
 IMAGE_MULTIPLE = 32
 """Pixels per image token side (patch 16, merge 2): sides must be multiples, since images are not resized at run
@@ -107,11 +106,11 @@ def import_coco(
     """
     options = options or ImportOptions()
     _check_splits(options.splits)
-    data = _load(Path(instances))
+    data = load_instances(Path(instances))
     images = data["images"][: options.limit]
     counts: Counter[Rule] = Counter()
-    by_image = _group(data, counts)
-    reader = _ImageReader(Path(images_dir), _descs(data, instances), options, image_door or _is_there, counts)
+    by_image = group_by_image(data, counts)
+    reader = _ImageReader(Path(images_dir), category_descs(data, instances), options, image_door or _is_there, counts)
     with RecordWriter(Path(out), options.splits, options.seed) as writer:
         for image in images:
             found = reader.read(image, by_image.get(image["id"], []))
@@ -134,39 +133,6 @@ def _check_splits(splits: Mapping[str, float]) -> None:
     if splits and (abs(total - 1) > 1e-6 or min(splits.values()) < 0):
         shares = ", ".join(f"{name} {share:g}" for name, share in splits.items())
         raise ConfigError(f"--split: shares must be >= 0 and sum to 1, got {shares} (sum {total:g}); correct them")
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
-    except ValueError as error:
-        raise RecordError(f"{path}: is no JSON ({error}); name an instance file") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise RecordError(f"{path}: has no list `{key}`; name a COCO or LVIS instance file")
-    return dict(data)
-
-
-def _group(data: Mapping[str, Any], counts: Counter[Rule]) -> dict[Any, list[Mapping[str, Any]]]:
-    """Annotations by image id, in file order."""
-    by_image: dict[Any, list[Mapping[str, Any]]] = {image["id"]: [] for image in data["images"]}
-    for annotation in data["annotations"]:
-        members = by_image.get(annotation.get("image_id"))
-        if members is None:
-            counts[Rule.UNKNOWN_IMAGE] += 1
-        else:
-            members.append(annotation)
-    return by_image
-
-
-def _descs(data: Mapping[str, Any], source: str | Path) -> dict[Any, str]:
-    """Category id → description: the name with `_` as space, freed of what the canonical text cannot hold."""
-    try:
-        return {entry["id"]: sanitize_desc(clean_desc(entry["name"].replace("_", " "))) for entry in data["categories"]}
-    except (KeyError, AttributeError, ValueError) as error:
-        raise RecordError(f"{source}: a category needs an id and a name ({error}); complete `categories`") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,10 +267,20 @@ def test_shares_must_sum_to_one(tmp_path: Path) -> None:
         run(tmp_path, 1, [], splits={"train": 0.8, "val": 0.1})
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', '{"images": [], "annotations": {}, "categories": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"images": []}',
+        '{"images": [], "annotations": {}, "categories": []}',
+        '{"images": [{}], "annotations": [], "categories": []}',
+        '{"images": [], "annotations": [1], "categories": []}',
+    ],
+)
 def test_a_file_that_is_no_instance_file_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(RecordError, match=r"x\.json: (is no JSON|has no list)"):
+    with pytest.raises(RecordError, match=r"x\.json: (is no JSON|has no list|[a-z]+.0. is no object)"):
         import_coco(tmp_path / "x.json", tmp_path, tmp_path / "out.jsonl")
 
 
