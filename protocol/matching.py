@@ -33,7 +33,7 @@ class MatchSettings:
 
 
 def match(predictions: Sequence[Shape], truths: Sequence[Shape], settings: MatchSettings) -> MatchResult:
-    """The cheapest assignment; deterministic, ties as scipy's solver breaks them."""
+    """The cheapest assignment. Deterministic; ties fall as scipy's solver takes them."""
     num_predictions, num_truths = len(predictions), len(truths)
     if not (num_predictions and num_truths):
         return MatchResult(
@@ -93,7 +93,11 @@ def _smallest(keys: FloatArray, count: int) -> npt.NDArray[np.bool_]:
 
 
 def _assign(costs: FloatArray, fp_cost: float, fn_cost: float) -> tuple[MatchedPair, ...]:
-    """Solves the square problem of size P + G with a dummy per prediction and per truth (SPEC 7, step 5)."""
+    """Solves the square problem of size P + G with a dummy per prediction and per truth (SPEC 7, step 5).
+
+    A rectangular or a divided problem would be solved sooner and cost the same, but among equally cheap assignments,
+    which crowded scenes have, it would choose others than the specified one.
+    """
     from scipy.optimize import linear_sum_assignment
 
     num_predictions, num_truths = costs.shape

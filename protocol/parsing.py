@@ -30,8 +30,7 @@ def parse(token_ids: Sequence[int] | npt.NDArray[Any], codec: TokenCodec) -> Par
         token_ids: [L] generated ids, without the prompt; what follows the first end-of-turn text is ignored.
         codec: the tokenizer's door; its coordinate ids decide what is a coordinate.
     """
-    ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else [int(token_id) for token_id in token_ids]
-    response, stop_fits = _strip_end_of_turn(TokenText.of(ids, codec))
+    response, stop_fits = _strip_end_of_turn(TokenText.of(token_ids, codec))
     found = scan(response.text)
     if found.top is None:
         return _unusable(response)

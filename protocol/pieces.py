@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from protocol.contracts import IntArray
 from protocol.vocab import TokenCodec
 
 _MAX_TABLES = 8
+_MAX_PARTS = 1024
 
 
 class PieceTable(dict[int, str]):
@@ -27,6 +29,7 @@ class PieceTable(dict[int, str]):
         bins = codec.coord_bins
         self._bin_of_id: IntArray = np.full(max(bins, default=0) + 2, -1, dtype=np.int32)
         self._bin_of_id[list(bins.keys())] = list(bins.values())
+        self._parts: dict[str, list[int]] = {}
 
     def __missing__(self, token_id: int) -> str:
         piece = self.codec.piece(token_id)
@@ -36,6 +39,15 @@ class PieceTable(dict[int, str]):
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """One text per id."""
         return list(map(self.__getitem__, ids))
+
+    def encode_part(self, part: str) -> list[int]:
+        """Ids of the kept part of a divided token; remembered, because it is a closing brace nearly always."""
+        ids = self._parts.get(part)
+        if ids is None:
+            ids = self.codec.encode(part)
+            if len(self._parts) < _MAX_PARTS:
+                self._parts[part] = ids
+        return ids
 
     def bins(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Bin of each coordinate id, -1 of any other id."""
@@ -75,10 +87,12 @@ class TokenText:
     codec: TokenCodec
 
     @classmethod
-    def of(cls, ids: list[int], codec: TokenCodec) -> TokenText:
+    def of(cls, token_ids: Sequence[int] | npt.NDArray[Any], codec: TokenCodec) -> TokenText:
         """Decodes every id alone."""
+        array = np.asarray(token_ids, dtype=np.int32)
+        ids: list[int] = array.tolist()
         pieces = piece_table(codec).pieces(ids)
-        return cls(ids, np.asarray(ids, dtype=np.int32), pieces, "".join(pieces), piece_ends(pieces), codec)
+        return cls(ids, array, pieces, "".join(pieces), piece_ends(pieces), codec)
 
     def first(self, char: int) -> tuple[TokenText, bool]:
         """The first `char` characters, cut as `cut` does."""
@@ -101,8 +115,9 @@ class TokenText:
         if start == char:
             return kept, True
         part = self.text[start:char]
-        encoded = self.codec.encode(part)
-        if "".join(piece_table(self.codec).pieces(encoded)) != part:
+        table = piece_table(self.codec)
+        encoded = table.encode_part(part)
+        if "".join(table.pieces(encoded)) != part:
             return kept, False
         return kept + encoded, True
 

@@ -77,4 +77,4 @@ def _distances(a: Float32Array, b: Float32Array, cost: str) -> Float32Array:
 
 def _positive(values: Float32Array) -> Float32Array:
     """Denominators; 1 where underflow left nothing."""
-    return np.where(values > 0, values, np.float32(1))
+    return values if values.min() > 0 else np.where(values > 0, values, np.float32(1))

@@ -44,10 +44,11 @@ class QwenCodec:
         self._encoding = tiktoken.Encoding(
             "qwen", pat_str=_WORD_PATTERN, mergeable_ranks=ranks, special_tokens=specials
         )
+        self._specials = frozenset(specials)
         self._coord_bins = CoordIds.lookup(specials).to_bins()
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode(text, allowed_special="all")
+        return self._encoding.encode(text, allowed_special=self._specials, disallowed_special=())
 
     def piece(self, token_id: int) -> str:
         """Empty for an id outside the vocabulary."""
