@@ -168,7 +168,7 @@ def check_iou(a: Shape, b: Shape, resolution: int) -> None:
         assert np.isclose(ours, exact_iou(ring_points(a), ring_points(b)), rtol=1e-9, atol=1e-12)
     else:
         assert ours == expected
-    assert np.isclose(ours, mask_iou(b, a, resolution), rtol=1e-12, atol=0.0)
+    assert np.isclose(ours, mask_iou(b, a, resolution), rtol=1e-12, atol=1e-12)
     assert 0.0 <= ours <= 1.0
 
 
