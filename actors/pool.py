@@ -164,16 +164,18 @@ class RolloutPool:
         return report
 
     def _route(self) -> None:
-        """Hands queued requests to the least loaded synced actors, never more than their limit."""
+        """Hands queued requests in even shares to the synced actors that owe nothing, up to their limit.
+
+        An actor answers its calls one after another, so a call must be a whole batch: a request that was sent behind
+        the running batch would be decoded alone.
+        """
         while self._queue:
-            synced = [m for m in self._members if m.state is ActorState.SYNCED]
-            free = [(self._settings.max_in_flight_per_actor - len(m.owed), m) for m in synced]
-            free = [(room, m) for room, m in free if room > 0]
-            if not free:
+            idle = [m for m in self._members if m.state is ActorState.SYNCED and not m.owed]
+            if not idle:
                 return
-            share = -(-len(self._queue) // len(free))
-            room, member = max(free, key=lambda pair: pair[0])
-            batch = [self._queue.popleft() for _ in range(min(share, room, len(self._queue)))]
+            member = idle[0]
+            share = min(-(-len(self._queue) // len(idle)), self._settings.max_in_flight_per_actor)
+            batch = [self._queue.popleft() for _ in range(share)]
             member.owed.update({request.key: request for request in batch})
             member.last_progress = time.monotonic()
             method = member.handle.rollout.options(num_returns="streaming")

@@ -21,8 +21,8 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
     arguments = build_parser().parse_args(argv)
-    level = logging.DEBUG if getattr(arguments, "debug", False) else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("rollmatch").setLevel(logging.DEBUG if getattr(arguments, "debug", False) else logging.INFO)
     try:
         return int(arguments.run(arguments))
     except (ConfigError, RecordError) as error:
