@@ -175,9 +175,10 @@ def check_iou(a: Shape, b: Shape, resolution: int) -> None:
 def check_match(predictions: list[Shape], truths: list[Shape], settings: MatchSettings) -> None:
     """Candidates, gate and assignment are the specification's, down to the pairs."""
     result = match(predictions, truths, settings)
+    ious = _all_ious(predictions, truths, settings)
 
     def iou(i: int, j: int) -> float:
-        return mask_iou(predictions[i], truths[j], settings.maskiou_resolution)
+        return ious[i * len(truths) + j]
 
     pairs, rejected, _ = reference_match(predictions, truths, settings, iou)
     assert [(pair.prediction, pair.ground_truth) for pair in result.pairs] == pairs
@@ -209,11 +210,18 @@ def check_truth_order(
     shuffled = match(predictions, [truths[at] for at in order], settings)
     assert np.isclose(match_value(straight, settings), match_value(shuffled, settings))
     assert straight.gating_rejections == shuffled.gating_rejections
-    left, right = (ShapeTable.of(shapes, settings.maskiou_resolution) for shapes in (predictions, truths))
-    rows, columns = np.indices((len(predictions), len(truths))).reshape(2, -1)
-    if len(set(pair_ious(left, right, rows, columns).tolist())) == len(rows):
+    ious = _all_ious(predictions, truths, settings)
+    if len(set(ious)) == len(ious):
         pairs = {(pair.prediction, order[pair.ground_truth]) for pair in shuffled.pairs}
         assert {(pair.prediction, pair.ground_truth) for pair in straight.pairs} == pairs
+
+
+def _all_ious(predictions: list[Shape], truths: list[Shape], settings: MatchSettings) -> list[float]:
+    """Mask IoU of every pair, row by row."""
+    left, right = (ShapeTable.of(shapes, settings.maskiou_resolution) for shapes in (predictions, truths))
+    rows, columns = np.indices((len(predictions), len(truths))).reshape(2, -1)
+    ious: list[float] = pair_ious(left, right, rows, columns).tolist()
+    return ious
 
 
 def check_more_predictions(

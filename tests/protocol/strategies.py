@@ -21,7 +21,9 @@ from protocol.vocab import coord_token
 T = TypeVar("T")
 
 EXAMPLES = 2000
-"""Per property, in the default run."""
+"""Per property that the specification states, in the default run."""
+FEW_EXAMPLES = 300
+"""Per property that only backs one of those up."""
 
 DESCS = ("cat", "red dog", ' "big" dog ', "猫", "a/b", "x\\", "(é)", "object_3", "desc", '{"', "[")
 

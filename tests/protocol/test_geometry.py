@@ -11,7 +11,7 @@ from protocol.exact_area import exact_iou
 from protocol.geometry import ShapeTable, first_cells, mask_iou, overlap_ious, pair_ious, ring_points
 from protocol.vocab import NUM_BINS
 from tests.protocol.checks import check_iou, covered_cells
-from tests.protocol.strategies import EXAMPLES, Dealer, drawn
+from tests.protocol.strategies import EXAMPLES, FEW_EXAMPLES, Dealer, drawn
 
 RESOLUTIONS = (256, 64, 100, 7, 1, 1000, 512)
 
@@ -43,7 +43,7 @@ def test_polygon_iou_is_pycocotools_own(raw: bytes) -> None:
     check_iou(dealer.poly(), dealer.shape(), dealer.one_of(RESOLUTIONS))
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=FEW_EXAMPLES, deadline=None)
 @given(drawn(20))
 def test_exact_iou_of_rectangles_is_the_ratio_of_their_areas(raw: bytes) -> None:
     dealer = Dealer(raw)

@@ -10,7 +10,7 @@ from protocol.parsing import parse
 from protocol.vocab import TokenCodec
 from tests.protocol.checks import check_parse, check_prefix, check_rejects
 from tests.protocol.codecs import CharCodec, TinyCodec, qwen_codec
-from tests.protocol.strategies import EXAMPLES, drawn, mutilated
+from tests.protocol.strategies import EXAMPLES, FEW_EXAMPLES, drawn, mutilated
 
 CHAR, TINY = CharCodec(), TinyCodec(3)
 BOX = '"bbox_2d": ["<|coord_1|>", "<|coord_2|>", "<|coord_3|>", "<|coord_4|>"]'
@@ -29,9 +29,9 @@ def test_any_token_sequence_parses_as_the_specification_reads_it(raw: bytes) -> 
 @example('[{"object_1": {}}, {"object_2": {}}] {"object_3": {}}')
 @example('{"object_1": 5 {"desc": "a"}}')
 def test_any_mutilated_answer_parses_as_the_specification_reads_it(text: str) -> None:
-    check_parse(CHAR.encode(text), CHAR)
-    check_parse(TINY.encode(text), TINY)
-    check_parse(TINY.damage(TINY.encode(text)), TINY)
+    tiny = TINY.encode(text)
+    ids, codec = ((tiny, TINY), (TINY.damage(tiny), TINY), (CHAR.encode(text), CHAR))[len(text) % 3]
+    check_parse(ids, codec)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
@@ -40,7 +40,7 @@ def test_the_prefix_is_a_token_prefix_up_to_the_last_re_encoded_token(text: str)
     check_prefix(TINY.encode(text), TINY)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=FEW_EXAMPLES, deadline=None)
 @given(drawn(30).map(mutilated))
 def test_every_reject_names_tokens_of_the_response_and_can_be_shown(text: str) -> None:
     check_rejects(TINY.encode(text), TINY)

@@ -14,7 +14,7 @@ from protocol.repeat_guard import (
     judge_repeats,
 )
 from tests.protocol.codecs import qwen_codec
-from tests.protocol.strategies import EXAMPLES, Dealer, drawn, mutilated
+from tests.protocol.strategies import FEW_EXAMPLES, Dealer, drawn, mutilated
 
 RUN_ONLY = RepeatSettings(min_new_tokens=0, max_consecutive_token_repeats=3, ngram_size=0)
 NGRAM_ONLY = RepeatSettings(min_new_tokens=0, max_consecutive_token_repeats=0, ngram_size=2, ngram_repeats=3)
@@ -65,7 +65,7 @@ def test_a_description_that_looks_like_a_key_is_not_counted() -> None:
     assert KeyCounter().feed('{"object_1": {"desc": "object_2", "x": "object_3"') == 1
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=FEW_EXAMPLES, deadline=None)
 @given(drawn(40))
 def test_the_count_does_not_depend_on_how_text_is_cut_into_pieces(raw: bytes) -> None:
     dealer, text = Dealer(raw[30:]), mutilated(raw[:30])

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 
 from protocol.contracts import Shape
 from protocol.transport import TransportSettings, project, sinkhorn_plan, slot_bins
-from tests.protocol.strategies import EXAMPLES, Dealer, drawn
+from tests.protocol.strategies import FEW_EXAMPLES, Dealer, drawn
 
 DEFAULT = TransportSettings()
 SQUARE = Shape("poly", (100, 100, 200, 100, 200, 200, 100, 200))
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=FEW_EXAMPLES, deadline=None)
 @given(drawn(50))
 def test_any_pair_gives_one_bin_in_range_per_predicted_slot(raw: bytes) -> None:
     dealer = Dealer(raw)
