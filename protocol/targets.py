@@ -13,13 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from protocol.appending import append_fragment, covered_tokens, desc_spans, object_entry
+from protocol.appending import append_fragment, covered_tokens, desc_spans
 from protocol.contracts import (
     Completion,
     IntArray,
     MatchResult,
     ParsedCompletion,
-    Prediction,
     Record,
     RequestKey,
     Segment,
@@ -28,10 +27,10 @@ from protocol.contracts import (
 from protocol.desc import count_exact
 from protocol.errors import ContractError
 from protocol.labels import RowSpans, label_row
-from protocol.parsing import parse
 from protocol.pieces import piece_table
-from protocol.transport import TransportSettings, slot_bins
-from protocol.vocab import END_OF_TURN, TokenCodec
+from protocol.prefixes import prefix_slots, rebuild, rollout_prefix
+from protocol.transport import TransportSettings
+from protocol.vocab import TokenCodec
 
 PrefixPolicy = Literal["rollout", "matched"]
 
@@ -69,17 +68,6 @@ class Target:
     """prefix + append."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Prefix:
-    """The kept part with the places of its predictions; `predictions[i]` belongs to pair i of the match."""
-
-    ids: IntArray
-    text: str
-    max_index: int | None
-    matched: tuple[Prediction | None, ...]
-    """None where a matched prediction has no place in the prefix."""
-
-
 def build_target(
     *,
     key: RequestKey,
@@ -106,8 +94,8 @@ def build_target(
         raise ContractError(
             "supervise_eos needs the end-of-turn token in suffix_ids, got none; pass the chat template's suffix"
         )
-    prefix = _rollout_prefix(parsed, match) if settings.prefix_policy == "rollout" else _rebuild(parsed, match, codec)
-    slots, supervised = _prefix_slots(prefix, record, match, settings.transport)
+    prefix = rollout_prefix(parsed, match) if settings.prefix_policy == "rollout" else rebuild(parsed, match, codec)
+    slots, supervised = prefix_slots(prefix, record, match, settings.transport)
     missing = [truth for at, truth in enumerate(record.objects) if at not in supervised]
     append_text = append_fragment(prefix.text, missing, 1 if prefix.max_index is None else prefix.max_index + 1)
     append_ids = codec.encode(append_text)
@@ -205,49 +193,3 @@ def _stats(record: Record, parsed: ParsedCompletion, match: MatchResult, row: _T
         desc_pairs_total=exact.total,
         desc_exact_ok=exact.exact,
     )
-
-
-def _rollout_prefix(parsed: ParsedCompletion, match: MatchResult) -> _Prefix:
-    matched = tuple(parsed.predictions[pair.prediction] for pair in match.pairs)
-    return _Prefix(parsed.prefix_ids, parsed.prefix_text, parsed.max_index, matched)
-
-
-def _rebuild(parsed: ParsedCompletion, match: MatchResult, codec: TokenCodec) -> _Prefix:
-    """Matched predictions only, in rollout order, renumbered from 1 and written canonically (A21).
-
-    A desc that spells the end of turn in escapes would end the answer once it is written plainly: its prediction has
-    no place here, and its truth is appended.
-    """
-    originals = [parsed.predictions[pair.prediction] for pair in match.pairs]
-    kept = [item for item in originals if END_OF_TURN not in item.desc]
-    text = "{" + ", ".join(object_entry(at, item.desc, item.shape) for at, item in enumerate(kept, start=1))
-    # Reading our own text back gives the token positions, proves that it says what was matched, and divides the two
-    # closing braces, which are one token, as a rollout's are.
-    again = parse(codec.encode(text + "}"), codec)
-    if [item.shape for item in again.predictions] != [item.shape for item in kept]:
-        raise ContractError(
-            f"the rebuilt prefix reads back as {len(again.predictions)} objects instead of {len(kept)}; "
-            "the codec must encode coordinate tokens as single ids: check its special tokens"
-        )
-    places = iter(again.predictions)
-    matched = tuple(next(places) if END_OF_TURN not in item.desc else None for item in originals)
-    return _Prefix(again.prefix_ids, text, len(kept) or None, matched)
-
-
-def _prefix_slots(
-    prefix: _Prefix, record: Record, match: MatchResult, settings: TransportSettings
-) -> tuple[list[tuple[int, int]], set[int]]:
-    """(position in the prefix, bin) of every matched slot, and the truths that are learnt there.
-
-    A pair whose target does not fit its slots is left out; its truth is appended instead (SPEC 8).
-    """
-    slots: list[tuple[int, int]] = []
-    supervised: set[int] = set()
-    for pair, prediction in zip(match.pairs, prefix.matched, strict=True):
-        if prediction is None:
-            continue
-        bins = slot_bins(prediction.shape, record.objects[pair.ground_truth].shape, settings)
-        if len(bins) == len(prediction.coord_positions):
-            slots.extend(zip(prediction.coord_positions, bins, strict=True))
-            supervised.add(pair.ground_truth)
-    return slots, supervised
