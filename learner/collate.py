@@ -87,14 +87,15 @@ _TENSORS = (
 )
 
 
-def check_prompt(key: object, segment_ids: IntArray, prompt_ids: IntArray) -> None:
+def check_prompt(key: object, segment_ids: IntArray, prompt_ids: IntArray, prompt_len: int | None = None) -> None:
     """The engine's prompt, expanded image tokens included, must be the learner's; else PromptMismatchError.
 
     Args:
-        segment_ids: [>= P] a segment whose first P ids the engine put there.
+        segment_ids: [>= P] a segment; the engine put the prompt at its start.
         prompt_ids: [P] what this side's processor makes of the same prompt and image.
+        prompt_len: tokens of the segment that are the engine's prompt; None takes P.
     """
-    got = segment_ids[: len(prompt_ids)]
+    got = segment_ids[: len(prompt_ids) if prompt_len is None else prompt_len]
     if len(got) == len(prompt_ids) and np.array_equal(got, prompt_ids):
         return
     common = min(len(got), len(prompt_ids))
@@ -103,7 +104,7 @@ def check_prompt(key: object, segment_ids: IntArray, prompt_ids: IntArray) -> No
     theirs = int(got[first]) if first < len(got) else None
     ours = int(prompt_ids[first]) if first < len(prompt_ids) else None
     raise PromptMismatchError(
-        f"{key}: the learner encodes the prompt to {len(prompt_ids)} ids, the segment holds {len(segment_ids)}, and "
+        f"{key}: the learner encodes the prompt to {len(prompt_ids)} ids, the engine to {len(got)}, and "
         f"they differ first at position {first} (learner {ours}, engine {theirs}); engine and learner must load the "
         "same processor files, chat template, prompts and image: check model.model and custom.*_prompt on both sides"
     )

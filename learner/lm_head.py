@@ -147,7 +147,7 @@ class SupervisedHead(nn.Module):  # type: ignore[misc]
         self._head = (head,)  # in a tuple: not a submodule
         self.register_buffer("coord_ids", torch.tensor(coord_ids), persistent=False)
         self._loss = loss
-        self._chunk_rows = chunk_rows or max(1, CHUNK_BYTES // (4 * head.out_features))
+        self._chunk_rows = chunk_rows or max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
 
     @property
     def weight(self) -> nn.Parameter:

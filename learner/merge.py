@@ -99,7 +99,7 @@ class MergedWeights:
     def _finish(self, unit: Unit, values: dict[str, Tensor], rounding: Rounding) -> dict[str, Tensor]:
         if unit.template is None:
             return {name: self._round(value) for name, value in values.items()}
-        base = {name: values[f"base_layer.{name}"].clone() for name in _base_parameters(unit.module)}
+        base = {name: values[f"base_layer.{name}"] for name in _base_parameters(unit.module)}
         merged = merge_layer(unit.template, values)
         rounded = {name: self._round(value) for name, value in merged.items()}
         for name, value in merged.items():
@@ -117,7 +117,7 @@ def merge_layer(template: nn.Module, values: Mapping[str, Tensor]) -> dict[str, 
     """fp32 tensors of the base layer with its adapter merged in, by peft's own rule, on a clone of `template`."""
     clone = deepcopy(template)
     clone.load_state_dict(dict(values), assign=True)
-    clone.merge()
+    clone.merge(safe_merge=True)  # `values` may be the model's own tensors: a plain merge would add to them in place
     return {name: parameter.detach() for name, parameter in clone.get_base_layer().named_parameters()}
 
 

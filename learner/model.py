@@ -22,6 +22,7 @@ from protocol.errors import ConfigError
 from protocol.vocab import CoordIds
 
 Part = Literal["language", "aligner", "vision"]
+EMBEDDINGS = ("embed_tokens", "lm_head")
 ALIGNER = re.compile(r"\.visual\.(merger|deepstack_merger_list)\.")
 
 
@@ -98,14 +99,11 @@ class Policy(nn.Module):  # type: ignore[misc]
 
 
 def _plain_head(head: nn.Module) -> nn.Linear:
-    """The linear layer that makes the logits, whole (modules_to_save) or frozen; adapters in it are refused."""
+    """The linear layer that makes the logits, frozen or trained whole (modules_to_save)."""
     if isinstance(head, peft.utils.ModulesToSaveWrapper):
         head = head.modules_to_save[head.active_adapters[0]]
-    if type(head) is not nn.Linear or head.bias is not None:
-        raise ConfigError(
-            f"tuner.target_modules: lm_head is a {type(head).__name__}, and the chunked head needs a plain linear "
-            "layer without bias; take lm_head out of target_modules, or put it into modules_to_save"
-        )
+    assert type(head) is nn.Linear, f"_adapter_targets lets no adapter into the head, got {type(head).__name__}"
+    assert head.bias is None, "Qwen3-VL's head has no bias"
     return head
 
 
@@ -146,6 +144,7 @@ def _freeze(core: nn.Module, tuner: TunerSettings) -> None:
 def _add_adapters(core: Qwen3VLForConditionalGeneration, tuner: TunerSettings) -> peft.PeftModel:
     """Puts adapters into `core` in place."""
     targets = _adapter_targets(core, tuner)
+    shared = core.config.tie_word_embeddings and any(name.endswith(EMBEDDINGS) for name in tuner.modules_to_save)
     config = peft.LoraConfig(
         r=tuner.rank,
         lora_alpha=tuner.alpha,
@@ -154,6 +153,7 @@ def _add_adapters(core: Qwen3VLForConditionalGeneration, tuner: TunerSettings) -
         use_rslora=tuner.use_rslora,
         target_modules=targets,
         modules_to_save=list(tuner.modules_to_save) or None,
+        ensure_weight_tying=shared,  # else head and embedding drift apart, and no tied checkpoint can hold both
     )
     return peft.get_peft_model(core, config)
 
@@ -166,6 +166,11 @@ def _adapter_targets(core: nn.Module, tuner: TunerSettings) -> list[str]:
         for name, module in core.named_modules()
         if isinstance(module, nn.Linear) and part_of(name) not in frozen and _is_target(name, tuner.target_modules)
     ]
+    if "lm_head" in names:
+        raise ConfigError(
+            f"tuner.target_modules: {tuner.target_modules!r} selects lm_head, whose logits are computed in chunks "
+            "from a plain weight; take it out, or put it into tuner.modules_to_save"
+        )
     if not names:
         raise ConfigError(
             f"tuner.target_modules: {tuner.target_modules!r} selects no linear layer outside the frozen parts "

@@ -60,7 +60,7 @@ class PromptEncoder:
         for segment in segments:
             self._cache.move_to_end(segment.images)
             prompts.append(self._cache[segment.images])
-            check_prompt(segment.key, segment.input_ids[: segment.prompt_len], prompts[-1].ids)
+            check_prompt(segment.key, segment.input_ids, prompts[-1].ids, segment.prompt_len)
         self._forget()
         return prompts
 

@@ -113,6 +113,9 @@ def write_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0) -> Path:
     return folder
 
 
+FULL = TunerSettings(freeze_vit=False, freeze_aligner=False)
+
+
 def settings(model: Path, **changes: object) -> LearnerSettings:
     """fp32 on CPU, everything trained, constant rate."""
     values: dict[str, object] = {
@@ -121,7 +124,7 @@ def settings(model: Path, **changes: object) -> LearnerSettings:
         "user_prompt": USER,
         "torch_dtype": "float32",
         "loss": LossSettings(target_truncate=16),
-        "tuner": TunerSettings(freeze_vit=False, freeze_aligner=False),
+        "tuner": FULL,
         "optimizer": OptimizerSettings(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=0.0),
         "schedule": ScheduleSettings(kind="constant"),
         "deepspeed": {"zero_optimization": {"stage": 0}},

@@ -1,0 +1,191 @@
+"""Merged weights: equal to the adapter's forward, named as on disk, computed without touching the model (SPEC A17)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import Qwen3VLForConditionalGeneration
+
+from learner.collate import Batch, Vision, collate_packed
+from learner.export import check_names, names_on_disk, write_adapter, write_merged
+from learner.merge import MergedWeights, Rounding
+from learner.model import Policy, build_policy, trainable
+from learner.publisher import ALIGNMENT, Publisher
+from learner.settings import LearnerSettings, TunerSettings
+from protocol.checksums import checksum
+from protocol.contracts import Segment, WeightsManifest
+from protocol.errors import ConfigError
+from tests.integration.learner_cases import unpack
+from tests.learner import tiny
+
+LORA = TunerSettings(kind="lora", freeze_aligner=False)
+DORA = TunerSettings(kind="lora", freeze_aligner=False, use_dora=True)
+WITH_MODULE = TunerSettings(kind="lora", modules_to_save=("norm",), use_rslora=True)
+
+TIED = TunerSettings(kind="lora", modules_to_save=("lm_head",))
+
+
+class Unpartitioned:
+    """Every rank holds everything, as without an engine."""
+
+    @contextlib.contextmanager
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        yield
+
+    def full_precision(self, parameter: nn.Parameter) -> Tensor:
+        return parameter.detach().float()
+
+
+def disturbed(settings: LearnerSettings, scale: float = 0.05) -> Policy:
+    """A policy whose trained parameters have moved."""
+    policy = build_policy(settings)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for _, parameter in trainable(policy):
+            parameter.add_(scale * torch.randn_like(parameter))
+    return policy.eval()
+
+
+def merged(policy: Policy, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    tensors = MergedWeights(policy, dtype).tensors(Unpartitioned(), Rounding(), only_changing=False)
+    return {name: tensor for name, tensor, _ in tensors}
+
+
+def exported(policy: Policy, start: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    folder.mkdir()
+    write_merged(folder, merged(policy, dtype).items(), start)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(checkpoint: Path, segments: list[Segment], vision: list[Vision]) -> Batch:
+    policy = build_policy(tiny.settings(checkpoint))
+    return collate_packed(segments, vision, policy.rope_index)
+
+
+@pytest.mark.parametrize("tuner", [LORA, DORA, WITH_MODULE, TIED], ids=["lora", "dora", "modules_to_save", "tied"])
+def test_merged_forward_equals_adapter_forward(
+    checkpoint: Path, tmp_path: Path, packed: Batch, tuner: TunerSettings
+) -> None:
+    policy = disturbed(tiny.settings(checkpoint, tuner=tuner))
+    start = build_policy(tiny.settings(checkpoint))
+    plain = build_policy(tiny.settings(exported(policy, checkpoint, tmp_path / "merged")))
+    with torch.no_grad():
+        adapted = policy.hidden(packed)
+        torch.testing.assert_close(plain.hidden(packed), adapted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(plain.head.weight, policy.head.weight)
+        assert not torch.allclose(start.hidden(packed), adapted, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "tuner", [LORA, DORA, WITH_MODULE, TIED, tiny.FULL], ids=["lora", "dora", "modules", "tied", "full"]
+)
+def test_names_and_untrained_weights_are_those_on_disk(checkpoint: Path, tuner: TunerSettings) -> None:
+    weights = merged(build_policy(tiny.settings(checkpoint, tuner=tuner)))
+    on_disk = load_file(checkpoint / "model.safetensors")
+    assert weights.keys() == on_disk.keys()
+    for name, tensor in on_disk.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("tuner", [LORA, DORA], ids=["lora", "dora"])
+def test_merging_leaves_the_model_alone(checkpoint: Path, tuner: TunerSettings) -> None:
+    policy = disturbed(tiny.settings(checkpoint, tuner=tuner))
+    before = {name: parameter.clone() for name, parameter in policy.named_parameters()}
+    assert all(torch.equal(one, two) for one, two in zip(merged(policy).values(), merged(policy).values(), strict=True))
+    assert all(torch.equal(before[name], parameter) for name, parameter in policy.named_parameters())
+
+
+def test_an_untied_head_is_published_under_its_own_name(tmp_path: Path) -> None:
+    start = tiny.write_checkpoint(tmp_path / "untied", tied=False)
+    assert "lm_head.weight" in merged(build_policy(tiny.settings(start)))
+
+
+def test_rounding_reports_what_the_serving_dtype_swallows(checkpoint: Path) -> None:
+    settings = tiny.settings(checkpoint, tuner=LORA)
+    reports = []
+    for scale in (1e-5, 1.0):
+        rounding = Rounding()
+        weights = MergedWeights(disturbed(settings, scale), torch.bfloat16)
+        tensors = list(weights.tensors(Unpartitioned(), rounding, only_changing=True))
+        assert {tensor.dtype for _, tensor, _ in tensors} == {torch.bfloat16}
+        reports.append(rounding.lost_share)
+    assert reports[0] > 0.5
+    assert reports[1] < 0.1
+
+
+def test_adapter_loads_in_plain_peft(checkpoint: Path, tmp_path: Path, packed: Batch) -> None:
+    policy = disturbed(tiny.settings(checkpoint, tuner=DORA))
+    write_adapter(tmp_path / "adapter", policy, Unpartitioned(), keep=True)
+    base = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa")
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    ours = dict(policy.core.named_parameters())
+    theirs = dict(loaded.get_base_model().named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.items())
+
+
+def test_export_is_a_checkpoint_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    policy = disturbed(tiny.settings(checkpoint))
+    folder = exported(policy, checkpoint, tmp_path / "merged", torch.bfloat16)
+    assert {path.name for path in checkpoint.iterdir()} == {path.name for path in folder.iterdir()}
+    again = build_policy(tiny.settings(folder, torch_dtype="bfloat16"))
+    for name, parameter in policy.named_parameters():
+        assert torch.equal(dict(again.named_parameters())[name], parameter.to(torch.bfloat16)), name
+
+
+def test_a_checkpoint_with_other_names_is_refused(checkpoint: Path) -> None:
+    names = names_on_disk(checkpoint)
+    assert names is not None
+    check_names(names, checkpoint, set())
+    with pytest.raises(ConfigError, match="disagree about 1 tensors"):
+        check_names(names | {"model.extra"}, checkpoint, set())
+
+
+def publish(publisher: Publisher, version: int, full: bool) -> tuple[WeightsManifest, dict[str, Tensor]]:
+    *buckets, manifest = publisher.publish(version, full)
+    assert isinstance(manifest, WeightsManifest)
+    assert [checksum(bucket) for bucket in buckets] == list(manifest.bucket_checksums)
+    arrays = unpack(manifest, buckets)
+    return manifest, {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def test_a_publish_sends_only_what_changed_since_the_last(checkpoint: Path) -> None:
+    policy = build_policy(tiny.settings(checkpoint, tuner=LORA))
+    publisher = Publisher(MergedWeights(policy, torch.float32), Unpartitioned(), 50_000, is_first=True)
+    publisher.remember()
+    first, everything = publish(publisher, 0, full=True)
+    assert (first.changed_tensors, first.full) == (0, True)
+    assert {name for name in everything} == names_on_disk(checkpoint)
+    adapter = next(p for name, p in policy.named_parameters() if "layers.1.mlp.down_proj.lora_B" in name)
+    with torch.no_grad():
+        adapter.add_(1.0)
+    second, changed = publish(publisher, 1, full=False)
+    assert list(changed) == ["model.language_model.layers.1.mlp.down_proj.weight"]
+    assert second.changed_tensors == 1
+    assert publish(publisher, 2, full=False)[0].changed_tensors == 0
+
+
+def test_tensors_lie_aligned_in_buckets_no_larger_than_asked(checkpoint: Path) -> None:
+    policy = build_policy(tiny.settings(checkpoint))
+    publisher = Publisher(MergedWeights(policy, torch.float32), Unpartitioned(), 50_000, is_first=True)
+    *buckets, manifest = publisher.publish(0, True)
+    assert isinstance(manifest, WeightsManifest)
+    sizes = [bucket.nbytes for bucket in buckets if not isinstance(bucket, WeightsManifest)]
+    alone = [entry.num_bytes for entry in manifest.tensors if entry.num_bytes > 50_000]
+    assert [size for size in sizes if size > 50_000 + ALIGNMENT] == alone
+    assert all(entry.offset % ALIGNMENT == 0 for entry in manifest.tensors)
+
+
+def test_other_ranks_publish_nothing(checkpoint: Path) -> None:
+    policy = build_policy(tiny.settings(checkpoint))
+    publisher = Publisher(MergedWeights(policy, torch.float32), Unpartitioned(), 50_000, is_first=False)
+    publisher.remember()
+    assert list(publisher.publish(1, True)) == []

@@ -1,0 +1,78 @@
+"""The learner's own view of a prompt, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from learner.prompt_encoder import PromptEncoder
+from protocol.contracts import Segment
+from protocol.errors import ImageError, PromptMismatchError
+from tests.learner import tiny
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint: Path) -> Iterator[PromptEncoder]:
+    encoder = PromptEncoder(tiny.settings(checkpoint))
+    yield encoder
+    encoder.close()
+
+
+def test_prompts_come_back_in_order_with_their_pixels(encoder: PromptEncoder, segments: list[Segment]) -> None:
+    prompts = encoder.encode_all([segments[1], segments[0], segments[1]])
+    assert [prompt.vision.grid_thw.tolist() for prompt in prompts] == [[[1, 4, 6]], [[1, 4, 4]], [[1, 4, 6]]]
+    assert [len(prompt.vision.pixel_values) for prompt in prompts] == [24, 16, 24]
+    assert all(len(p.ids) == s.prompt_len for p, s in zip(prompts, [segments[1], segments[0]], strict=False))
+
+
+def test_one_image_token_less_is_a_mismatch(encoder: PromptEncoder, segments: list[Segment]) -> None:
+    shorter = replace(
+        segments[0], input_ids=np.delete(segments[0].input_ids, 30), prompt_len=segments[0].prompt_len - 1
+    )
+    with pytest.raises(PromptMismatchError, match="differ first at position"):
+        encoder.encode_all([shorter])
+
+
+def test_a_prompt_longer_than_the_learners_is_a_mismatch(encoder: PromptEncoder, segments: list[Segment]) -> None:
+    with pytest.raises(PromptMismatchError):
+        encoder.encode_all([replace(segments[0], prompt_len=segments[0].prompt_len + 1)])
+
+
+def test_another_system_prompt_is_a_mismatch(checkpoint: Path, segments: list[Segment]) -> None:
+    other = PromptEncoder(tiny.settings(checkpoint, system_prompt="Answer in YAML."))
+    with pytest.raises(PromptMismatchError, match="check model"):
+        other.encode_all(segments[:1])
+    other.close()
+
+
+def test_a_missing_image_names_its_path(encoder: PromptEncoder, segments: list[Segment]) -> None:
+    with pytest.raises(ImageError, match=r"record=0/epoch=0/rollout=0: cannot read /nowhere\.png"):
+        encoder.encode_all([replace(segments[0], images=("/nowhere.png",))])
+
+
+def test_an_image_that_the_processor_would_resize_is_refused(
+    checkpoint: Path, tmp_path: Path, segments: list[Segment]
+) -> None:
+    start = tiny.write_checkpoint(tmp_path / "resizing")
+    name = start / "preprocessor_config.json"
+    name.write_text(name.read_text().replace('"do_resize": false', '"do_resize": true'))
+    encoder = PromptEncoder(tiny.settings(start))
+    odd = tiny.draw_image(tmp_path / "odd.png", 1, width=70, height=64)
+    with pytest.raises(ImageError, match=r"70x64 pixels and the processor made 64x64"):
+        encoder.encode_all([replace(segments[0], images=(odd,))])
+    encoder.close()
+
+
+def test_the_cache_forgets_the_oldest_beyond_its_limit(checkpoint: Path, segments: list[Segment]) -> None:
+    encoder = PromptEncoder(tiny.settings(checkpoint, pixel_cache_bytes=0))
+    first = encoder.encode_all(segments)
+    again = encoder.encode_all(segments)
+    assert all(one is not two for one, two in zip(first, again, strict=True))
+    encoder.close()
+    remembering = PromptEncoder(tiny.settings(checkpoint))
+    assert remembering.encode_all(segments)[0] is remembering.encode_all(segments)[0]
+    remembering.close()
