@@ -48,6 +48,8 @@ class TargetSettings:
     ot_cost: str = "l2"
     ot_epsilon: float = 10.0
     ot_iters: int = 30
+    desc_max_pairs: int | None = 64
+    """Matched pairs whose descriptions are compared, the first ones; None: all (SPEC 16)."""
 
     @property
     def transport(self) -> TransportSettings:
@@ -115,7 +117,7 @@ def build_target(
     return Target(
         segment=None if oversize else _segment(key, record, completion, row, codec, settings.supervise_eos),
         stats=replace(
-            _stats(record, parsed, match, row),
+            _stats(record, parsed, match, row, settings.desc_max_pairs),
             matched_for_supervision=len(supervised),
             excluded_from_supervision=len(match.pairs) - len(supervised),
             fn_appended=len(missing),
@@ -170,9 +172,12 @@ def _segment(
     )
 
 
-def _stats(record: Record, parsed: ParsedCompletion, match: MatchResult, row: _TeacherRow) -> SegmentStats:
+def _stats(
+    record: Record, parsed: ParsedCompletion, match: MatchResult, row: _TeacherRow, desc_max_pairs: int | None
+) -> SegmentStats:
     exact = count_exact(
-        (parsed.predictions[pair.prediction].desc, record.objects[pair.ground_truth].desc) for pair in match.pairs
+        (parsed.predictions[pair.prediction].desc, record.objects[pair.ground_truth].desc)
+        for pair in match.pairs[:desc_max_pairs]
     )
     return SegmentStats(
         gt_objects=len(record.objects),

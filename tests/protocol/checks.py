@@ -95,6 +95,7 @@ def make_target(
     policy: PrefixPolicy,
     settings: MatchSettings,
     max_length: int = 10**6,
+    desc_max_pairs: int | None = None,
 ) -> tuple[ParsedCompletion, MatchResult, Target]:
     """Parse, match and build, as an actor does."""
     ids = np.asarray(codec.encode(text), dtype=np.int32)
@@ -116,7 +117,7 @@ def make_target(
         match=result,
         suffix_ids=codec.encode(SUFFIX_TEXT),
         codec=codec,
-        settings=TargetSettings(prefix_policy=policy, max_length=max_length, ot_iters=2),
+        settings=TargetSettings(prefix_policy=policy, max_length=max_length, ot_iters=2, desc_max_pairs=desc_max_pairs),
     )
     return parsed, result, target
 
