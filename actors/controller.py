@@ -22,8 +22,8 @@ A record that can never work is quarantined and replaced by the next one, so tha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from actors.buffer import Entry, SegmentBuffer
@@ -67,10 +67,18 @@ class Observer(Protocol):
     def quarantine(self, outcome: Outcome) -> None: ...
 
 
+class Keeper(Protocol):
+    """Who saves: `deploy.checkpoints` in production."""
+
+    def due(self, step: int) -> bool: ...
+
+    def save(self, state: LoopState, position: int) -> object: ...
+
+
 class Planner(Protocol):
     """Segment lengths, oldest first → who trains what."""
 
-    def __call__(self, lengths: Sequence[int]) -> PackPlan: ...
+    def __call__(self, lengths: Sequence[int], /) -> PackPlan: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +95,7 @@ class LoopSettings:
     capacity: int
     """Tokens of a full pack, for the fill metric."""
     desc_enabled: bool = False
+    save_last: bool = True
     learning: bool = True
     """False where the learning rate is 0 throughout: then a publish may change nothing."""
     skip_publish: bool = False
@@ -106,9 +115,22 @@ class LoopState:
     versions_used: set[int] = field(default_factory=set)
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
+    def as_mapping(self) -> dict[str, Any]:
+        """JSON values only; inverse of `from_mapping`."""
+        return asdict(self) | {"versions_used": sorted(self.versions_used)}
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> LoopState:
+        """The state that a checkpoint remembers; keys that are not ours are left alone."""
+        known = {name.name: values[name.name] for name in fields(cls)}
+        known["versions_used"] = set(known["versions_used"])
+        known["evaluations"] = [(step, metrics) for step, metrics in known["evaluations"]]
+        known["accepted"] = known["trained"]  # what was accepted and not trained is requested again
+        return cls(**known)
+
 
 class Interrupted(RollmatchError):
-    """Somebody asked the run to stop; the loop left at a step boundary."""
+    """Somebody asked the run to stop; the loop left between two windows."""
 
 
 class Controller:
@@ -125,6 +147,8 @@ class Controller:
         validation: Sequence[Record],
         plan: Planner,
         observer: Observer,
+        keeper: Keeper,
+        state: LoopState | None = None,
     ) -> None:
         self._settings = settings
         self._pool = pool
@@ -134,32 +158,45 @@ class Controller:
         self._validation = validation
         self._plan = plan
         self._observer = observer
+        self._keeper = keeper
         self._orders: dict[Any, int] = {}
-        self.state = LoopState()
+        self.state = state or LoopState()
+        self._boundary = requests.position
+        """Where a resume starts: every request before it was trained or quarantined."""
         self.stop = False
-        """Set from a signal handler: the loop leaves after the step in progress."""
+        """Set from a signal handler: the loop finishes the window in training, saves and leaves."""
 
     def run(self) -> LoopState:
-        """Runs to `max_steps`. Interrupted when `stop` was set; everything else that is raised ends the run."""
-        self._publish(full=True)
-        self._evaluate()
-        while self.state.step < self._settings.max_steps:
-            for metrics in self._window():
-                self._observer.step(self.state.step, metrics)
-            if self._evaluation_due():
+        """Runs to `max_steps`. Interrupted, after a checkpoint, when `stop` was set."""
+        try:
+            self._publish(full=True)
+            if not self.state.evaluations:
                 self._evaluate()
+            while self.state.step < self._settings.max_steps:
+                self._train_window()
+        except Interrupted:
+            self._save()
+            raise
         return self.state
 
-    def checkpoint(self) -> dict[str, Any]:
-        """The loop's part of a checkpoint: plain values."""
-        state = self.state
-        return {
-            "step": state.step,
-            "version": state.version,
-            "position": self._requests.position,
-            "trained": state.trained,
-            "pending": sorted(str(key) for key in self._orders),
-        }
+    def _train_window(self) -> None:
+        for metrics in self._window():
+            self._observer.step(self.state.step, metrics)
+        waiting = [*self._orders.values(), *(entry.order for entry in self._buffer.ready())]
+        self._boundary = min(waiting, default=self._requests.position)
+        if self._evaluation_due():
+            self._evaluate()
+        if self._keeper.due(self.state.step) or (self._settings.save_last and self._is_last):
+            self._save()
+
+    @property
+    def _is_last(self) -> bool:
+        return self.state.step >= self._settings.max_steps
+
+    def _save(self) -> None:
+        self._observer.phase("save", f"the checkpoint of step {self.state.step}")
+        path = self._keeper.save(self.state, self._boundary)
+        self._observer.event("checkpoint", path=str(path), position=self._boundary)
 
     def _window(self) -> Iterator[dict[str, float]]:
         """E-step and M-steps on one window, then the publish; yields each optimizer step's metrics."""
@@ -174,7 +211,6 @@ class Controller:
             yield metrics
             if last:
                 break
-            self._leave_if_asked()
         self._buffer.release(entries)
         self.state.trained += len(entries)
 
@@ -251,13 +287,13 @@ class Controller:
         )
 
     def _publish(self, full: bool) -> dict[str, float]:
-        """Version v+1 (or 0, in full, at the start) on every engine, attested."""
+        """Version v+1 (or v, in full, at the start) on every engine, attested."""
         if self._settings.skip_publish and not full:
             raise NothingChangedError(
                 f"step {self.state.step}: an optimizer step ran and nothing was published "
                 "(sync.debug_skip_publish is true); switch it off: the engines still serve the version before"
             )
-        version = 0 if full else self.state.version + 1
+        version = self.state.version if full else self.state.version + 1
         self._observer.phase("sync", f"version {version} on every engine")
         started = time.monotonic()
         manifest, refs = self._learner.publish(version, full)
@@ -282,8 +318,9 @@ class Controller:
 
     def _evaluation_due(self) -> bool:
         every = self._settings.eval_steps
-        crossed = every > 0 and self.state.step // every > self.state.evaluations[-1][0] // every
-        return crossed or self.state.step >= self._settings.max_steps
+        last = self.state.evaluations[-1][0] if self.state.evaluations else 0
+        crossed = every > 0 and self.state.step // every > last // every
+        return crossed or self._is_last
 
     def _evaluate(self) -> None:
         if not self._validation:

@@ -17,7 +17,7 @@ class RecordSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Record: ...
+    def get(self, index: int, epoch: int = 0) -> Record: ...
 
 
 class RequestStream:
@@ -45,7 +45,7 @@ class RequestStream:
         row = int(self._rows[offset])
         key = RequestKey(record=row, epoch=epoch)
         seed = request_seed(self._seed, key)
-        return RolloutRequest(key=key, record=self._records[row], seed=seed, min_version=min_version)
+        return RolloutRequest(key=key, record=self._records.get(row, epoch), seed=seed, min_version=min_version)
 
 
 def request_seed(seed: int, key: RequestKey) -> int:

@@ -85,7 +85,8 @@ class RolloutActor:
             from actors.vllm_engine import VllmEngine
 
             self._engine = VllmEngine(self._settings.engine, self._settings.decode, self._frame, processor)
-        tokens = sum(o.new_tokens for o in self._answer([warmup])) if warmup else 0
+        answers = self._answer([warmup]) if warmup else ()
+        tokens = sum(item.new_tokens for item in answers if isinstance(item, Outcome))
         return ActorReady(
             pid=os.getpid(),
             version=self._engine.version,

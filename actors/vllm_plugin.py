@@ -105,7 +105,7 @@ def tensor_views(
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         for entry in manifest.tensors:
             raw = buckets[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
-            flat = torch.frombuffer(memoryview(raw), dtype=getattr(torch, entry.dtype))
+            flat = torch.frombuffer(raw.data, dtype=getattr(torch, entry.dtype))
             yield entry.name, flat.view(entry.shape)
 
 

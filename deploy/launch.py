@@ -10,14 +10,14 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import ray
 
 from actors.buffer import SegmentBuffer
-from actors.controller import Controller, Interrupted, LoopSettings, LoopState
+from actors.controller import Controller, LoopSettings, LoopState
 from actors.evaluator import evaluate
 from actors.pool import PoolSettings, RolloutPool
 from actors.requests import RequestStream
@@ -25,6 +25,7 @@ from actors.rollout_actor import Outcome, RolloutActor
 from actors.settings import ActorSettings
 from actors.vllm_engine import engine_environment
 from deploy.check import require_clean
+from deploy.checkpoints import CheckpointKeeper, resume_path
 from deploy.cluster import ray_session
 from deploy.observer import RunObserver
 from learner.group import LearnerGroup
@@ -42,8 +43,9 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     require_clean(config)
     started = time.monotonic()
-    records = RecordFile(config.custom.train_jsonl, limit=config.custom.train_sample_limit)
+    records = training_records(config)
     validation = validation_records(config)
+    resumed = resume_path(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     config.dump(config.run_dir / "config.yaml")
     with contextlib.ExitStack() as stack:
@@ -51,24 +53,21 @@ def train(config: RunConfig) -> dict[str, Any]:
         stack.enter_context(ray_session(config))
         observer.phase("start", "engines and learner ranks")
         pool, learner = _start(config, records[0], stack)
+        extra = learner.load_checkpoint(resumed) if resumed else None
         controller = Controller(
-            loop_settings(config),
+            loop_settings(config, len(records)),
             pool=pool,
             learner=learner,
             buffer=SegmentBuffer(config.buffer.max_bytes, config.buffer.max_segments),
-            requests=RequestStream(records, config.training.seed),
+            requests=RequestStream(records, config.training.seed, position=extra["position"] if extra else 0),
             validation=validation,
             plan=planner(config),
             observer=observer,
+            keeper=CheckpointKeeper(config, learner, len(records)),
+            state=LoopState.from_mapping(extra) if extra else None,
         )
-        try:
-            with _stops_at_step_boundary(controller):
-                state = controller.run()
-        except Interrupted:
-            _save(config, learner, controller, observer, "interrupted")
-            raise
-        if config.training.save_last_epoch:
-            _save(config, learner, controller, observer, "last")
+        with _stops_between_windows(controller):
+            state = controller.run()
         summary = summarise(config, state, pool.num_restarts, time.monotonic() - started)
         observer.finish(summary)
     return summary
@@ -97,15 +96,28 @@ def validation_records(config: RunConfig) -> list[Record]:
     return list(read_records(config.custom.val_jsonl, limit=config.custom.val_sample_limit))
 
 
-def loop_settings(config: RunConfig) -> LoopSettings:
+def training_records(config: RunConfig) -> RecordFile:
+    """The training set by position; no record is read yet."""
+    custom = config.custom
+    assert custom.train_jsonl is not None, "the check has asked for it"
+    return RecordFile(
+        custom.train_jsonl,
+        limit=custom.train_sample_limit,
+        ordering=custom.object_ordering,
+        seed=config.training.seed,
+    )
+
+
+def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
     """The loop's share of the configuration."""
     training = config.training
     return LoopSettings(
         batch_size=training.effective_batch_size,
         m_steps=config.m_steps,
-        max_steps=training.max_steps,
+        max_steps=config.num_optimizer_steps(num_records),
         max_staleness=config.rollout.max_staleness,
         eval_steps=training.eval_steps or 0,
+        save_last=training.save_last_epoch,
         top_k=config.matching.candidate_top_k,
         capacity=config.global_max_length,
         desc_enabled=config.matching.desc_monitor.enabled,
@@ -157,8 +169,9 @@ def _start(config: RunConfig, sample: Record, stack: contextlib.ExitStack) -> tu
     pool = _pool(config, sample)
     stack.callback(pool.close)
     with ThreadPoolExecutor(max_workers=2) as threads:
-        for waiting in [threads.submit(pool.start), threads.submit(learner.start)]:
-            waiting.result()
+        starting: list[Future[Any]] = [threads.submit(pool.start), threads.submit(learner.start)]
+        for future in starting:
+            future.result()
     return pool, learner
 
 
@@ -188,8 +201,8 @@ def _pool(config: RunConfig, sample: Record) -> RolloutPool:
 
 
 @contextlib.contextmanager
-def _stops_at_step_boundary(controller: Controller) -> Iterator[None]:
-    """First SIGINT or SIGTERM: leave after the step. A second one: leave now."""
+def _stops_between_windows(controller: Controller) -> Iterator[None]:
+    """First SIGINT or SIGTERM: finish the window, save, leave. A second one: leave now, without saving."""
 
     def ask(signum: int, _frame: object) -> None:
         if controller.stop:
@@ -202,12 +215,3 @@ def _stops_at_step_boundary(controller: Controller) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _save(config: RunConfig, learner: LearnerGroup, controller: Controller, observer: RunObserver, why: str) -> None:
-    state = controller.state
-    path = config.run_dir / f"checkpoint-{state.step}"
-    observer.phase("save", str(path))
-    learner.save_checkpoint(path, controller.checkpoint())
-    learner.export_merged(path / "merged")
-    observer.event("checkpoint", path=str(path), why=why)

@@ -176,7 +176,7 @@ class MatchedPair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchResult:
-    """`len(pairs) + len(false_positives)` is the number of predictions, `len(pairs) + len(false_negatives)` of truths."""
+    """`len(pairs) + len(false_positives)` counts predictions, `len(pairs) + len(false_negatives)` ground truths."""
 
     pairs: tuple[MatchedPair, ...]
     """In prediction order."""

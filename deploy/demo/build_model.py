@@ -152,10 +152,9 @@ def model_config(tokenizer: Tokenizer) -> Qwen3VLConfig:
     )
 
 
-@torch.no_grad()
 def smooth_coordinates(model: Qwen3VLForConditionalGeneration, first_id: int) -> None:
     """Starts the coordinate embeddings as Fourier features of the bin, so that near bins begin near each other."""
-    table = model.get_input_embeddings().weight
+    table = model.get_input_embeddings().weight.data
     width = table.shape[1]
     position = torch.arange(NUM_BINS)[:, None] / NUM_BINS
     frequency = 2 ** torch.linspace(0, math.log2(NUM_BINS / 16), width // 4)
@@ -171,7 +170,9 @@ def build(folder: Path, seed: int = 0) -> None:
     write_processor(folder, tokenizer)
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(model_config(tokenizer))
-    smooth_coordinates(model, tokenizer.token_to_id(coord_token(0)))
+    first_id = tokenizer.token_to_id(coord_token(0))
+    assert first_id is not None, "build_tokenizer added it"
+    smooth_coordinates(model, first_id)
     model.generation_config.eos_token_id = tokenizer.token_to_id("<|im_end|>")
     model.generation_config.pad_token_id = tokenizer.token_to_id("<|endoftext|>")
     model.save_pretrained(folder)

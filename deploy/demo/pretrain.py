@@ -48,7 +48,7 @@ class Encoder:
         self.end = self.processor.tokenizer.encode("<|im_end|>")
 
     def answer_ids(self, objects: tuple[DrawnObject, ...]) -> list[int]:
-        return list(self.processor.tokenizer.encode(answer_text(objects))) + self.end
+        return [*self.processor.tokenizer.encode(answer_text(objects)), *self.end]
 
     def batch(self, rows: list[tuple[Scene, list[int]]]) -> dict[str, torch.Tensor]:
         """input_ids, labels [B, T], attention_mask, pixel_values, image_grid_thw, mm_token_type_ids."""

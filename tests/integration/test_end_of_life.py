@@ -23,7 +23,13 @@ def start(arguments: list[str], marker: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "deploy.cli", "train", "--config", "configs/demo.yaml", *arguments]
     environment = os.environ | {"ROLLMATCH_TEST_MARKER": marker}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 

@@ -1,0 +1,261 @@
+"""The loop's order of events, with a pool that answers in any order and a learner that only counts."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from actors.buffer import SegmentBuffer
+from actors.controller import Controller, Interrupted, LoopSettings, LoopState
+from actors.engine import LoadReport
+from actors.requests import RequestStream
+from actors.rollout_actor import Outcome
+from protocol.contracts import (
+    PackPlan,
+    Record,
+    RolloutRequest,
+    SegmentMeta,
+    SegmentStats,
+    TensorEntry,
+    WeightsManifest,
+)
+from protocol.errors import NothingChangedError
+from protocol.packing import plan_packs
+
+
+class Records:
+    def __len__(self) -> int:
+        return 1000
+
+    def get(self, index: int, epoch: int = 0) -> Record:
+        return Record(index=index, source=f"t:{index + 1}", images=("x.png",), width=8, height=8, objects=())
+
+
+class FakePool:
+    """Answers two requests per poll, newest first: arrival order is never request order."""
+
+    def __init__(self, log: list[str], fails: Callable[[int], bool]) -> None:
+        self._log = log
+        self._fails = fails
+        self._open: deque[RolloutRequest] = deque()
+        self._answered = 0
+        self.version = 0
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+        self._open.extend(requests)
+
+    def poll(self) -> list[tuple[Outcome, Any]]:
+        return [self._answer(self._open.pop()) for _ in range(min(2, len(self._open)))]
+
+    def _answer(self, request: RolloutRequest) -> tuple[Outcome, Any]:
+        self._answered += 1
+        if request.evaluates:
+            return Outcome(key=request.key, evaluated=SegmentStats(gt_objects=2, valid_predictions=1)), None
+        if self._fails(self._answered):
+            return Outcome(key=request.key, failure="ImageError: gone"), None
+        meta = SegmentMeta(
+            key=request.key,
+            length=100,
+            num_bytes=10,
+            first_version=self.version,
+            last_version=self.version,
+            new_tokens=50,
+            finish_reason="stop",
+            stats=SegmentStats(train_len=50),
+        )
+        return Outcome(key=request.key, meta=meta, new_tokens=50), f"ref of {request.key}"
+
+    def sync(self, manifest: WeightsManifest, refs: Sequence[Any]) -> list[LoadReport]:
+        self._log.append(f"sync {manifest.version}, {self.num_open} in flight")
+        self.version = manifest.version
+        return [LoadReport(version=manifest.version, bucket_checksums=(), num_tensors=1, load_seconds=0.0)]
+
+
+class FakeStep:
+    skipped = False
+
+    def metrics(self) -> dict[str, float]:
+        return {"loss/ce": 1.0}
+
+
+@dataclass
+class FakeLearner:
+    log: list[str]
+    changed: int = 1
+    trained: list[list[str]] = field(default_factory=list)
+
+    def train_step(self, plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
+        self.log.append(f"train {len(segment_refs)}")
+        self.trained.append(list(segment_refs))
+        return FakeStep()
+
+    def publish(self, version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
+        tensor = TensorEntry(name="w", dtype="float32", shape=(1,), bucket=0, offset=0, num_bytes=4)
+        manifest = WeightsManifest(
+            version=version, full=full, tensors=(tensor,), bucket_checksums=("c",), changed_tensors=self.changed
+        )
+        return manifest, ["bucket"]
+
+
+@dataclass
+class FakeObserver:
+    steps: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    quarantined: list[Outcome] = field(default_factory=list)
+
+    def phase(self, name: str, waiting_for: str) -> None: ...
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        self.steps.append((step, dict(metrics)))
+
+    def event(self, kind: str, **fields: Any) -> None: ...
+
+    def quarantine(self, outcome: Outcome) -> None:
+        self.quarantined.append(outcome)
+
+
+@dataclass
+class FakeKeeper:
+    every: int | None = None
+    saved: list[tuple[dict[str, Any], int]] = field(default_factory=list)
+
+    def due(self, step: int) -> bool:
+        return self.every is not None and step % self.every == 0
+
+    def save(self, state: LoopState, position: int) -> str:
+        self.saved.append((json.loads(json.dumps(state.as_mapping())), position))
+        return "path"
+
+
+@dataclass
+class Loop:
+    """A controller and everything it talks to."""
+
+    log: list[str]
+    learner: FakeLearner
+    observer: FakeObserver
+    keeper: FakeKeeper
+    controller: Controller
+
+
+def build(
+    *,
+    fails: Callable[[int], bool] = lambda _: False,
+    changed: int = 1,
+    position: int = 0,
+    state: LoopState | None = None,
+    validation: int = 0,
+    **settings: Any,
+) -> Loop:
+    log: list[str] = []
+    learner, observer, keeper = FakeLearner(log, changed), FakeObserver(), FakeKeeper()
+    chosen = {"batch_size": 4, "m_steps": 1, "max_steps": 3, "max_staleness": 0, "eval_steps": 0} | settings
+    controller = Controller(
+        LoopSettings(**chosen, top_k=5, capacity=1000),
+        pool=FakePool(log, fails),  # type: ignore[arg-type]
+        learner=learner,
+        buffer=SegmentBuffer(10**6, 100),
+        requests=RequestStream(Records(), seed=0, position=position),
+        validation=[Records().get(i) for i in range(validation)],
+        plan=lambda lengths: plan_packs(lengths, capacity=1000, num_ranks=1),
+        observer=observer,
+        keeper=keeper,
+        state=state,
+    )
+    return Loop(log, learner, observer, keeper, controller)
+
+
+def test_a_window_is_rolled_out_trained_and_published_before_the_next_begins() -> None:
+    loop = build(m_steps=2, max_steps=4)
+    state = loop.controller.run()
+
+    assert loop.log == [
+        "sync 0, 0 in flight",
+        *("train 4", "train 4", "sync 1, 0 in flight"),
+        *("train 4", "train 4", "sync 2, 0 in flight"),
+    ]
+    assert (state.step, state.version, state.accepted, state.trained) == (4, 2, 8, 8)
+
+
+def test_windows_take_requests_in_order_whatever_order_they_were_answered_in() -> None:
+    loop = build()
+    loop.controller.run()
+    order = [f"ref of {request.key}" for _, request in RequestStream(Records(), seed=0).take(12, 0)]
+
+    assert [ref for window in loop.learner.trained for ref in window] == order
+
+
+def test_a_quarantined_record_is_replaced_so_that_a_window_stays_whole() -> None:
+    loop = build(fails=lambda answered: answered in (2, 5))
+    state = loop.controller.run()
+
+    assert [len(window) for window in loop.learner.trained] == [4, 4, 4]
+    assert state.quarantined == len(loop.observer.quarantined) == 2
+    assert all(metrics["policy/staleness_max"] == 0 for _, metrics in loop.observer.steps)
+
+
+def test_with_staleness_one_the_next_window_is_in_flight_at_a_publish_and_never_older() -> None:
+    loop = build(max_staleness=1, max_steps=5)
+    loop.controller.run()
+
+    assert any(line.endswith(", 4 in flight") for line in loop.log if line.startswith("sync"))
+    assert {metrics["policy/staleness_max"] for _, metrics in loop.observer.steps} <= {0.0, 1.0}
+
+
+def test_a_publish_that_changes_nothing_after_a_step_ends_the_run() -> None:
+    with pytest.raises(NothingChangedError, match=r"0 of 1 published tensors changed"):
+        build(changed=0).controller.run()
+
+
+def test_a_publish_may_change_nothing_where_the_learning_rate_is_zero() -> None:
+    assert build(changed=0, learning=False).controller.run().version == 3
+
+
+def test_the_last_window_may_have_fewer_steps_than_the_others() -> None:
+    loop = build(m_steps=2, max_steps=3)
+    assert loop.controller.run().step == 3
+    assert loop.log[-2:] == ["train 4", "sync 2, 0 in flight"]
+
+
+def test_evaluation_runs_before_at_each_multiple_and_after() -> None:
+    loop = build(validation=3, eval_steps=2, max_steps=5)
+    loop.controller.run()
+    assert [step for step, _ in loop.controller.state.evaluations] == [0, 2, 4, 5]
+
+
+def test_a_stop_finishes_the_window_saves_and_leaves() -> None:
+    loop = build(m_steps=2, max_steps=100)
+    train_step = loop.learner.train_step
+
+    def stop_in_the_middle(plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
+        loop.controller.stop = True
+        return train_step(plan, segment_refs)
+
+    loop.learner.train_step = stop_in_the_middle  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="step 2, version 1"):
+        loop.controller.run()
+    ((saved, position),) = loop.keeper.saved
+    assert (saved["step"], saved["version"], position) == (2, 1, 4)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 2])
+def test_a_stopped_and_resumed_run_trains_the_same_windows_as_one_that_is_not(max_staleness: int) -> None:
+    whole = build(max_staleness=max_staleness, max_steps=8)
+    whole.controller.run()
+    first = build(max_staleness=max_staleness, max_steps=8)
+    first.keeper.every = 3
+    first.controller.run()
+    saved, position = first.keeper.saved[0]
+    second = build(max_staleness=max_staleness, max_steps=8, position=position, state=LoopState.from_mapping(saved))
+    second.controller.run()
+
+    assert saved["step"] == 3
+    assert whole.learner.trained == first.learner.trained[:3] + second.learner.trained

@@ -1,0 +1,136 @@
+"""One actor with a scripted engine: what leaves it, in which order, and what never does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.engine import RolloutEngine
+from actors.rollout_actor import Outcome, RolloutActor, load_processor
+from actors.scripted_engine import ScriptedEngine
+from actors.settings import ActorSettings, DecodeSettings, EngineSettings
+from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Segment, Shape
+from protocol.errors import ContractError, ImageError
+from protocol.matching import MatchSettings
+from protocol.serialization import assistant_text
+from protocol.targets import TargetSettings
+
+MODEL = str(Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model")
+CAT = GroundTruth(index=1, desc="red circle", shape=Shape("bbox_2d", (100, 100, 300, 300)))
+DOG = GroundTruth(index=2, desc="blue bar", shape=Shape("bbox_2d", (500, 500, 700, 700)))
+
+
+def request(record: int, *, epoch: int = 0, min_version: int = 0) -> RolloutRequest:
+    data = Record(index=record, source=f"t:{record + 1}", images=("x.png",), width=8, height=8, objects=(CAT, DOG))
+    return RolloutRequest(key=RequestKey(record, epoch), record=data, seed=0, min_version=min_version)
+
+
+@pytest.fixture
+def actor() -> Callable[..., RolloutActor]:
+    def build(script: Callable[[RolloutRequest, int], str], max_length: int = 4096) -> RolloutActor:
+        settings = ActorSettings(
+            engine=EngineSettings(model=MODEL, dtype="float32", max_model_len=512, num_threads=1, on_cpu=True),
+            decode=DecodeSettings(max_new_tokens=256),
+            system_prompt="s",
+            user_prompt="u",
+            match=MatchSettings(),
+            target=TargetSettings(max_length=max_length),
+        )
+        made = RolloutActor(settings)
+        made._engine = engine = Wrapped(script)
+        made.start(None)
+        engine.attach(made)
+        return made
+
+    return build
+
+
+class Wrapped:
+    """A scripted engine that is built once the actor has read its tokenizer."""
+
+    def __init__(self, script: Callable[[RolloutRequest, int], str]) -> None:
+        self._script = script
+        self._engine: RolloutEngine | None = None
+        self.version = 0
+
+    def attach(self, actor: RolloutActor) -> None:
+        self._engine = ScriptedEngine(actor._codec, self._script)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+
+def finds_the_cat(_request: RolloutRequest, _version: int) -> str:
+    return assistant_text([CAT])
+
+
+def test_each_request_yields_its_outcome_and_then_its_segment(actor: Callable[..., RolloutActor]) -> None:
+    stream = list(actor(finds_the_cat).rollout([request(0), request(1)]))
+
+    assert [type(item) for item in stream] == [Outcome, Segment, Outcome, Segment]
+    for outcome, segment in zip(stream[::2], stream[1::2], strict=True):
+        assert outcome.key == segment.key
+        assert outcome.meta is not None
+        assert outcome.meta.length == len(segment.input_ids)
+        assert (outcome.meta.stats.matched_pairs, outcome.meta.stats.fn_appended) == (1, 1)
+
+
+def test_the_target_is_the_rollout_plus_the_missed_object_plus_the_end_of_turn(
+    actor: Callable[..., RolloutActor],
+) -> None:
+    made = actor(finds_the_cat)
+    _, segment = made.rollout([request(0)])
+    text = load_processor(MODEL).tokenizer.decode(segment.input_ids[segment.prompt_len :])
+
+    assert text == assistant_text([CAT, DOG]) + "<|im_end|>\n"
+    supervised = np.flatnonzero(segment.labels != -100)
+    assert segment.input_ids[supervised[-1]] == made._frame.suffix_ids[0], "the end of turn is the last label"
+
+
+def test_an_evaluation_request_yields_statistics_and_no_segment(actor: Callable[..., RolloutActor]) -> None:
+    (outcome,) = actor(finds_the_cat).rollout([request(0, epoch=EVALUATION_EPOCH)])
+
+    assert outcome.meta is None
+    assert outcome.evaluated is not None
+    assert (outcome.evaluated.desc_pairs_total, outcome.evaluated.desc_exact_ok) == (1, 1)
+
+
+def test_a_target_that_is_too_long_is_a_failure_with_its_lengths_not_a_truncated_segment(
+    actor: Callable[..., RolloutActor],
+) -> None:
+    (outcome,) = actor(finds_the_cat, max_length=20).rollout([request(0)])
+
+    assert outcome.meta is None
+    assert outcome.failure is not None
+    assert outcome.failure.startswith("Oversize")
+    assert "limit 20" in outcome.failure
+
+
+def test_an_image_that_cannot_be_read_fails_alone(actor: Callable[..., RolloutActor]) -> None:
+    made = actor(finds_the_cat)
+    submit = made.engine.submit
+
+    def refuse_first(asked: RolloutRequest) -> None:
+        if asked.key.record == 0:
+            raise ImageError("t:1: cannot read image x.png")
+        submit(asked)
+
+    made._engine.submit = refuse_first  # type: ignore[method-assign, union-attr]
+    failed, answered, _segment = made.rollout([request(0), request(1)])
+
+    assert failed.failure == "ImageError: t:1: cannot read image x.png"
+    assert answered.meta is not None
+
+
+def test_an_engine_older_than_the_request_allows_is_a_contract_error(actor: Callable[..., RolloutActor]) -> None:
+    with pytest.raises(ContractError, match="version 0, 3 or newer"):
+        list(actor(finds_the_cat).rollout([request(0, min_version=3)]))
+
+
+def test_the_chat_frame_puts_the_image_before_the_text(actor: Callable[..., RolloutActor]) -> None:
+    text = actor(finds_the_cat)._frame.prompt_text
+    assert text.index("<|image_pad|>") < text.index("u<|im_end|>")
+    assert text.endswith("<|im_start|>assistant\n")
