@@ -11,8 +11,11 @@ import numpy as np
 import ray
 
 from learner.ranks import LearnerRank
+from learner.results import RankStep
 from learner.settings import LearnerSettings
 from protocol.contracts import PackPlan, Segment, WeightsManifest
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +24,8 @@ class Outcome:
 
     losses: list[float]
     norms: list[float]
-    weights: dict[str, np.ndarray[Any, Any]]
+    weights: dict[str, Array]
     manifest: WeightsManifest | None
-    skipped: list[bool]
 
 
 class CaseRank(LearnerRank):
@@ -37,27 +39,45 @@ class CaseRank(LearnerRank):
         resume: Path | None = None,
     ) -> Outcome:
         """Trains one optimizer step per plan and publishes everything."""
-        from learner.worker import LearnerWorker
-
-        worker = LearnerWorker(settings)
+        self.prepare(settings)
         if resume is not None:
-            worker.load_checkpoint(resume)
-        steps = [
-            worker.train_step([[segments[at] for at in packs[self._rank]] for packs in plan.micro_batches])
-            for plan in plans
-        ]
-        *buckets, manifest = [*worker.publish(1, True)] or [None]
-        self._worker = worker
+            self.load_checkpoint(resume)
+        steps = [self.step(plan, segments) for plan in plans]
+        weights, manifest = self.publish_all()
         return Outcome(
             losses=[step.loss for step in steps],
             norms=[step.grad_norm for step in steps],
-            weights={} if manifest is None else unpack(manifest, buckets),
+            weights=weights,
             manifest=manifest,
-            skipped=[step.skipped for step in steps],
         )
 
+    def prepare(self, settings: LearnerSettings) -> None:
+        """A fresh worker in place of the last one."""
+        from learner.worker import LearnerWorker
 
-def unpack(manifest: WeightsManifest, buckets: Sequence[np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        self._worker = LearnerWorker(settings)
+
+    def step(self, plan: PackPlan, segments: Sequence[Segment]) -> RankStep:
+        return self._ready.train_step([[segments[at] for at in packs[self._rank]] for packs in plan.micro_batches])
+
+    def publish_all(self) -> tuple[dict[str, Array], WeightsManifest | None]:
+        """Every tensor, on rank 0."""
+        *buckets, manifest = [*self._ready.publish(1, True)] or [None]
+        return ({} if manifest is None else unpack(manifest, buckets)), manifest
+
+    def poison(self, token_id: int) -> None:
+        """Makes the embedding of one token not a number."""
+        import deepspeed
+        import torch
+
+        policy, stage = self._ready._policy, self._ready._settings.zero_stage
+        weight = policy.core.get_input_embeddings().weight
+        with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=stage == 3), torch.no_grad():
+            if weight.numel():
+                weight[token_id] = torch.nan
+
+
+def unpack(manifest: WeightsManifest, buckets: Sequence[Any]) -> dict[str, Array]:
     """fp32 tensors by name, as a receiver would read them."""
     found = {}
     for entry in manifest.tensors:
@@ -81,7 +101,17 @@ class Ranks:
         ray.get(starts, timeout=300)
 
     def case(self, *arguments: Any) -> list[Outcome]:
-        return list(ray.get([actor.case.remote(*arguments) for actor in self.actors], timeout=120))
+        return self.call("case", *arguments)
+
+    def prepare(self, settings: LearnerSettings) -> None:
+        self.call("prepare", settings)
+
+    def step(self, plan: PackPlan, segments: Sequence[Segment]) -> list[RankStep]:
+        return self.call("step", plan, segments)
+
+    def publish(self) -> dict[str, Array]:
+        weights: dict[str, Array] = self.call("publish_all")[0][0]
+        return weights
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return list(ray.get([getattr(a, method).remote(*arguments) for a in self.actors], timeout=120))
