@@ -1,6 +1,6 @@
 """`rollmatch check`: everything that is wrong with a run, at once, before anything is started.
 
-    settings ─► prompts, DeepSpeed file, metric name, folders      this file
+    settings ─► prompts, DeepSpeed file, metric name, folders      this file; check_pending
     data     ─► lines and images of both JSONL files               check_data
     model    ─► config, tokenizer, processor, weight headers       check_model
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from deploy.check_data import check_data
 from deploy.check_model import check_model
+from deploy.check_pending import check_pending
 from deploy.findings import Finding, error, print_findings, warning
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
@@ -29,7 +30,7 @@ __all__ = ["Finding", "check_run", "print_findings", "require_clean"]
 def check_run(config: RunConfig) -> list[Finding]:
     """Everything there is to say about the run; errors are what would make it fail."""
     model, image_rules = check_model(config)
-    return [*_settings(config), *check_data(config, image_rules), *model]
+    return [*_settings(config), *check_pending(config), *check_data(config, image_rules), *model]
 
 
 def require_clean(config: RunConfig) -> None:

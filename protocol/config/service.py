@@ -59,7 +59,7 @@ class SyncConfig(Section):
 
     backend: Literal["object_store", "nccl"] = "object_store"
     """`object_store` works everywhere; `nccl` broadcasts between GPUs."""
-    in_flight: Literal["drain", "continue", "abort"] = "continue"
+    in_flight: Literal["drain", "continue", "abort"] = "drain"
     """What happens to running rollouts at a sync: finish first, pause and go on with new weights, or start over.
     Without effect at `max_staleness` 0, where none is running."""
     bucket_bytes: PositiveInt = 256 * MIB

@@ -1,0 +1,77 @@
+"""Settings that load, because runbook files hold them, but that this version does not act on yet.
+
+What would change the training is refused by name; what would only show something is a warning. An entry leaves this
+table in the commit that builds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from deploy.findings import Finding, error, warning
+from protocol.config import RunConfig
+
+MATCHING = "custom.extra.rollout_matching"
+
+
+class Pending(NamedTuple):
+    """One setting, when it would matter, and what to write instead."""
+
+    path: str
+    asked_for: Callable[[RunConfig], bool]
+    instead: str
+
+
+CHANGES_TRAINING = (
+    Pending(f"{MATCHING}.rollout_backend", lambda c: c.matching.rollout_backend != "vllm", "write vllm"),
+    Pending(f"{MATCHING}.decode_mode", lambda c: c.matching.decode_mode != "greedy", "write greedy"),
+    Pending(
+        f"{MATCHING}.repeat_terminate.enabled",
+        lambda c: c.matching.repeat_terminate.enabled,
+        "set it to false; repetition_penalty and max_new_tokens bound a rollout meanwhile",
+    ),
+    Pending(f"{MATCHING}.offload.enabled", lambda c: c.matching.offload.enabled, "set it to false"),
+    Pending(
+        f"{MATCHING}.vllm.enable_lora",
+        lambda c: c.matching.vllm.enable_lora,
+        "set it to false: merged weights are published",
+    ),
+    Pending("sync.backend", lambda c: c.sync.backend != "object_store", "write object_store"),
+    Pending(
+        "sync.in_flight",
+        lambda c: c.rollout.max_staleness > 0 and c.sync.in_flight != "drain",
+        "write drain: running rollouts end on the weights they began with",
+    ),
+    Pending(
+        "custom.val_sample_with_replacement",
+        lambda c: c.custom.val_sample_with_replacement,
+        "set it to false: each validation record is scored once",
+    ),
+    Pending("training.eval_strategy", lambda c: c.training.eval_strategy == "epoch", "write steps and eval_steps"),
+)
+
+ONLY_SHOWS = (
+    Pending(f"{MATCHING}.monitor_dump.enabled", lambda c: c.matching.monitor_dump.enabled, "no dump is written"),
+    Pending(
+        f"{MATCHING}.debug_dump_parse_failures",
+        lambda c: c.matching.debug_dump_parse_failures,
+        "rejected objects are counted only",
+    ),
+    Pending(
+        f"{MATCHING}.desc_monitor.mode",
+        lambda c: c.matching.desc_monitor.enabled and c.matching.desc_monitor.mode != "exact",
+        "descriptions are compared exactly, not by meaning",
+    ),
+    Pending("training.logging_steps", lambda c: c.training.logging_steps > 1, "every step is logged"),
+)
+
+
+def check_pending(config: RunConfig) -> Iterator[Finding]:
+    """A finding for each setting of the tables that the run asks for."""
+    for entry in CHANGES_TRAINING:
+        if entry.asked_for(config):
+            yield error(entry.path, f"is not supported yet, and the run would train without it; {entry.instead}")
+    for entry in ONLY_SHOWS:
+        if entry.asked_for(config):
+            yield warning(entry.path, f"has no effect yet: {entry.instead}")
