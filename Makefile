@@ -31,7 +31,7 @@ test: setup unit
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/integration
 
 unit: setup
-	@$(BIN)/python -m pytest -q tests --ignore=tests/integration
+	@$(BIN)/python -m pytest -q -n 2 tests --ignore=tests/integration
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports
