@@ -44,4 +44,4 @@ bench: setup
 
 docs: setup
 	@$(BIN)/python -m protocol.config.reference > docs/configuration.md
-	@$(BIN)/python -m protocol.metrics > docs/metrics.md
+	@$(BIN)/python -m protocol.metric_table > docs/metrics.md
