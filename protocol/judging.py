@@ -159,7 +159,7 @@ def _read_value(
     wanted = "4" if geometry == "bbox_2d" else "an even number >= 6"
     fits = len(bins) == 4 if geometry == "bbox_2d" else len(bins) >= 6 and len(bins) % 2 == 0
     if not fits or len(bins) != count:
-        detail = f"{geometry} has {count} values in {len(bins)} coordinate tokens, expected {wanted}"
+        detail = f"{geometry} has {count} values in {len(bins)} coordinate tokens, expected {wanted}, each one token"
         return _Refusal(RejectReason.COORD_TOKENS, detail, span)
     return _Reading(_LONE_SURROGATE.sub("\ufffd", desc.strip()), Shape(geometry, bins), positions)
 

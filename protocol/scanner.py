@@ -122,8 +122,8 @@ class _Machine:
             elif char in "{,":
                 if char == "{":
                     self._open_brace(position)
-                else:
-                    self._comma()
+                elif self.brackets == 0:
+                    self.expecting_key[self.depth] = True
                 if self.depth == 1 and self.brackets == 0 and not self.closed:
                     position = self._canonical_run(position)
             elif char == ":":
@@ -230,13 +230,6 @@ class _Machine:
             self.capture = None
             if self.current is not None:
                 self.current.arrays[-1] = (self.current.arrays[-1][0], start)
-
-    def _comma(self) -> None:
-        if self.brackets:
-            return
-        self.expecting_key[self.depth] = True
-        if self.depth == 1:
-            self.pending = None  # a scalar stood under the key (A3)
 
     def _note_nesting(self) -> None:
         if self.current is not None:

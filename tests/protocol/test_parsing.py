@@ -87,6 +87,14 @@ def test_coordinates_spelt_in_ordinary_tokens_are_no_coordinates() -> None:
     assert "4 values in 0 coordinate tokens" in reject.detail
 
 
+def test_a_polygon_with_one_point_in_ordinary_tokens_is_rejected() -> None:
+    pairs = [f'["<|coord_{bin_}|>", "<|coord_{bin_ + 1}|>"]' for bin_ in range(4)]
+    head, spelt, tail = '{"object_1": {"desc": "a", "poly": [', pairs[0], ", " + ", ".join(pairs[1:]) + "]}}"
+    ids = [*CHAR.encode(head), *map(ord, spelt), *CHAR.encode(tail)]
+    (reject,) = parse(ids, CHAR).rejects
+    assert reject.detail == "poly has 8 values in 6 coordinate tokens, expected an even number >= 6, each one token"
+
+
 def test_a_canonical_answer_gives_its_objects_and_their_token_positions() -> None:
     codec = qwen_codec()
     parsed = parse(codec.encode('{"object_3": {"desc": "black cat", ' + BOX + "}}<|im_end|>\n"), codec)
