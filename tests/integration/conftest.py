@@ -36,6 +36,7 @@ def arguments(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "training.effective_batch_size=4",
         "training.max_steps=2",
         "training.warmup_steps=0",
+        "training.eval_steps=null",
         "custom.extra.rollout_matching.rollout_buffer.m_steps=1",
     ]
     return lambda *more: [*small, *more]

@@ -1,0 +1,86 @@
+"""The command line: four ways to be wrong, one clear error each, and nothing was started."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.cli import build_parser, main
+from deploy.demo.scenes import write_scenes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a run that would be sound."""
+    monkeypatch.chdir(ROOT)
+    write_scenes(tmp_path, "train", 3, seed=1)
+    config = str(ROOT / "configs" / "demo.yaml")
+    data = [f"custom.train_jsonl={tmp_path / 'train.jsonl'}", "custom.val_jsonl=null", "training.eval_steps=null"]
+    return ["train", "--config", config, *data, f"training.output_dir={tmp_path / 'runs'}"]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> str:
+    """The one error line of a run that was refused before anything was started."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert not (tmp_path / "runs").exists(), "not even the run's folder"
+    ray = sys.modules.get("ray")
+    assert ray is None or not ray.is_initialized()
+    return printed.err
+
+
+def test_a_typo_names_the_path_and_the_nearest_setting(
+    train: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = refused([*train, "training.learning_rat=1"], capsys, tmp_path)
+    assert error.startswith("rollmatch: training.learning_rat:")
+    assert "training.learning_rate" in error
+
+
+def test_a_broken_line_names_file_line_and_field(
+    train: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    row = json.loads(lines[1])
+    row["objects"] = [{"desc": "red bar", "bbox_2d": [1, 2, 3]}]
+    (tmp_path / "train.jsonl").write_text("\n".join([lines[0], json.dumps(row), lines[2]]) + "\n")
+
+    error = refused(train, capsys, tmp_path)
+    assert "train.jsonl:2: objects[0].bbox_2d has 3 values, expected 4" in error
+
+
+def test_a_missing_image_names_the_record_and_the_file(
+    train: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "train" / "000002.png").unlink()
+    error = refused(train, capsys, tmp_path)
+    assert "train.jsonl:3" in error
+    assert "000002.png is missing" in error
+
+
+def test_an_unknown_metric_for_the_best_model_is_refused_with_the_nearest(
+    train: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = refused([*train, "training.metric_for_best_model=eval_f1"], capsys, tmp_path)
+    assert error.startswith("rollmatch: training.metric_for_best_model:")
+    assert "eval_rollout_f1" in error
+
+
+def test_every_command_has_a_line_of_help() -> None:
+    text = build_parser().format_help()
+    for name in ("train", "evaluate", "check", "import-coco"):
+        assert re.search(rf"^    {name}\s+\w", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    from protocol.config import load_config
+
+    assert load_config(path).run_dir.name
