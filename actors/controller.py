@@ -22,115 +22,20 @@ A record that can never work is quarantined and replaced by the next one, so tha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from actors.buffer import Entry, SegmentBuffer
 from actors.engine import LoadReport
 from actors.evaluator import evaluate
+from actors.loop import Interrupted, Keeper, Learner, LoopSettings, LoopState, Observer, Planner
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
-from protocol.contracts import PackPlan, Record, SegmentMeta, WeightsManifest
-from protocol.errors import NothingChangedError, RollmatchError
+from protocol.contracts import Record, SegmentMeta
+from protocol.errors import NothingChangedError
 from protocol.metrics import RolloutTotals, generation_metrics, packing_metrics, policy_metrics
 from protocol.staleness import admissible, check_fresh
-
-
-class StepOutcome(Protocol):
-    """What the learner says about one optimizer step."""
-
-    def metrics(self) -> dict[str, float]: ...
-
-    @property
-    def skipped(self) -> bool: ...
-
-
-class Learner(Protocol):
-    """The training side as the loop sees it; `learner.group.LearnerGroup` in production."""
-
-    def train_step(self, plan: PackPlan, segment_refs: Sequence[Any]) -> StepOutcome: ...
-
-    def publish(self, version: int, full: bool) -> tuple[WeightsManifest, list[Any]]: ...
-
-
-class Observer(Protocol):
-    """Who is told: tracking and the progress line in production."""
-
-    def phase(self, name: str, waiting_for: str) -> None: ...
-
-    def step(self, step: int, metrics: dict[str, float]) -> None: ...
-
-    def event(self, kind: str, **fields: Any) -> None: ...
-
-    def quarantine(self, outcome: Outcome) -> None: ...
-
-
-class Keeper(Protocol):
-    """Who saves: `deploy.checkpoints` in production."""
-
-    def due(self, step: int) -> bool: ...
-
-    def save(self, state: LoopState, position: int) -> object: ...
-
-
-class Planner(Protocol):
-    """Segment lengths, oldest first → who trains what."""
-
-    def __call__(self, lengths: Sequence[int], /) -> PackPlan: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopSettings:
-    """The loop's numbers; see `training.*` and `rollout.*` in the configuration."""
-
-    batch_size: int
-    m_steps: int
-    max_steps: int
-    max_staleness: int
-    eval_steps: int
-    """0: only before and after."""
-    top_k: int
-    capacity: int
-    """Tokens of a full pack, for the fill metric."""
-    desc_enabled: bool = False
-    save_last: bool = True
-    learning: bool = True
-    """False where the learning rate is 0 throughout: then a publish may change nothing."""
-    skip_publish: bool = False
-    """Test switch: train, but never publish; SPEC A17 must stop the run."""
-
-
-@dataclass(slots=True)
-class LoopState:
-    """Where the run is; what a checkpoint remembers of the loop."""
-
-    step: int = 0
-    version: int = 0
-    accepted: int = 0
-    """Rollouts whose segment entered the buffer, ever."""
-    trained: int = 0
-    quarantined: int = 0
-    versions_used: set[int] = field(default_factory=set)
-    evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
-
-    def as_mapping(self) -> dict[str, Any]:
-        """JSON values only; inverse of `from_mapping`."""
-        return asdict(self) | {"versions_used": sorted(self.versions_used)}
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> LoopState:
-        """The state that a checkpoint remembers; keys that are not ours are left alone."""
-        known = {name.name: values[name.name] for name in fields(cls)}
-        known["versions_used"] = set(known["versions_used"])
-        known["evaluations"] = [(step, metrics) for step, metrics in known["evaluations"]]
-        known["accepted"] = known["trained"]  # what was accepted and not trained is requested again
-        return cls(**known)
-
-
-class Interrupted(RollmatchError):
-    """Somebody asked the run to stop; the loop left between two windows."""
 
 
 class Controller:

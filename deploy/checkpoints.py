@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
-from actors.controller import LoopState
+from actors.loop import LoopState
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 

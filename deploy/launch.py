@@ -17,8 +17,9 @@ from typing import Any
 import ray
 
 from actors.buffer import SegmentBuffer
-from actors.controller import Controller, LoopSettings, LoopState
+from actors.controller import Controller
 from actors.evaluator import evaluate
+from actors.loop import LoopSettings, LoopState
 from actors.pool import PoolSettings, RolloutPool
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome, RolloutActor

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from actors.buffer import SegmentBuffer
-from actors.controller import Controller, Interrupted, LoopSettings, LoopState
+from actors.controller import Controller
 from actors.engine import LoadReport
+from actors.loop import Interrupted, LoopSettings, LoopState
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
 from protocol.contracts import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.controller import LoopState
+from actors.loop import LoopState
 from deploy.checkpoints import CheckpointKeeper, complete_checkpoints, resume_path
 from protocol.config import RunConfig, config_from_mapping
 from protocol.errors import ConfigError
