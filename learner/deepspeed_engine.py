@@ -11,7 +11,9 @@ What DeepSpeed does by itself and what is done here:
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -23,7 +25,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import comm
-from deepspeed.utils import safe_get_full_fp32_param
+from deepspeed.utils import logger, safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from learner.collate import Batch
@@ -83,6 +85,9 @@ def _mapping(value: object) -> dict[str, Any]:
 def join(settings: LearnerSettings) -> None:
     """Joins the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, ...)."""
     on_gpu = torch.cuda.is_available()
+    logger.setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch has deprecated: a warning per rank and name, of use to nobody.
+    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning)
     # The shared-memory op serves inference only and would be compiled here, 40 s on a machine without a cache.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if on_gpu:

@@ -59,14 +59,11 @@ class LearnerGroup:
             places = self._placed(deadline)
             _, address, port = places[0]
             local = _local_ranks([node for node, _, _ in places])
-            self._all(
-                [
-                    rank.start.remote(self._settings, address, port, *local[number])
-                    for number, rank in enumerate(self._ranks)
-                ],
-                deadline - time.monotonic(),
-                "start",
-            )
+            calls = {
+                number: rank.start.remote(self._settings, address, port, *local[number])
+                for number, rank in enumerate(self._ranks)
+            }
+            wait_all(calls, deadline - time.monotonic(), "start")
 
     def train_step(self, plan: PackPlan, segment_refs: Sequence[ray.ObjectRef]) -> StepResult:
         """One optimizer step on the planned packs.
@@ -85,10 +82,12 @@ class LearnerGroup:
             [[segment_refs[position] for position in packs[rank]] for packs in plan.micro_batches]
             for rank in range(self._num_workers)
         ]
-        timeout = self._step_timeout_s
         with self._fatal():
-            calls = [rank.train_step.remote(share, timeout) for rank, share in zip(self._ranks, shares, strict=True)]
-            return combine(self._all(calls, timeout, "train_step"))
+            calls = {
+                number: rank.train_step.remote(shares[number], self._step_timeout_s)
+                for number, rank in enumerate(self._alive("train_step"))
+            }
+            return combine(wait_all(calls, self._step_timeout_s, "train_step"))
 
     def publish(self, version: int, full: bool) -> tuple[WeightsManifest, list[ray.ObjectRef]]:
         """Merged weights as buckets in the object store, and the manifest that describes them.
@@ -99,7 +98,7 @@ class LearnerGroup:
         Args:
             full: all tensors of the checkpoint; else those that differ from the version published last.
         """
-        first, *others = self._ranks
+        first, *others = self._alive("publish")
         with self._fatal():
             stream = first.publish.options(num_returns="streaming").remote(version, full)
             calls = {number: rank.join_publish.remote(version, full) for number, rank in enumerate(others, start=1)}
@@ -145,12 +144,13 @@ class LearnerGroup:
 
     def _everywhere(self, call: Callable[[Any], ray.ObjectRef], what: str) -> None:
         with self._fatal():
-            self._all([call(rank) for rank in self._ranks], self._step_timeout_s, what)
+            calls = {number: call(rank) for number, rank in enumerate(self._alive(what))}
+            wait_all(calls, self._step_timeout_s, what)
 
-    def _all(self, calls: Sequence[ray.ObjectRef], timeout_s: float, what: str) -> list[Any]:
-        if not calls:
+    def _alive(self, what: str) -> list[Any]:
+        if not self._ranks:
             raise LearnerError(f"{what}: the learner group is closed; start a new one from the last checkpoint")
-        return wait_all(dict(enumerate(calls)), timeout_s, what)
+        return self._ranks
 
     def _drain(self, stream: Any, others: Sequence[ray.ObjectRef], what: str) -> Iterator[ray.ObjectRef]:
         """References as rank 0 yields them; ends at once when another rank fails."""

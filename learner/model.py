@@ -13,6 +13,7 @@ import peft
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from learner.collate import Batch, Vision
 from learner.lm_head import SupervisedHead
@@ -110,6 +111,7 @@ def _plain_head(head: nn.Module) -> nn.Linear:
 def build_policy(settings: LearnerSettings) -> Policy:
     """Loads the checkpoint, freezes, adds adapters. The same seed gives the same adapters on every rank."""
     torch.manual_seed(settings.seed)
+    disable_progress_bar()
     core = Qwen3VLForConditionalGeneration.from_pretrained(
         settings.model, dtype=getattr(torch, settings.compute_dtype), attn_implementation=settings.attn_impl
     )
