@@ -13,8 +13,9 @@
     │   ├── EngineError                an engine failed, stalled or answered garbage
     │   ├── LearnerError               a learner rank failed; carries that rank's traceback
     │   └── DeadlineError              a wait ended without what it waited for
-    └── SyncError                      an engine does not serve the weights that were published: fatal for that engine
-        └── NothingChangedError        a publish after an optimizer step changed no tensor: fatal for the run
+    ├── SyncError                      an engine does not serve the weights that were published: fatal for that engine
+    │   └── NothingChangedError        a publish after an optimizer step changed no tensor: fatal for the run
+    └── Interrupted                    somebody asked the run to stop, and it did, between two windows
 
 Every message has three parts: what is wrong with the numbers, whose duty it was, what to change. All classes are
 picklable (plain string arguments), because Ray strips the type of what it cannot pickle.
@@ -79,3 +80,7 @@ class SyncError(RollmatchError):
 
 class NothingChangedError(SyncError):
     """An optimizer step ran and yet no published tensor differs from the one before (SPEC A17)."""
+
+
+class Interrupted(RollmatchError):
+    """Somebody asked the run to stop; the loop left between two windows, with a checkpoint."""
