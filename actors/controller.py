@@ -28,12 +28,12 @@ from typing import Any
 from actors.buffer import Entry, SegmentBuffer
 from actors.engine import LoadReport
 from actors.evaluator import evaluate
-from actors.loop import Interrupted, Keeper, Learner, LoopSettings, LoopState, Observer, Planner
+from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Planner
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
 from protocol.contracts import Record, SegmentMeta
-from protocol.errors import NothingChangedError
+from protocol.errors import Interrupted, NothingChangedError
 from protocol.metrics import RolloutTotals, generation_metrics, packing_metrics, policy_metrics
 from protocol.staleness import admissible, check_fresh
 

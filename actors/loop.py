@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from actors.rollout_actor import Outcome
 from protocol.contracts import PackPlan, WeightsManifest
-from protocol.errors import RollmatchError
 
 
 class StepOutcome(Protocol):
@@ -100,7 +99,3 @@ class LoopState:
         known["evaluations"] = [(step, metrics) for step, metrics in known["evaluations"]]
         known["accepted"] = known["trained"]  # what was accepted and not trained is requested again
         return cls(**known)
-
-
-class Interrupted(RollmatchError):
-    """Somebody asked the run to stop; the loop left between two windows."""

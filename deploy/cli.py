@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from protocol.config import RunConfig, load_config
-from protocol.errors import ConfigError, RecordError, RollmatchError
+from protocol.errors import ConfigError, Interrupted, RecordError, RollmatchError
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rollmatch: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Interrupted as error:
+        print(f"rollmatch: {error}; the checkpoint is written", file=sys.stderr)
+        return INTERRUPTED
     except RollmatchError as error:
-        if _is_interruption(error):
-            print(f"rollmatch: {error}; the checkpoint is written", file=sys.stderr)
-            return INTERRUPTED
         logging.getLogger("rollmatch").debug("traceback", exc_info=True)
         print(f"rollmatch: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
@@ -73,7 +73,8 @@ def _train(arguments: argparse.Namespace) -> int:
     summary = train(_load(arguments))
     if summary["before"]:
         print_before_after(summary["before"], summary["after"])
-    print(json.dumps({key: value for key, value in summary.items() if key not in ("before", "after")}))
+    long = ("before", "after", "versions_used")  # they are in summary.json
+    print(json.dumps({key: value for key, value in summary.items() if key not in long}))
     return DONE
 
 
@@ -101,10 +102,6 @@ def _add_import_coco(commands: argparse._SubParsersAction[argparse.ArgumentParse
     parser = commands.add_parser("import-coco", help="turn COCO or LVIS instance files into training records")
     add_arguments(parser)
     parser.set_defaults(run=run)
-
-
-def _is_interruption(error: RollmatchError) -> bool:
-    return type(error).__name__ == "Interrupted"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.engine import LoadReport
-from actors.loop import Interrupted, LoopSettings, LoopState
+from actors.loop import LoopSettings, LoopState
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
 from protocol.contracts import (
@@ -25,7 +25,7 @@ from protocol.contracts import (
     TensorEntry,
     WeightsManifest,
 )
-from protocol.errors import NothingChangedError
+from protocol.errors import Interrupted, NothingChangedError
 from protocol.packing import plan_packs
 
 
