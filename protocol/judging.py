@@ -157,7 +157,7 @@ def _read_value(
     positions = tuple(position for part in slices for position in coordinates.positions[part])
     bins = tuple(bin_ for part in slices for bin_ in coordinates.bins[part])
     wanted = "4" if geometry == "bbox_2d" else "an even number >= 6"
-    fits = len(bins) == 4 if geometry == "bbox_2d" else len(bins) >= 6 and len(bins) % 2 == 0
+    fits = len(bins) == 4 if geometry == "bbox_2d" else len(bins) >= 6
     if not fits or len(bins) != count:
         detail = f"{geometry} has {count} values in {len(bins)} coordinate tokens, expected {wanted}, each one token"
         return _Refusal(RejectReason.COORD_TOKENS, detail, span)

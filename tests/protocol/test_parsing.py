@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import pytest
 from hypothesis import example, given, settings
 
@@ -133,6 +136,24 @@ def test_a_token_that_cannot_be_divided_falls_back_to_a_fresh_prefix() -> None:
     assert (parsed.cut_fallback, parsed.prefix_text, parsed.max_index) == (True, "{", None)
     assert parsed.predictions == ()
     assert len(parsed.rejects) == 1
+
+
+class HalfCharacterCodec:
+    """Its second token holds half a character before the end of turn, which no encoding gives back."""
+
+    _PIECES = ('{"object_1": {}', "\ufffd<|im_end|>", "{")
+    coord_bins: Mapping[int, int] = MappingProxyType({})
+
+    def encode(self, text: str) -> list[int]:
+        return [2]
+
+    def piece(self, token_id: int) -> str:
+        return self._PIECES[token_id]
+
+
+def test_an_end_of_turn_inside_an_indivisible_token_falls_back_too() -> None:
+    parsed = parse([0, 1], HalfCharacterCodec())
+    assert (parsed.cut_fallback, parsed.prefix_text, parsed.response_ids.tolist()) == (True, "{", [0])
 
 
 def test_deep_nesting_and_long_runs_cost_linear_time_and_no_stack() -> None:
