@@ -57,6 +57,8 @@ class Batch:
     """[P, D] of all images, in the order of their segments."""
     grid_thw: Tensor
     """[I, 3]."""
+    segment_lengths: tuple[int, ...] | None
+    """Of a packed row; None where rows are padded."""
     keys: tuple[RequestKey, ...]
     num_tokens: int
     """Without padding."""
@@ -144,6 +146,7 @@ def collate_packed(
         coord_positions=_long(
             np.concatenate([s.coord_positions + start for s, start in zip(segments, offsets, strict=True)])
         ),
+        segment_lengths=tuple(lengths),
         **_shared(segments, vision),
     )
 
@@ -169,6 +172,7 @@ def collate_padded(segments: Sequence[Segment], vision: Sequence[Vision], rope_i
         labels=labels,
         coord_batch=torch.arange(len(segments)).repeat_interleave(counts),
         coord_positions=_long(np.concatenate([segment.coord_positions for segment in segments])),
+        segment_lengths=None,
         **_shared(segments, vision),
     )
 

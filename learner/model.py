@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
+from learner.attention import PER_SEGMENT, implementation
 from learner.collate import Batch, Vision
 from learner.lm_head import SupervisedHead
 from learner.losses import LossScales
@@ -80,8 +81,13 @@ class Policy(nn.Module):  # type: ignore[misc]
             pixel_values=batch.pixel_values,
             image_grid_thw=batch.grid_thw,
             use_cache=False,
+            **self._attention_options(batch),
         )
         return output.last_hidden_state
+
+    def _attention_options(self, batch: Batch) -> dict[str, Any]:
+        own = self.core.config.text_config._attn_implementation == PER_SEGMENT
+        return {"segment_lengths": batch.segment_lengths} if own else {}
 
     def rope_index(self, ids: Tensor, grid_thw: Tensor) -> Tensor:
         """Rotary positions [3, L] of one segment alone, by the model's own rule."""
@@ -113,7 +119,9 @@ def build_policy(settings: LearnerSettings) -> Policy:
     torch.manual_seed(settings.seed)
     disable_progress_bar()
     core = Qwen3VLForConditionalGeneration.from_pretrained(
-        settings.model, dtype=getattr(torch, settings.compute_dtype), attn_implementation=settings.attn_impl
+        settings.model,
+        dtype=getattr(torch, settings.compute_dtype),
+        attn_implementation=implementation(settings.attn_impl),
     )
     coord_ids = CoordIds.lookup(AutoTokenizer.from_pretrained(settings.model).get_vocab())
     adapter = None

@@ -57,11 +57,14 @@ def test_padded_rows_equal_a_packed_row(policy: Policy, segments: list[Segment],
     assert_same(packed[1], padded[1])
 
 
-def test_three_rows_of_positions_would_let_segments_see_each_other(
-    policy: Policy, segments: list[Segment], vision: list[Vision]
+def test_the_text_row_isolates_segments_in_any_other_attention(
+    checkpoint: Path, policy: Policy, segments: list[Segment], vision: list[Vision]
 ) -> None:
+    """Flash attention reads it too; with three rows of positions segments would see each other silently."""
+    policy, ours = build_policy(tiny.settings(checkpoint, attn_impl="eager")), policy
     packed = collate_packed(segments, vision, policy.rope_index)
     leaky = replace(packed, position_ids=packed.position_ids[1:])
+    torch.testing.assert_close(policy.hidden(packed), ours.hidden(packed), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(policy.hidden(packed), policy.hidden(leaky), atol=1e-3)
 
 
