@@ -24,13 +24,15 @@ from protocol.vocab import COORD_TOKEN_PATTERN, NUM_BINS, coord_token, coord_val
 Ordering = Literal["sorted", "random"]
 GEOMETRIES: tuple[GeometryType, ...] = ("bbox_2d", "poly")
 _KEY = re.compile(r"object_(\d+)")
+_SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 _SPACED_SEPARATOR = re.compile(r" [,/:]|[,/:] |  ")
 _INTEGER_TOLERANCE = 1e-6
 
 
 def sanitize_desc(desc: object) -> str:
     """The stripped description. ValueError when it is no text, blank, or holds what the canonical text cannot
-    (SPEC 2.4): a line break or tab, two spaces, or a space beside a comma, slash or colon."""
+    (SPEC 2.4): a line break or tab, two spaces, a space beside a comma, slash or colon, or a special token's spelling,
+    which a tokenizer would read as the token."""
     if not isinstance(desc, str):
         raise ValueError(f"desc must be text, got {type(desc).__name__}; write a short description")
     text = desc.strip()
@@ -38,6 +40,9 @@ def sanitize_desc(desc: object) -> str:
         raise ValueError("desc is blank; write a short description")
     if any(char in text for char in "\n\r\t"):
         raise ValueError(f"desc {text!r} holds a line break or tab; write it on one line")
+    special = _SPECIAL_TOKEN.search(text)
+    if special is not None:
+        raise ValueError(f"desc {text!r} spells the special token {special[0]!r}; remove it")
     found = _SPACED_SEPARATOR.search(text)
     if found is not None:
         raise ValueError(f"desc {text!r} holds {found[0]!r} at {found.start()}; write separators without spaces")
@@ -46,7 +51,8 @@ def sanitize_desc(desc: object) -> str:
 
 def clean_desc(desc: str) -> str:
     """The nearest text that `sanitize_desc` accepts, for importers: `hot  dog, big` → `hot dog,big`; may be empty."""
-    return re.sub(r"\s*([,/:])\s*", r"\1", " ".join(desc.split()))
+    plain = _SPECIAL_TOKEN.sub(" ", desc)
+    return re.sub(r"\s*([,/:])\s*", r"\1", " ".join(plain.split()))
 
 
 def sort_key(geometry: GeometryType, values: Sequence[float]) -> tuple[float, float]:
