@@ -111,7 +111,9 @@ def test_what_a_data_set_may_not_hold(changes: dict[str, Any], words: str) -> No
         serialize_record(record(**changes))
 
 
-@pytest.mark.parametrize("bad", [None, 3, "", "  ", "a\nb", "a\tb", "a  b", "a, b", "a ,b", "a / b", "a: b", "a<|im_end|>"])
+@pytest.mark.parametrize(
+    "bad", [None, 3, "", "  ", "a\nb", "a\tb", "a  b", "a, b", "a ,b", "a / b", "a: b", "a<|im_end|>"]
+)
 def test_a_desc_the_canonical_text_cannot_hold_is_refused(bad: object) -> None:
     with pytest.raises(ValueError, match="desc"):
         sanitize_desc(bad)
