@@ -33,6 +33,7 @@ from learner.group import LearnerGroup
 from learner.settings import LearnerSettings
 from protocol.config import RunConfig
 from protocol.contracts import EVALUATION_EPOCH, PackPlan, Record, RequestKey, RolloutRequest
+from protocol.errors import ConfigError
 from protocol.packing import padded_plan, plan_packs
 from protocol.records import RecordFile, read_records
 
@@ -78,6 +79,8 @@ def evaluate_only(config: RunConfig) -> dict[str, float]:
     """Evaluates `model.model` as it is on `custom.val_jsonl`: engines, no learner."""
     require_clean(config)
     validation = validation_records(config)
+    if not validation:
+        raise ConfigError("custom.val_jsonl: is missing, and there is nothing to evaluate on; name a file of records")
     with ray_session(config), contextlib.ExitStack() as stack:
         pool = _pool(config, validation[0])
         stack.callback(pool.close)
