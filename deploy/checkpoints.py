@@ -9,7 +9,9 @@ that was not trained is all that must be remembered of the data.
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +22,8 @@ from protocol.config import RunConfig
 from protocol.errors import ConfigError
 
 COMPLETE = "trainer.json"
+
+log = logging.getLogger("rollmatch")
 
 
 class SavingLearner(Protocol):
@@ -99,10 +103,7 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def resume_path(config: RunConfig) -> Path | None:
-    """The checkpoint that `training.resume` names; None to start anew.
-
-    ConfigError when a named folder is no checkpoint, and when a new start would write over an earlier run's steps.
-    """
+    """The checkpoint that `training.resume` names; None to start anew. ConfigError for a folder that is none."""
     resume = config.training.resume
     existing = complete_checkpoints(config.run_dir)
     if resume == "auto":
@@ -112,3 +113,12 @@ def resume_path(config: RunConfig) -> Path | None:
             raise ConfigError(f"training.resume: {resume} holds no {COMPLETE}; name a checkpoint-STEP folder, or auto")
         return Path(resume)
     return None
+
+
+def prepare_run_folder(run_dir: Path, *, fresh: bool) -> None:
+    """Makes the run's folder. A fresh start moves an earlier run of that name aside, to `NAME.1`, `NAME.2`, ..."""
+    if fresh and run_dir.exists():
+        aside = next(p for n in itertools.count(1) if not (p := run_dir.with_name(f"{run_dir.name}.{n}")).exists())
+        run_dir.rename(aside)
+        log.info("an earlier run of this name is now %s", aside)
+    run_dir.mkdir(parents=True, exist_ok=True)

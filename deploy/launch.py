@@ -26,7 +26,7 @@ from actors.rollout_actor import Outcome, RolloutActor
 from actors.settings import ActorSettings
 from actors.vllm_engine import engine_environment
 from deploy.check import require_clean
-from deploy.checkpoints import CheckpointKeeper, resume_path
+from deploy.checkpoints import CheckpointKeeper, prepare_run_folder, resume_path
 from deploy.cluster import ray_session
 from deploy.observer import RunObserver
 from learner.group import LearnerGroup
@@ -48,10 +48,10 @@ def train(config: RunConfig) -> dict[str, Any]:
     records = training_records(config)
     validation = validation_records(config)
     resumed = resume_path(config)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    prepare_run_folder(config.run_dir, fresh=resumed is None)
     config.dump(config.run_dir / "config.yaml")
     with contextlib.ExitStack() as stack:
-        observer = stack.enter_context(RunObserver(config))
+        observer = stack.enter_context(RunObserver(config, config.num_optimizer_steps(len(records))))
         stack.enter_context(ray_session(config))
         observer.phase("start", "engines and learner ranks")
         pool, learner = _start(config, records[0], stack)

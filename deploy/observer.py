@@ -19,12 +19,12 @@ log = logging.getLogger("rollmatch")
 class RunObserver:
     """The loop's `Observer`. One place writes, so files and terminal never disagree."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, total_steps: int) -> None:
         self._limit = config.quarantine.max_records
         self._quarantined = 0
         self._quarantine_path = config.run_dir / "quarantine.jsonl"
         self._tracker = RunTracker(config.run_dir, report_to=config.training.report_to)
-        self._progress = TrainProgress(config.training.max_steps)
+        self._progress = TrainProgress(total_steps)
 
     def __enter__(self) -> RunObserver:
         self._progress.__enter__()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.loop import LoopState
-from deploy.checkpoints import CheckpointKeeper, complete_checkpoints, resume_path
+from deploy.checkpoints import CheckpointKeeper, complete_checkpoints, prepare_run_folder, resume_path
 from protocol.config import RunConfig, config_from_mapping
 from protocol.errors import ConfigError
 
@@ -103,3 +103,17 @@ def test_auto_resumes_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.resume: .*nowhere"):
         resume_path(config(tmp_path, resume=str(tmp_path / "nowhere")))
+
+
+def test_a_fresh_start_moves_an_earlier_run_aside_and_a_resume_does_not(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    prepare_run_folder(run, fresh=True)
+    (run / "metrics.jsonl").write_text("first")
+    prepare_run_folder(run, fresh=False)
+    assert (run / "metrics.jsonl").exists()
+    prepare_run_folder(run, fresh=True)
+    prepare_run_folder(run, fresh=True)
+
+    assert not (run / "metrics.jsonl").exists()
+    assert (tmp_path / "r.1" / "metrics.jsonl").read_text() == "first"
+    assert (tmp_path / "r.2").exists()
