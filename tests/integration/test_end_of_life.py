@@ -64,25 +64,32 @@ def test_ctrl_c_checkpoints_exits_130_and_leaves_no_process(
     assert not wait_until_gone(marker)
 
 
-def test_success_prints_one_json_line_and_leaves_no_process(
+def test_success_leaves_no_process_and_without_learning_no_score_moved(
     arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     marker = uuid.uuid4().hex
-    process = start(arguments("training.max_steps=1"), marker)
+    process = start(arguments("training.learning_rate=0"), marker)
     output, errors = process.communicate(timeout=300)
 
     assert process.returncode == 0, errors[-2000:]
-    summary = json.loads(output.strip().splitlines()[-1])
-    assert {"f1_before", "f1_after", "steps", "rollouts", "policy_versions", "wall_s"} <= set(summary)
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 1
+    printed = json.loads(output.strip().splitlines()[-1])
+    assert {"f1_before", "f1_after", "steps", "rollouts", "policy_versions", "wall_s"} <= set(printed)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["policy_versions"] == 2, "nothing moved although two versions were published"
+    timings = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+    before, after = ({k: v for k, v in summary[at].items() if k not in timings} for at in ("before", "after"))
+    assert before == after
     assert not wait_until_gone(marker)
 
 
-def test_failure_exits_1_with_the_reason_and_leaves_no_process(arguments: Callable[..., list[str]]) -> None:
+def test_a_run_that_publishes_nothing_fails_with_the_reason_and_leaves_no_process(
+    arguments: Callable[..., list[str]],
+) -> None:
     marker = uuid.uuid4().hex
     process = start(arguments("sync.debug_skip_publish=true", "custom.val_jsonl=null"), marker)
     _, errors = process.communicate(timeout=300)
 
     assert process.returncode == 1
+    assert "NothingChangedError" in errors
     assert "sync.debug_skip_publish" in errors
     assert not wait_until_gone(marker)

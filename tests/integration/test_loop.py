@@ -9,7 +9,6 @@ import pytest
 
 from deploy.launch import train
 from protocol.config import RunConfig
-from protocol.errors import NothingChangedError
 from tests.integration.conftest import read_lines
 
 pytestmark = pytest.mark.integration
@@ -33,18 +32,3 @@ def test_two_windows_with_two_learner_ranks_train_on_attested_versions(
     assert [line["step"] for line in steps] == [1, 2]
     assert all(line["sync/changed_tensors"] > 0 and line["policy/staleness_max"] == 0 for line in steps)
     assert (tmp_path / "run" / "checkpoint-2" / "merged" / "model.safetensors").exists()
-
-
-def test_without_learning_nothing_moves(demo_config: Callable[..., RunConfig]) -> None:
-    summary = train(demo_config("training.learning_rate=0"))
-
-    assert summary["policy_versions"] == 2
-    timings = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
-    before = {name: value for name, value in summary["before"].items() if name not in timings}
-    after = {name: value for name, value in summary["after"].items() if name not in timings}
-    assert before == after
-
-
-def test_a_run_whose_publish_is_switched_off_stops(demo_config: Callable[..., RunConfig]) -> None:
-    with pytest.raises(NothingChangedError, match="nothing was published"):
-        train(demo_config("sync.debug_skip_publish=true", "custom.val_jsonl=null"))
