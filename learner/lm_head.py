@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from learner.losses import LossScales, coord_terms, weighted_coord
+from learner.losses import LossScales, coord_terms_given_mass, weighted_coord
 from learner.settings import LossSettings
 
 CHUNK_BYTES = 128 * 2**20
@@ -63,31 +63,51 @@ class _Gradients:
             self.weight.add_(dlogits.T @ hidden)
 
 
+def _softmax_(logits: Tensor) -> Tensor:
+    """Turns `logits` [S, V] into probabilities in place, since a second [S, V] would double the peak; returns their
+    logsumexp [S]."""
+    top = logits.amax(-1, keepdim=True)
+    logits.sub_(top).exp_()
+    mass = logits.sum(-1, keepdim=True)
+    logits.div_(mass)
+    return (top + mass.log()).squeeze(1)
+
+
 def _ce_chunk(logits: Tensor, ids: Tensor, scale: float) -> Tensor:
     """Cross-entropy of each row; `logits` [S, V] is overwritten by its gradient times `scale`."""
-    log_norm = torch.logsumexp(logits, dim=-1)
     picked = logits.gather(1, ids[:, None]).squeeze(1)
-    logits.sub_(log_norm[:, None]).exp_()
+    log_norm = _softmax_(logits)
     logits.scatter_add_(1, ids[:, None], torch.full_like(ids[:, None], -1, dtype=logits.dtype))
     logits.mul_(scale)
     return log_norm - picked
 
 
-def _coord_chunk(logits: Tensor, bins: Tensor, ids: Tensor | None, targets: HeadTargets) -> tuple[Tensor, Tensor]:
-    """Weighted coordinate loss of each row and its gradient; `ids` None: the columns are the bins already."""
+def _coord_chunk(logits: Tensor, bins: Tensor, columns: Tensor | None, targets: HeadTargets) -> Tensor:
+    """Weighted coordinate loss of each row; `logits` is overwritten by its gradient times the scale.
+
+    Args:
+        logits: [S, V] with `columns` [K] the coordinate ids, or [S, K] with `columns` None where no gate is wanted.
+    """
+    temperature = targets.loss.temperature
+    scores = (logits if columns is None else logits[:, columns]).clone().requires_grad_()
+    mass = None if columns is None else _softmax_(logits.div_(temperature)).requires_grad_()
     with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
-        terms = coord_terms(
-            leaf if ids is None else leaf[:, ids],
+        terms = coord_terms_given_mass(
+            scores,
             bins,
             sigma=targets.loss.target_sigma,
             truncate=targets.loss.target_truncate,
-            temperature=targets.loss.temperature,
-            full_logits_CV=None if ids is None else leaf,
+            temperature=temperature,
+            full_mass_C=mass,
         )
         values = weighted_coord(terms, targets.loss)
-        (grad,) = torch.autograd.grad(values.sum() * targets.scales.coord, leaf)
-    return values.detach(), grad
+        wanted = [scores] if mass is None else [scores, mass]
+        by_score, *by_mass = torch.autograd.grad(values.sum() * targets.scales.coord, wanted)
+    if columns is None:
+        logits.copy_(by_score)
+    else:
+        logits.mul_(by_mass[0][:, None] / temperature).index_add_(1, columns, by_score)
+    return values.detach()
 
 
 class _FusedHead(torch.autograd.Function):  # type: ignore[misc]
@@ -133,9 +153,9 @@ def _run_coord(hidden: Tensor, weight: Tensor, targets: HeadTargets, gradients: 
         here = slice(start, min(start + targets.chunk_rows, num_coord))
         rows = slice(num_ce + here.start, num_ce + here.stop)
         logits = functional.linear(hidden[rows], used).float()
-        ids = targets.coord_ids if columns is None else None
-        values[here], dlogits = _coord_chunk(logits, targets.coord_bins[here], ids, targets)
-        gradients.add(rows, dlogits, hidden[rows], used, columns)
+        inside = targets.coord_ids if columns is None else None
+        values[here] = _coord_chunk(logits, targets.coord_bins[here], inside, targets)
+        gradients.add(rows, logits, hidden[rows], used, columns)
     return values
 
 

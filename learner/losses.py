@@ -103,6 +103,22 @@ def coord_terms(
         bins_C: target bins.
         full_logits_CV: logits of the whole vocabulary; None leaves the gate out.
     """
+    full = None if full_logits_CV is None else torch.logsumexp(full_logits_CV.float() / temperature, dim=-1)
+    return coord_terms_given_mass(
+        coord_logits_CK, bins_C, sigma=sigma, truncate=truncate, temperature=temperature, full_mass_C=full
+    )
+
+
+def coord_terms_given_mass(
+    coord_logits_CK: Tensor,
+    bins_C: Tensor,
+    *,
+    sigma: float,
+    truncate: float | None,
+    temperature: float,
+    full_mass_C: Tensor | None,
+) -> CoordTerms:
+    """`coord_terms` for a caller that has logsumexp(z / τ) over the whole vocabulary already."""
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     num_bins = coord_logits_CK.shape[-1]
@@ -113,9 +129,8 @@ def coord_terms(
     soft_ce = -(target * log_p).sum(-1)
     w1 = (_softmax(scores).cumsum(-1) - target.cumsum(-1)).abs().sum(-1) / num_bins
     gate = None
-    if full_logits_CV is not None:
-        mass = torch.logsumexp(full_logits_CV.float() / temperature, dim=-1) - torch.logsumexp(scores, dim=-1)
-        gate = mass.clamp(min=0.0)
+    if full_mass_C is not None:
+        gate = (full_mass_C - torch.logsumexp(scores, dim=-1)).clamp(min=0.0)
     return CoordTerms(soft_ce, w1, gate)
 
 
