@@ -40,7 +40,7 @@ class PromptEncoder:
     def __init__(self, settings: LearnerSettings) -> None:
         self._processor = AutoProcessor.from_pretrained(settings.model)
         self._text = self._template(settings.system_prompt, settings.user_prompt)
-        self._threads = ThreadPoolExecutor(max(2, settings.num_threads), thread_name_prefix="pixels")
+        self._threads = ThreadPoolExecutor(max(1, settings.image_threads), thread_name_prefix="pixels")
         self._cache: OrderedDict[tuple[str, ...], Prompt] = OrderedDict()
         self._cache_bytes = 0
         self._cache_limit = settings.pixel_cache_bytes

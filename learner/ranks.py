@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import socket
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from traceback import format_exception
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
@@ -147,5 +147,6 @@ def _is_consequence(error: ray.exceptions.RayError) -> bool:
 def _named(error: ray.exceptions.RayError, rank: int, what: str) -> RollmatchError:
     """The failure of a rank as an error of ours that says which rank, during what, and where."""
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    text = f"learner rank {rank} failed in {what}: {cause}\n{''.join(traceback.format_exception(error)).rstrip()}"
+    where = error.traceback_str if isinstance(error, ray.exceptions.RayTaskError) else "".join(format_exception(error))
+    text = f"learner rank {rank} failed in {what}: {cause}\n{where.rstrip()}"
     return type(cause)(text) if isinstance(cause, RollmatchError) else LearnerError(text)

@@ -115,6 +115,8 @@ class LearnerSettings:
     """Rows of logits alive at once; 0 picks a chunk of about 128 MiB."""
     num_threads: int = 1
     """Torch threads of a rank on CPU."""
+    image_threads: int = 2
+    """Threads that read and encode images; at least one works."""
     pixel_cache_bytes: int = 512 * 2**20
     """Encoded images kept for the next optimizer step on the same window."""
     collective_timeout_s: float = 600.0
@@ -151,6 +153,7 @@ class LearnerSettings:
             max_length=config.global_max_length,
             bucket_bytes=config.sync.bucket_bytes,
             num_threads=max(1, int(config.cluster.cpus_per_learner)),
+            image_threads=config.data.dataloader_num_workers,
             collective_timeout_s=config.cluster.step_timeout_s,
         )
 

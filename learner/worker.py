@@ -116,11 +116,6 @@ class LearnerWorker:
             assert not list(named), "only rank 0 holds merged tensors"
         self._engine.barrier()
 
-    def close(self) -> None:
-        self._encoder.close()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-
     def _prepare(self, segments: Sequence[Segment], num_packs: int) -> tuple[list[Prompt], StepCounts]:
         """Pixels of this rank's segments, and the denominators of the step over all ranks."""
         failure: Exception | None = None

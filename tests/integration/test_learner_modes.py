@@ -152,3 +152,13 @@ def test_a_resumed_run_gives_the_same_losses_and_weights(
     assert [[outcome.losses[step] for outcome in resumed] for step in range(2)] == rest
     assert all(np.array_equal(weights, unbroken[name]) for name, weights in resumed[0].weights.items())
     assert any(not np.array_equal(weights, first[0].weights[name]) for name, weights in unbroken.items())
+
+
+def test_replicated_state_resumes_on_another_number_of_ranks(
+    start: Path, tmp_path: Path, segments: list[Segment], one: Ranks, two: Ranks
+) -> None:
+    two.case(settings(start, 0), [SHARDED], segments)
+    two.call("save_checkpoint", tmp_path)
+    unbroken = sum(rank.loss for rank in two.step(SHARDED, segments))
+    resumed = one.case(settings(start, 0), [ONE_PACK], segments, tmp_path)
+    assert resumed[0].losses[0] == pytest.approx(unbroken, rel=1e-5)
