@@ -18,11 +18,13 @@ from protocol.errors import ConfigError
 
 SHARD_BYTES = 4 * 2**30
 INDEX = "model.safetensors.index.json"
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
+WEIGHT_INDEX = "*.index.json"
+COPIED = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
+"""Suffixes of configuration, tokenizer, processor and template files; logs and model cards describe the start only."""
 
 
 def write_merged(folder: Path, tensors: Iterable[tuple[str, Tensor]], start: Path) -> None:
-    """Shards, configuration with the serving dtype, and every small file of the start checkpoint.
+    """Shards, configuration with the serving dtype, tokenizer, processor and template.
 
     Args:
         folder: existing, empty.
@@ -40,9 +42,9 @@ def write_merged(folder: Path, tensors: Iterable[tuple[str, Tensor]], start: Pat
 
 
 def _copy_small_files(start: Path, folder: Path) -> None:
-    weights = {path for pattern in WEIGHTS for path in start.glob(pattern)}
+    indices = set(start.glob(WEIGHT_INDEX))
     for path in start.iterdir():
-        if path.is_file() and path not in weights and not path.name.startswith("."):
+        if path.suffix in COPIED and path not in indices:
             shutil.copyfile(path, folder / path.name)
 
 
