@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from traceback import format_exception
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
@@ -147,6 +146,7 @@ def _is_consequence(error: ray.exceptions.RayError) -> bool:
 def _named(error: ray.exceptions.RayError, rank: int, what: str) -> RollmatchError:
     """The failure of a rank as an error of ours that says which rank, during what, and where."""
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    where = error.traceback_str if isinstance(error, ray.exceptions.RayTaskError) else "".join(format_exception(error))
-    text = f"learner rank {rank} failed in {what}: {cause}\n{where.rstrip()}"
+    text = f"learner rank {rank} failed in {what}: {cause}"
+    if cause is not error:
+        text += f"\n{error}"  # Ray renders a task's error as the traceback of the process it happened in
     return type(cause)(text) if isinstance(cause, RollmatchError) else LearnerError(text)
