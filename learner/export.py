@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -92,6 +94,19 @@ def write_adapter(folder: Path, policy: Policy, source: ParameterSource, *, keep
     if keep:
         assert policy.adapter is not None
         policy.adapter.save_pretrained(folder, state_dict=values)
+
+
+def start_folder(model: str) -> Path:
+    """The folder of the start checkpoint; a hub's name is looked up in the local cache, or downloaded."""
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(snapshot_download(model))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ConfigError(
+            f"model.model: {model!r} is neither a folder nor a model that the hub or its cache has ({error}); "
+            "correct the path"
+        ) from error
 
 
 def names_on_disk(start: Path) -> set[str] | None:

@@ -7,6 +7,7 @@ trained model is not touched. The result is rounded once, to the serving dtype. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -72,9 +73,12 @@ class MergedWeights:
     dtype: torch.dtype
     """Serving dtype."""
     units: list[Unit] = field(init=False)
+    _moving: frozenset[str] = field(init=False)
+    """Fused layers of an engine of which at least one unit can change."""
 
     def __post_init__(self) -> None:
         self.units = list(_units("", self.policy.core, set()))
+        self._moving = frozenset(fused_layer(unit.prefix) for unit in self.units if unit.can_change)
 
     def names(self) -> list[str]:
         return [name for unit in self.units for name in unit.names()]
@@ -84,10 +88,11 @@ class MergedWeights:
     ) -> Iterator[tuple[str, Tensor, bool]]:
         """(name, CPU tensor in the serving dtype, can it change) of every unit, or of those that can change.
 
+        With those that can change come their siblings of the same fused layer: an engine loads such a layer whole.
         Collective: all ranks must exhaust it. A rank with `keep` false takes part and is given nothing.
         """
         for unit in self.units:
-            if only_changing and not unit.can_change:
+            if only_changing and fused_layer(unit.prefix) not in self._moving:
                 continue
             with source.gathered(list(unit.parameters.values())):
                 values = {name: source.full_precision(p) for name, p in unit.parameters.items()}
@@ -119,6 +124,14 @@ def merge_layer(template: nn.Module, values: Mapping[str, Tensor]) -> dict[str, 
     clone.load_state_dict(dict(values), assign=True)
     clone.merge(safe_merge=True)  # `values` may be the model's own tensors: a plain merge would add to them in place
     return {name: parameter.detach() for name, parameter in clone.get_base_layer().named_parameters()}
+
+
+def fused_layer(module: str) -> str:
+    """The engine's layer that a module of the checkpoint becomes a part of.
+
+    `...self_attn.q_proj` → `...self_attn.qkv_proj`; what is not fused is its own layer.
+    """
+    return re.sub(r"\.(gate|up)_proj$", ".gate_up_proj", re.sub(r"\.[qkv]_proj$", ".qkv_proj", module))
 
 
 def _units(prefix: str, module: nn.Module, seen: set[int]) -> Iterator[Unit]:

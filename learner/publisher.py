@@ -41,7 +41,8 @@ class Publisher:
         """Buckets one by one, then their manifest. Collective; ranks other than the first yield nothing.
 
         Args:
-            full: every tensor of the checkpoint; else those that differ from what was published last.
+            full: every tensor of the checkpoint; else those of the layers that training can change. Whether a tensor
+                did change is counted, not used to leave it out: an engine loads a fused layer whole or not at all.
         """
         started = time.monotonic()
         rounding, changed = Rounding(), 0
@@ -50,10 +51,8 @@ class Publisher:
             self._source, rounding, only_changing=not full, keep=self._keep
         ):
             data = _bytes(tensor)
-            differs = can_change and self._note(name, data)
-            changed += differs
-            if full or differs:
-                yield from packer.add(name, tensor, data)
+            changed += can_change and self._note(name, data)
+            yield from packer.add(name, tensor, data)
         if self._keep:
             yield from packer.flush()
             yield WeightsManifest(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from protocol.errors import ConfigError
@@ -91,7 +92,7 @@ class LearnerSettings:
     """Everything a learner rank is told, apart from its rank."""
 
     model: str
-    """Checkpoint folder."""
+    """Checkpoint folder, or a name on a model hub."""
     system_prompt: str
     user_prompt: str
     torch_dtype: DType = "bfloat16"
@@ -137,7 +138,7 @@ class LearnerSettings:
                 "hand over RunConfig.num_optimizer_steps(number of records), or set max_steps"
             )
         return cls(
-            model=config.model.model,
+            model=_model(config.model.model),
             system_prompt=system_prompt,
             user_prompt=user_prompt,
             torch_dtype=config.model.torch_dtype,
@@ -172,6 +173,11 @@ class LearnerSettings:
         """
         stage = int((self.deepspeed.get("zero_optimization") or {}).get("stage", 0))
         return stage if self.compute_dtype == "float32" else max(1, stage)
+
+
+def _model(name: str) -> str:
+    """A folder as an absolute path, since ranks may run in another working directory; a hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _tuner(tuner: TunerConfig) -> TunerSettings:

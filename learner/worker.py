@@ -23,7 +23,7 @@ import torch
 
 from learner.collate import Batch, collate_nothing, collate_packed, collate_padded
 from learner.deepspeed_engine import TrainEngine, join
-from learner.export import check_names, write_adapter, write_merged
+from learner.export import check_names, start_folder, write_adapter, write_merged
 from learner.losses import LossSums, StepCounts, make_sums, scales
 from learner.merge import MergedWeights, Rounding
 from learner.model import HeadOutput, build_policy
@@ -39,11 +39,13 @@ class LearnerWorker:
     """Model, engine and schedule of one rank; the process group's environment must be set before."""
 
     def __init__(self, settings: LearnerSettings) -> None:
+        start = start_folder(settings.model)
+        settings = replace(settings, model=str(start))
         join(settings)
         self._settings = settings
         self._policy = build_policy(settings)
         self._weights = MergedWeights(self._policy, getattr(torch, settings.torch_dtype))
-        check_names(self._weights.names(), Path(settings.model), tied={"lm_head.weight"})
+        check_names(self._weights.names(), start, tied={"lm_head.weight"})
         self._engine = TrainEngine(self._policy, settings)
         self._encoder = PromptEncoder(settings)
         self._publisher = Publisher(self._weights, self._engine, settings.bucket_bytes, is_first=self._engine.rank == 0)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from learner.deepspeed_engine import OWNED, deepspeed_config
+from learner.export import start_folder
 from learner.model import build_policy, parameter_groups, part_of, trainable
 from learner.settings import LearnerSettings, OptimizerSettings, TunerSettings
 from protocol.config import RunConfig, config_from_mapping
@@ -53,6 +55,31 @@ def test_a_run_measured_in_epochs_must_say_its_steps() -> None:
 def test_low_precision_runs_at_stage_one_at_least() -> None:
     assert tiny.settings(Path("x"), torch_dtype="bfloat16").zero_stage == 1
     assert tiny.settings(Path("x"), torch_dtype="bfloat16", deepspeed={"bf16": {"enabled": False}}).zero_stage == 0
+
+
+def test_auto_and_absent_values_of_deepspeeds_json_are_filled_in() -> None:
+    given = {
+        "train_batch_size": "auto",
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto", "overlap_comm": True},
+        "gradient_clipping": "auto",
+    }
+    found = deepspeed_config(tiny.settings(Path("x"), torch_dtype="bfloat16", deepspeed=given))
+    assert found["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+    assert (found["bf16"]["enabled"], found["fp16"]["enabled"]) == (True, False)
+    assert (found["gradient_clipping"], found["train_micro_batch_size_per_gpu"]) == (0.0, 1)
+    assert "train_batch_size" not in found
+
+
+@pytest.mark.parametrize("key", sorted(OWNED))
+def test_what_another_setting_decides_may_not_be_repeated_in_deepspeeds_json(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"deepspeed\.config: {key} is set to 5"):
+        deepspeed_config(tiny.settings(Path("x"), deepspeed={key: 5}))
+
+
+def test_a_start_checkpoint_that_is_nowhere_is_an_error_of_the_path() -> None:
+    with pytest.raises(ConfigError, match=r"model\.model: './nowhere/at all' is neither a folder"):
+        start_folder("./nowhere/at all")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""What the ranks say, added up."""
+
+from __future__ import annotations
+
+import pytest
+
+from learner.losses import LossSums
+from learner.results import RankStep, Seconds, combine
+from protocol.contracts import RequestKey
+
+
+def rank(sums: LossSums, loss: float, seconds: Seconds, keys: tuple[RequestKey, ...] = ()) -> RankStep:
+    return RankStep(
+        sums=sums,
+        loss=loss,
+        num_tokens=100,
+        seconds=seconds,
+        grad_norm=2.5,
+        learning_rate=1e-4,
+        skipped=bool(keys),
+        non_finite_keys=keys,
+    )
+
+
+def test_sums_add_up_and_times_are_the_slowest_ranks() -> None:
+    result = combine(
+        [
+            rank(LossSums(6.0, 3, 4.0, 2, 4.0, 2, 0.0, 0), 1.5, Seconds(forward=1.0, backward=4.0)),
+            rank(LossSums(2.0, 1, 0.0, 0), 0.5, Seconds(forward=2.0, backward=1.0)),
+        ]
+    )
+    assert (result.loss, result.num_tokens, result.skipped) == (2.0, 200, False)
+    assert (result.forward_s, result.backward_s, result.busy_s) == (2.0, 4.0, (5.0, 3.0))
+    metrics = result.metrics()
+    assert metrics["loss/ce"] == 2.0
+    assert metrics["loss/coord"] == metrics["loss/coord_prefix"] == 2.0
+    assert metrics["train/ce_tokens"] == 4.0
+
+
+def test_a_mean_without_observations_is_absent() -> None:
+    metrics = combine([rank(LossSums(2.0, 1), 2.0, Seconds())]).metrics()
+    assert metrics["loss/ce"] == 2.0
+    assert not {"loss/coord", "loss/coord_prefix", "loss/coord_tail"} & metrics.keys()
+
+
+def test_a_skipped_step_names_the_segments_of_every_rank() -> None:
+    keys = (RequestKey(3), RequestKey(4))
+    result = combine([rank(LossSums(), 0.0, Seconds(), keys[:1]), rank(LossSums(), 0.0, Seconds(), keys[1:])])
+    assert result.skipped
+    assert result.non_finite_keys == keys
+    assert result.metrics()["train/skipped_steps"] == pytest.approx(1.0)
