@@ -132,6 +132,8 @@ class VllmEngine:
             call("update_weights", args=({"manifest": manifest, "buckets": buckets},))
             call("finish_weight_update")
         self._engine.set_weight_version(str(manifest.version))
+        # What older weights computed must not answer for the new ones: image embeddings, then prompt prefixes.
+        self._engine.reset_encoder_cache()
         if not self._engine.reset_prefix_cache():
             raise SyncError(
                 f"version {manifest.version}: vLLM kept its prefix cache ({self.num_unfinished} requests in flight); "

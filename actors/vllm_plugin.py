@@ -27,7 +27,10 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from protocol.checksums import checksum
 from protocol.contracts import WeightsManifest
@@ -67,7 +70,9 @@ class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo
         self.model.load_weights(tensor_views(update_info.manifest, update_info.buckets))
 
     def finish_weight_update(self) -> None:
+        _require_whole_layers(self.model)
         finalize_layerwise_reload(self.model, self.model_config)
+        _repack_tied_heads(self.model)
 
     def shutdown(self) -> None:
         """Nothing is held."""
@@ -107,6 +112,32 @@ def tensor_views(
             raw = buckets[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
             flat = torch.frombuffer(raw.data, dtype=getattr(torch, entry.dtype))
             yield entry.name, flat.view(entry.shape)
+
+
+def _require_whole_layers(model: torch.nn.Module) -> None:
+    """SyncError for a linear layer that got some of its tensors only: vLLM would fill the rest with garbage.
+
+    A fused layer holds several tensors of the checkpoint (q, k and v; gate and up; weight and bias), so a publish
+    must hold all of them or none.
+    """
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        if isinstance(layer, LinearBase) and info.can_load() and 0 < info.load_numel < info.load_numel_total:
+            raise SyncError(
+                f"{name}: {info.load_numel} of {info.load_numel_total} elements were published; the learner's "
+                "publisher must send every tensor of a fused layer when one of them changed"
+            )
+
+
+def _repack_tied_heads(model: torch.nn.Module) -> None:
+    """Rebuilds what the CPU backend packed from a tied embedding.
+
+    The checkpoint has no tensor of a tied head, so vLLM's reload does not visit it: its weight follows the embedding,
+    which shares the storage, but the packed copy that the CPU kernel multiplies with would stay at the old version.
+    """
+    for layer in model.modules():
+        if isinstance(layer, ParallelLMHead) and hasattr(layer, "cpu_linear"):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def register() -> None:
