@@ -157,7 +157,7 @@ def publish(publisher: Publisher, version: int, full: bool) -> tuple[WeightsMani
     return manifest, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def test_a_publish_sends_only_what_changed_since_the_last(checkpoint: Path) -> None:
+def test_a_partial_publish_sends_the_layers_that_can_change_and_counts_what_did(checkpoint: Path) -> None:
     policy = build_policy(tiny.settings(checkpoint, tuner=LORA))
     publisher = Publisher(MergedWeights(policy, torch.float32), Unpartitioned(), 50_000, is_first=True)
     publisher.remember()
@@ -167,10 +167,27 @@ def test_a_publish_sends_only_what_changed_since_the_last(checkpoint: Path) -> N
     adapter = next(p for name, p in policy.named_parameters() if "layers.1.mlp.down_proj.lora_B" in name)
     with torch.no_grad():
         adapter.add_(1.0)
-    second, changed = publish(publisher, 1, full=False)
-    assert list(changed) == ["model.language_model.layers.1.mlp.down_proj.weight"]
+    second, sent = publish(publisher, 1, full=False)
     assert second.changed_tensors == 1
+    assert "model.language_model.layers.1.mlp.down_proj.weight" in sent
+    assert "model.language_model.embed_tokens.weight" not in sent, "nothing trains it"
     assert publish(publisher, 2, full=False)[0].changed_tensors == 0
+
+
+def test_a_fused_layer_is_sent_whole_when_one_of_its_parts_can_change(checkpoint: Path) -> None:
+    tuner = TunerSettings(kind="lora", rank=2, target_modules=("language_model.layers.0.self_attn.q_proj",))
+    publisher = Publisher(
+        MergedWeights(build_policy(tiny.settings(checkpoint, tuner=tuner)), torch.float32),
+        Unpartitioned(),
+        50_000,
+        is_first=True,
+    )
+    publisher.remember()
+    publish(publisher, 0, full=True)
+    _, sent = publish(publisher, 1, full=False)
+
+    layer = "model.language_model.layers.0.self_attn"
+    assert set(sent) == {f"{layer}.{part}_proj.weight" for part in "qkv"}
 
 
 def test_tensors_lie_aligned_in_buckets_no_larger_than_asked(checkpoint: Path) -> None:
