@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from deploy.launch import train
+from deploy.launch import evaluate_only, train
 from protocol.config import RunConfig
 from tests.integration.conftest import read_lines
 
 pytestmark = pytest.mark.integration
 
 
-def test_two_windows_with_two_learner_ranks_train_on_attested_versions(
+def test_two_windows_with_two_learner_ranks_train_on_what_the_engines_serve(
     demo_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    summary = train(demo_config("cluster.num_learners=2"))
+    # A high learning rate, so that two training steps move the answers.
+    summary = train(demo_config("cluster.num_learners=2", "training.learning_rate=1e-3"))
 
     assert summary["steps"] == 2
     assert summary["rollouts"] == 8
@@ -31,4 +32,11 @@ def test_two_windows_with_two_learner_ranks_train_on_attested_versions(
     steps = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss/ce" in line]
     assert [line["step"] for line in steps] == [1, 2]
     assert all(line["sync/changed_tensors"] > 0 and line["policy/staleness_max"] == 0 for line in steps)
-    assert (tmp_path / "run" / "checkpoint-2" / "merged" / "model.safetensors").exists()
+
+    # The checksums attest the bytes that arrived. This attests what is served: engines that took two publishes and an
+    # engine that never took one give the same rollouts, so the same metrics to the last digit.
+    merged = tmp_path / "run" / "checkpoint-2" / "merged"
+    served = {name: value for name, value in summary["after"].items() if name.startswith("eval_rollout")}
+    fresh = evaluate_only(demo_config(f"model.model={merged}"))
+    assert served == {name: fresh[name] for name in served}
+    assert served != {name: summary["before"][name] for name in served}, "or the comparison could not fail"
