@@ -96,7 +96,7 @@ class LearnerGroup:
         freed when the driver drops the references.
 
         Args:
-            full: all tensors of the checkpoint; else those that differ from the version published last.
+            full: all tensors of the checkpoint; else those of the layers that training can change.
         """
         first, *others = self._alive("publish")
         with self._fatal():

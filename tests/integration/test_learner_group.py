@@ -78,7 +78,7 @@ def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[
 
     manifest, buckets = group.publish(1, full=False)
     assert manifest.extra["optimizer_steps"] == 1
-    assert 0 < manifest.changed_tensors == len(manifest.tensors) < 69
+    assert 0 < manifest.changed_tensors <= len(manifest.tensors) < 69
     group.save_checkpoint(tmp_path / "checkpoint-1", {"pending": [1, 2]})
     group.export_merged(tmp_path / "merged")
     continued = group.train_step(PLAN, refs)
