@@ -54,7 +54,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         observer = stack.enter_context(RunObserver(config, config.num_optimizer_steps(len(records))))
         stack.enter_context(ray_session(config))
         observer.phase("start", "engines and learner ranks")
-        pool, learner = _start(config, records[0], stack)
+        pool, learner = _start(config, records, stack)
         extra = learner.load_checkpoint(resumed) if resumed else None
         controller = Controller(
             loop_settings(config, len(records)),
@@ -159,18 +159,18 @@ def summarise(config: RunConfig, state: LoopState, num_restarts: int, wall_s: fl
     }
 
 
-def _start(config: RunConfig, sample: Record, stack: contextlib.ExitStack) -> tuple[RolloutPool, LearnerGroup]:
+def _start(config: RunConfig, records: RecordFile, stack: contextlib.ExitStack) -> tuple[RolloutPool, LearnerGroup]:
     """Engines and ranks start side by side; both are closed with `stack`, also when one of them fails."""
     cluster = config.cluster
     learner = LearnerGroup(
-        LearnerSettings.from_config(config),
+        LearnerSettings.from_config(config, num_steps=config.num_optimizer_steps(len(records))),
         cluster.num_learners,
         cpus_per_worker=cluster.cpus_per_learner,
         gpus_per_worker=cluster.gpus_per_learner,
         step_timeout_s=cluster.step_timeout_s,
     )
     stack.callback(learner.close)
-    pool = _pool(config, sample)
+    pool = _pool(config, records[0])
     stack.callback(pool.close)
     with ThreadPoolExecutor(max_workers=2) as threads:
         starting: list[Future[Any]] = [threads.submit(pool.start), threads.submit(learner.start)]
