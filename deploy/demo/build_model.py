@@ -109,7 +109,7 @@ def write_processor(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def model_config(tokenizer: Tokenizer) -> Qwen3VLConfig:
-    """3.5 M parameters: text 4 x 192, vision 3 x 128; tied embeddings."""
+    """4.0 M parameters: text 4 x 192, vision 3 x 128; tied embeddings."""
     markers = ("image_pad", "video_pad", "vision_start", "vision_end")
     ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in markers}
     return Qwen3VLConfig(

@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from protocol.contracts import GeometryType
+from protocol.norm1000 import to_bin
 from protocol.vocab import coord_token
 
 COLOURS = {
@@ -55,7 +57,7 @@ class DrawnObject:
     """One shape; `points` are pixels, flat x, y, ..."""
 
     desc: str
-    geometry: str
+    geometry: GeometryType
     points: tuple[int, ...]
 
 
@@ -122,11 +124,6 @@ def _draw_object(
     else:
         painter.rectangle(edges, fill=COLOURS[colour])
     return DrawnObject(f"{colour} {name}", "bbox_2d", box)
-
-
-def to_bin(value: float, side: float) -> int:
-    """SPEC A14."""
-    return min(max(round(1000 * value / side), 0), 999)
 
 
 def scene_row(scene: Scene, image_path: str) -> dict[str, object]:

@@ -1,12 +1,13 @@
-"""The demo's prompts and answers. The prompts are short because a 3.5 M model needs no persuasion."""
+"""The demo's prompts and answers. The prompts are short because a 4 M parameter model needs no persuasion."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from deploy.demo.scenes import DrawnObject, to_bin
-from protocol.vocab import coord_token
+from deploy.demo.scenes import DrawnObject
+from protocol.contracts import GroundTruth, Shape
+from protocol.norm1000 import to_bin
+from protocol.serialization import assistant_text
 
 SYSTEM_PROMPT = "Answer with one JSON object."
 USER_PROMPT = "List every object with its desc and bbox_2d or poly, top to bottom."
@@ -14,10 +15,12 @@ USER_PROMPT = "List every object with its desc and bbox_2d or poly, top to botto
 
 def answer_text(objects: Sequence[DrawnObject], side: int = 128) -> str:
     """Canonical answer of SPEC 2.4 for drawn objects."""
-    payload = {}
-    for number, drawn in enumerate(objects, start=1):
-        tokens = [coord_token(to_bin(value, side)) for value in drawn.points]
-        pairs = [tokens[i : i + 2] for i in range(0, len(tokens), 2)]
-        flat = drawn.geometry == "bbox_2d"
-        payload[f"object_{number}"] = {"desc": drawn.desc, drawn.geometry: tokens if flat else pairs}
-    return json.dumps(payload, ensure_ascii=False)
+    truths = [
+        GroundTruth(
+            index=number,
+            desc=drawn.desc,
+            shape=Shape(drawn.geometry, tuple(to_bin(value, side) for value in drawn.points)),
+        )
+        for number, drawn in enumerate(objects, start=1)
+    ]
+    return assistant_text(truths)
