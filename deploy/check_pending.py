@@ -48,6 +48,17 @@ CHANGES_TRAINING = (
         lambda c: c.custom.val_sample_with_replacement,
         "set it to false: each validation record is scored once",
     ),
+    Pending(
+        "rollout.min_healthy",
+        lambda c: c.rollout.min_healthy > 1,
+        "write 1: an actor that fails more than rollout.max_retries times ends the run",
+    ),
+    Pending("data.dataset_shuffle", lambda c: not c.data.dataset_shuffle, "write true: epochs are seeded permutations"),
+    Pending(
+        "template.truncation_strategy",
+        lambda c: c.template.truncation_strategy == "raise",
+        "write delete: targets that are too long are quarantined, and quarantine.max_records bounds them",
+    ),
     Pending("training.eval_strategy", lambda c: c.training.eval_strategy == "epoch", "write steps and eval_steps"),
 )
 

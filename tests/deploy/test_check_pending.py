@@ -46,6 +46,8 @@ def test_the_defaults_ask_for_nothing_that_is_missing() -> None:
         (f"{MATCHING}.vllm.enable_lora", True),
         ("custom.val_sample_with_replacement", True),
         ("training.eval_strategy", "epoch"),
+        ("data.dataset_shuffle", False),
+        ("template.truncation_strategy", "raise"),
     ],
 )
 def test_what_would_change_the_training_is_an_error(path: str, value: Any) -> None:
