@@ -34,7 +34,14 @@ from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
 from protocol.contracts import Record, SegmentMeta
 from protocol.errors import Interrupted, NothingChangedError
-from protocol.metrics import RolloutTotals, generation_metrics, packing_metrics, policy_metrics
+from protocol.metrics import (
+    RolloutTotals,
+    generation_metrics,
+    packing_metrics,
+    policy_metrics,
+    window_metrics,
+    without_generation,
+)
 from protocol.staleness import admissible, check_fresh
 
 
@@ -108,7 +115,7 @@ class Controller:
         entries, metrics = self._collect()
         self._admit()
         for reuse in range(self._settings.m_steps):
-            metrics |= self._train(entries) | {"rollout/buffer_reuse": float(reuse > 0)}
+            metrics |= self._train(entries) | window_metrics(self.state.step - reuse, reuse)
             self.state.step += 1
             last = reuse == self._settings.m_steps - 1 or self.state.step == self._settings.max_steps
             if last:
@@ -116,6 +123,7 @@ class Controller:
             yield metrics
             if last:
                 break
+            metrics = without_generation(metrics)
         self._buffer.release(entries)
         self.state.trained += len(entries)
 
@@ -155,6 +163,7 @@ class Controller:
 
     def _accept(self, outcome: Outcome, segment: Any) -> None:
         order = self._orders.pop(outcome.key)
+        self._observer.outcome(outcome)
         if outcome.meta is None:
             self.state.quarantined += 1
             self._observer.quarantine(outcome)
@@ -173,6 +182,7 @@ class Controller:
             | policy_metrics(metas, self.state.version)
             | {
                 "time/rollout_parse_match_s": sum(outcome.parse_match_s for outcome in arrived),
+                "time/rollout_teacher_encode_s": sum(outcome.encode_s for outcome in arrived),
                 "rollout/quarantined": float(self.state.quarantined),
                 "buffer/bytes": float(self._buffer.num_bytes),
                 "buffer/segments": float(self._buffer.num_segments),
@@ -230,10 +240,14 @@ class Controller:
     def _evaluate(self) -> None:
         if not self._validation:
             return
-        self._observer.phase("evaluate", f"{len(self._validation)} validation rollouts")
-        metrics = evaluate(self._pool, self._validation, self.state.version, self._accept, self._leave_if_asked)
+        metrics = evaluate(self._pool, self._validation, self.state.version, self._accept, self._evaluating)
         self.state.evaluations.append((self.state.step, metrics))
         self._observer.step(self.state.step, metrics)
+
+    def _evaluating(self, answered: int) -> None:
+        total = len(self._validation)
+        self._observer.phase("evaluate", f"{total - answered} of {total} validation rollouts")
+        self._leave_if_asked()
 
     def _leave_if_asked(self) -> None:
         if self.stop:

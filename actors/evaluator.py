@@ -18,11 +18,12 @@ def evaluate(
     records: Sequence[Record],
     version: int,
     others: Callable[[Outcome, Any], None],
-    check_stop: Callable[[], None] = lambda: None,
+    progress: Callable[[int], None] = lambda answered: None,
 ) -> dict[str, float]:
     """`eval_rollout_*` metrics of the current policy. Each record counts once (SPEC A11).
 
-    `others` takes the outcomes of training requests that arrive meanwhile.
+    `others` takes the outcomes of training requests that arrive meanwhile; `progress` is told how many records were
+    answered, before each wait, and may raise to end the evaluation.
 
     Raises DataFailure when a validation record cannot be answered: a score over fewer samples would not be comparable.
     """
@@ -37,6 +38,7 @@ def evaluate(
     totals = RolloutTotals()
     answered = 0
     while answered < len(requests):
+        progress(answered)
         for outcome, segment in pool.poll():
             if outcome.key.epoch != EVALUATION_EPOCH:
                 others(outcome, segment)
@@ -45,6 +47,5 @@ def evaluate(
                 raise DataFailure(f"validation record: {outcome.failure}")
             totals.add(outcome.evaluated)
             answered += 1
-        check_stop()
     timing = evaluation_timing(len(requests), 1, time.monotonic() - started)
     return totals.evaluation_metrics(desc_enabled=True) | timing

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -31,6 +31,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from actors.engine import LoadReport
 from actors.published import PublishedWeights
 from actors.rollout_actor import ActorReady, Outcome
+from actors.status import ActorStatus
 from protocol.contracts import RequestKey, RolloutRequest, WeightsManifest
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
 
@@ -67,7 +68,9 @@ class _Member:
     owed: dict[RequestKey, RolloutRequest] = field(default_factory=dict)
     streams: list[Any] = field(default_factory=list)
     restarts: int = 0
-    last_progress: float = 0.0
+    causes: Counter[str] = field(default_factory=Counter)
+    version: int = -1
+    last_progress: float = field(default_factory=time.monotonic)
 
 
 class RolloutPool:
@@ -78,6 +81,7 @@ class RolloutPool:
         self._spawn = spawn
         self._warmup = warmup
         self._queue: deque[RolloutRequest] = deque()
+        self._open_since: dict[RequestKey, float] = {}
         self._members: list[_Member] = []
         self.published = PublishedWeights()
         self.num_restarts = 0
@@ -90,6 +94,7 @@ class RolloutPool:
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         """Queues requests and hands out what fits."""
         self._queue.extend(requests)
+        self._open_since.update(dict.fromkeys((request.key for request in requests), time.monotonic()))
         self._route()
 
     @property
@@ -100,6 +105,25 @@ class RolloutPool:
     def states(self) -> dict[str, ActorState]:
         """State of each actor, by name."""
         return {member.name: member.state for member in self._members}
+
+    def status(self) -> list[ActorStatus]:
+        """What each actor is and did, for dashboards."""
+        return [
+            ActorStatus(
+                name=member.name,
+                state=member.state,
+                version=member.version,
+                num_owed=len(member.owed),
+                restarts=dict(member.causes),
+                idle_s=time.monotonic() - member.last_progress,
+            )
+            for member in self._members
+        ]
+
+    @property
+    def oldest_request_s(self) -> float:
+        """Seconds since the oldest open request was submitted; 0 without one."""
+        return time.monotonic() - next(iter(self._open_since.values())) if self._open_since else 0.0
 
     def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
         """Outcomes that arrived, each with the reference of its segment (None without one)."""
@@ -149,6 +173,7 @@ class RolloutPool:
 
     def _await_ready(self, member: _Member, call: Any) -> ActorReady:
         ready: ActorReady = _get(call, self._settings.startup_timeout_s, f"{member.name} to start its engine")
+        member.version, member.last_progress = ready.version, time.monotonic()
         self._set_state(member, ActorState.STALE)
         return ready
 
@@ -161,6 +186,7 @@ class RolloutPool:
                 f"published was {manifest.version} with {manifest.bucket_checksums[:1]}...; the engine is restarted"
             )
         self._set_state(member, ActorState.SYNCED)
+        member.version, member.last_progress = report.version, time.monotonic()
         return report
 
     def _route(self) -> None:
@@ -189,6 +215,7 @@ class RolloutPool:
                 outcome: Outcome = _get(next(stream), self._settings.request_timeout_s, f"an outcome of {member.name}")
                 segment = next(stream) if outcome.meta is not None else None
                 member.owed.pop(outcome.key)
+                self._open_since.pop(outcome.key)
                 member.last_progress = time.monotonic()
                 outcomes.append((outcome, segment))
         except StopIteration:
@@ -211,6 +238,7 @@ class RolloutPool:
     def _restart(self, member: _Member, cause: Exception) -> None:
         """Replaces a member's actor, gives its requests back to the queue, syncs the new one in full."""
         self._set_state(member, ActorState.DEAD)
+        member.causes[type(cause).__name__] += 1
         ray.kill(member.handle)
         self._queue.extendleft(reversed(member.owed.values()))
         member.owed.clear()

@@ -49,6 +49,10 @@ class Outcome:
     new_tokens: int = 0
     finish_reason: str = ""
     parse_match_s: float = 0.0
+    encode_s: float = 0.0
+    """Building the teacher-forced segment."""
+    latency_s: float = 0.0
+    """From the engine's queue to the last token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,15 +123,15 @@ class RolloutActor:
         for request in requests:
             try:
                 self.engine.submit(request)
-                pending[request.key] = request
+                pending[request.key] = request, time.monotonic()
             except DataFailure as failure:
                 yield Outcome(key=request.key, failure=f"{type(failure).__name__}: {failure}")
         while pending:
             for completion in self.engine.step():
-                request = pending.pop(completion.key)
-                yield from self._finish(request, completion)
+                request, submitted = pending.pop(completion.key)
+                yield from self._finish(request, completion, time.monotonic() - submitted)
 
-    def _finish(self, request: RolloutRequest, completion: Completion) -> Iterator[Outcome | Segment]:
+    def _finish(self, request: RolloutRequest, completion: Completion, latency_s: float) -> Iterator[Outcome | Segment]:
         """Parse, match, target: everything that turns tokens into a segment."""
         if completion.first_version < request.min_version:
             raise ContractError(
@@ -139,6 +143,7 @@ class RolloutActor:
         record = request.record
         parsed = parse(completion.token_ids, self._codec)
         matched = match([p.shape for p in parsed.predictions], [t.shape for t in record.objects], settings.match)
+        parsed_at = time.monotonic()
         target = build_target(
             key=request.key,
             record=record,
@@ -157,7 +162,9 @@ class RolloutActor:
             last_version=completion.last_version,
             new_tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
-            parse_match_s=time.monotonic() - started,
+            parse_match_s=parsed_at - started,
+            encode_s=time.monotonic() - parsed_at,
+            latency_s=latency_s,
         )
         if request.evaluates:
             yield replace(outcome, evaluated=stats)

@@ -45,6 +45,9 @@ class RunObserver:
         self._tracker.log(step, metrics)
         self._progress.step(metrics | {"step": step})
 
+    def outcome(self, outcome: Outcome) -> None:
+        """Nothing is written for a single rollout yet."""
+
     def event(self, kind: str, **fields: Any) -> None:
         self._tracker.event(kind, **fields)
 

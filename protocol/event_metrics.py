@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -34,6 +34,28 @@ def generation_metrics(new_tokens: Sequence[int], generate_seconds: float) -> di
         "rollout/gen_new_tokens_p99": percentile(new_tokens, 99),
         "rollout/gen_tokens_per_s": sum(new_tokens) / generate_seconds,
     }
+
+
+GENERATION = ("rollout/gen_", "time/rollout_")
+"""Prefixes of what generating a window costs: counted once per window (SPEC A12)."""
+
+
+def window_metrics(first_step: int, reuse: int) -> dict[str, float]:
+    """`rollout/buffer_*` of the optimizer step that trains a window for the (`reuse` + 1)-th time (SPEC 14, 15).
+
+    `first_step`: optimizer steps that were done when the window began.
+    """
+    return {
+        "rollout/buffer_reuse": float(reuse > 0),
+        "rollout/buffer_window_step0": float(first_step),
+        "rollout/buffer_completed_steps": float(reuse),
+    }
+
+
+def without_generation(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a window as its next M-step repeats them: nothing was generated for it (SPEC A12)."""
+    kept = {name: value for name, value in metrics.items() if not name.startswith(GENERATION)}
+    return kept | generation_metrics([], 0.0)
 
 
 def packing_metrics(plan: PackPlan, lengths: Sequence[int], capacity: int) -> dict[str, float]:

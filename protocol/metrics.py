@@ -18,6 +18,8 @@ from .event_metrics import (
     percentile,
     policy_metrics,
     rate,
+    window_metrics,
+    without_generation,
 )
 from .metric_names import Metric
 from .metric_table import METRICS, assert_known, check_evaluation_metric, is_evaluation_metric, metric
@@ -35,6 +37,8 @@ __all__ = [
     "metric",
     "packing_metrics",
     "policy_metrics",
+    "window_metrics",
+    "without_generation",
 ]
 
 _SUMMED = tuple(each.name for each in fields(SegmentStats) if each.name != "decode_mode")

@@ -117,6 +117,8 @@ class FakeObserver:
     def step(self, step: int, metrics: dict[str, float]) -> None:
         self.steps.append((step, dict(metrics)))
 
+    def outcome(self, outcome: Outcome) -> None: ...
+
     def event(self, kind: str, **fields: Any) -> None: ...
 
     def quarantine(self, outcome: Outcome) -> None:
@@ -184,6 +186,22 @@ def test_a_window_is_rolled_out_trained_and_published_before_the_next_begins() -
         *("train 4", "train 4", "sync 2, 0 in flight"),
     ]
     assert (state.step, state.version, state.accepted, state.trained) == (4, 2, 8, 8)
+
+
+def test_an_optimizer_step_that_trains_a_window_again_generated_nothing() -> None:
+    loop = build(m_steps=2, max_steps=4)
+    loop.controller.run()
+    steps = [metrics for _, metrics in loop.observer.steps]
+
+    reuse, completed, began = (
+        [metrics[f"rollout/buffer_{name}"] for metrics in steps]
+        for name in ("reuse", "completed_steps", "window_step0")
+    )
+    assert (reuse, completed, began) == ([0, 1, 0, 1], [0, 1, 0, 1], [0, 0, 2, 2])
+    assert [metrics["time/rollout_generate_s"] > 0 for metrics in steps] == [True, False, True, False]
+    assert ["rollout/gen_new_tokens_total" in metrics for metrics in steps] == [True, False, True, False]
+    assert ["time/rollout_parse_match_s" in metrics for metrics in steps] == [True, False, True, False]
+    assert all(metrics["rollout/segments"] == 4 for metrics in steps), "what was trained is told each time"
 
 
 def test_windows_take_requests_in_order_whatever_order_they_were_answered_in() -> None:
