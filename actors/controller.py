@@ -28,7 +28,7 @@ from typing import Any
 from actors.buffer import Entry, SegmentBuffer
 from actors.engine import LoadReport
 from actors.evaluator import evaluate
-from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Planner
+from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Planner, TrainedWindow
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
@@ -113,6 +113,7 @@ class Controller:
     def _window(self) -> Iterator[dict[str, float]]:
         """E-step and M-steps on one window, then the publish; yields each optimizer step's metrics."""
         entries, metrics = self._collect()
+        first_step, version = self.state.step + 1, self.state.version
         self._admit()
         for reuse in range(self._settings.m_steps):
             metrics |= self._train(entries) | window_metrics(self.state.step - reuse, reuse)
@@ -126,6 +127,10 @@ class Controller:
             metrics = without_generation(metrics)
         self._buffer.release(entries)
         self.state.trained += len(entries)
+        trained = tuple(entry.meta for entry in entries)
+        self._observer.window(
+            TrainedWindow(first_step=first_step, last_step=self.state.step, version=version, segments=trained)
+        )
 
     def _admit(self) -> None:
         """Sends as many requests as staleness allows (protocol.staleness has the proof)."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from actors.rollout_actor import Outcome
-from protocol.contracts import PackPlan, WeightsManifest
+from protocol.contracts import PackPlan, SegmentMeta, WeightsManifest
 
 
 class StepOutcome(Protocol):
@@ -40,6 +40,8 @@ class Observer(Protocol):
 
     def event(self, kind: str, **fields: Any) -> None: ...
 
+    def window(self, window: TrainedWindow) -> None: ...
+
     def quarantine(self, outcome: Outcome) -> None: ...
 
 
@@ -55,6 +57,19 @@ class Planner(Protocol):
     """Segment lengths, oldest first → who trains what."""
 
     def __call__(self, lengths: Sequence[int], /) -> PackPlan: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedWindow:
+    """What one window trained: a line of the ledger."""
+
+    first_step: int
+    """Optimizer steps count from 1 here, as in the metrics."""
+    last_step: int
+    version: int
+    """Weights that the first step trained on top of."""
+    segments: tuple[SegmentMeta, ...]
+    """In the order in which they were trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Joins the loop's events to the places where people look: progress line, JSONL and TensorBoard, quarantine file."""
+"""Joins the loop's events to where people look: progress line, JSONL, TensorBoard, ledger, quarantine file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import logging
 from types import TracebackType
 from typing import Any
 
+from actors.loop import TrainedWindow
 from actors.rollout_actor import Outcome
+from deploy.ledger import Ledger
 from deploy.progress import TrainProgress
 from deploy.tracking import RunTracker
 from protocol.config import RunConfig
@@ -24,6 +26,7 @@ class RunObserver:
         self._quarantined = 0
         self._quarantine_path = config.run_dir / "quarantine.jsonl"
         self._tracker = RunTracker(config.run_dir, report_to=config.training.report_to)
+        self._ledger = Ledger(config.run_dir)
         self._progress = TrainProgress(total_steps)
 
     def __enter__(self) -> RunObserver:
@@ -37,6 +40,7 @@ class RunObserver:
         if error is not None:
             self._tracker.event("end", error=f"{type(error).__name__}: {error}")
         self._tracker.close()
+        self._ledger.close()
 
     def phase(self, name: str, waiting_for: str) -> None:
         self._progress.phase(name, waiting_for)
@@ -50,6 +54,9 @@ class RunObserver:
 
     def event(self, kind: str, **fields: Any) -> None:
         self._tracker.event(kind, **fields)
+
+    def window(self, window: TrainedWindow) -> None:
+        self._ledger.write(window)
 
     def quarantine(self, outcome: Outcome) -> None:
         """Writes the record down; DataFailure when there are more than `quarantine.max_records`."""

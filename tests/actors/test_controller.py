@@ -13,7 +13,7 @@ import pytest
 from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.engine import LoadReport
-from actors.loop import LoopSettings, LoopState
+from actors.loop import LoopSettings, LoopState, TrainedWindow
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
 from protocol.contracts import (
@@ -111,6 +111,7 @@ class FakeLearner:
 class FakeObserver:
     steps: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     quarantined: list[Outcome] = field(default_factory=list)
+    windows: list[TrainedWindow] = field(default_factory=list)
 
     def phase(self, name: str, waiting_for: str) -> None: ...
 
@@ -120,6 +121,9 @@ class FakeObserver:
     def outcome(self, outcome: Outcome) -> None: ...
 
     def event(self, kind: str, **fields: Any) -> None: ...
+
+    def window(self, window: TrainedWindow) -> None:
+        self.windows.append(window)
 
     def quarantine(self, outcome: Outcome) -> None:
         self.quarantined.append(outcome)
@@ -210,6 +214,16 @@ def test_windows_take_requests_in_order_whatever_order_they_were_answered_in() -
     order = [f"ref of {request.key}" for _, request in RequestStream(Records(), seed=0).take(12, 0)]
 
     assert [ref for window in loop.learner.trained for ref in window] == order
+
+
+def test_each_trained_window_is_reported_once_with_its_steps_and_its_keys_in_order() -> None:
+    loop = build(m_steps=2, max_steps=5, validation=2)
+    loop.controller.run()
+    windows = loop.observer.windows
+    keys = [f"ref of {segment.key}" for window in windows for segment in window.segments]
+
+    assert [(w.first_step, w.last_step, w.version) for w in windows] == [(1, 2, 0), (3, 4, 1), (5, 5, 2)]
+    assert keys == [ref for window in loop.learner.trained[::2] for ref in window]
 
 
 def test_a_quarantined_record_is_replaced_so_that_a_window_stays_whole() -> None:
