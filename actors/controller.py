@@ -30,6 +30,7 @@ from actors.engine import LoadReport
 from actors.evaluator import evaluate
 from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Planner, TrainedWindow
 from actors.pool import RolloutPool
+from actors.published import sync_metrics
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
 from protocol.contracts import Record, SegmentMeta
@@ -217,7 +218,6 @@ class Controller:
         self._observer.phase("sync", f"version {version} on every engine")
         started = time.monotonic()
         manifest, refs = self._learner.publish(version, full)
-        merged = time.monotonic()
         if not full and self._settings.learning and manifest.changed_tensors == 0:
             raise NothingChangedError(
                 f"version {version}: an optimizer step ran and 0 of {len(manifest.tensors)} published tensors changed; "
@@ -228,13 +228,7 @@ class Controller:
         self._observer.event(
             "publish", version=version, checksums=manifest.bucket_checksums, engines=_attested(reports)
         )
-        return {
-            "policy/version": float(version),
-            "sync/merge_s": merged - started,
-            "sync/load_s": time.monotonic() - merged,
-            "sync/bytes": float(sum(entry.num_bytes for entry in manifest.tensors)),
-            "sync/changed_tensors": float(manifest.changed_tensors),
-        }
+        return {"policy/version": float(version)} | sync_metrics(manifest, reports, time.monotonic() - started)
 
     def _evaluation_due(self) -> bool:
         every = self._settings.eval_steps

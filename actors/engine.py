@@ -14,12 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from protocol.contracts import Bucket as Bucket
 from protocol.contracts import Completion, RolloutRequest, WeightsManifest
-
-Bucket = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +27,11 @@ class LoadReport:
     """Recomputed from the bytes that were handed to the model's loader."""
     num_tensors: int
     load_seconds: float
+    """Checking the bytes and loading them."""
+    resume_seconds: float = 0.0
+    """From loaded to ready for the next request: dropping what older weights had computed."""
+    fetch_seconds: float = 0.0
+    """Getting the buckets from the object store."""
 
 
 class RolloutEngine(Protocol):

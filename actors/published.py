@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from actors.engine import LoadReport
 from protocol.contracts import TensorEntry, WeightsManifest
 
 
@@ -51,3 +52,20 @@ class PublishedWeights:
             tensors.append(replace(entry, bucket=positions[ref]))
         manifest = replace(self.latest[0], full=True, tensors=tuple(tensors), bucket_checksums=tuple(checksums))
         return manifest, refs
+
+
+def sync_metrics(manifest: WeightsManifest, reports: Sequence[LoadReport], wall_s: float) -> dict[str, float]:
+    """What one publish cost, phase by phase; of the engines, the slowest in each. `wall_s`: as the driver saw it."""
+
+    def slowest(name: str) -> float:
+        return max((float(getattr(report, name)) for report in reports), default=0.0)
+
+    producer = {f"sync/{name}": manifest.extra[name] for name in ("merge_s", "put_s") if name in manifest.extra}
+    return producer | {
+        "sync/fetch_s": slowest("fetch_seconds"),
+        "sync/load_s": slowest("load_seconds"),
+        "sync/resume_s": slowest("resume_seconds"),
+        "time/sync_s": wall_s,
+        "sync/bytes": float(sum(entry.num_bytes for entry in manifest.tensors)),
+        "sync/changed_tensors": float(manifest.changed_tensors),
+    }

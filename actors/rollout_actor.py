@@ -106,8 +106,10 @@ class RolloutActor:
         """Fetches the buckets (zero-copy where they are local) and loads them. SyncError when they do not attest."""
         import ray
 
+        started = time.monotonic()
         buckets: list[Bucket] = ray.get(list(refs))
-        return self.engine.load_weights(manifest, buckets)
+        fetched = time.monotonic() - started
+        return replace(self.engine.load_weights(manifest, buckets), fetch_seconds=fetched)
 
     def close(self) -> None:
         if self._engine is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from actors.engine import Bucket, LoadReport
-from protocol.checksums import checksum
+from protocol.checksums import bucket_checksum
 from protocol.contracts import Completion, RolloutRequest, WeightsManifest
 from protocol.vocab import END_OF_TURN, TokenCodec
 
@@ -81,7 +81,7 @@ class ScriptedEngine:
         self._version = manifest.version
         return LoadReport(
             version=self._version,
-            bucket_checksums=tuple(checksum(bucket) for bucket in buckets),
+            bucket_checksums=tuple(bucket_checksum(bucket) for bucket in buckets),
             num_tensors=len(manifest.tensors),
             load_seconds=0.0,
         )

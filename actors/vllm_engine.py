@@ -132,6 +132,7 @@ class VllmEngine:
             call("update_weights", args=({"manifest": manifest, "buckets": buckets},))
             call("finish_weight_update")
         self._engine.set_weight_version(str(manifest.version))
+        loaded = time.monotonic()
         # What older weights computed must not answer for the new ones: image embeddings, then prompt prefixes.
         self._engine.reset_encoder_cache()
         if not self._engine.reset_prefix_cache():
@@ -143,7 +144,8 @@ class VllmEngine:
             version=self.version,
             bucket_checksums=call("received_checksums")[0] if manifest.tensors else (),
             num_tensors=len(manifest.tensors),
-            load_seconds=time.monotonic() - started,
+            load_seconds=loaded - started,
+            resume_seconds=time.monotonic() - loaded,
         )
 
     def close(self) -> None:

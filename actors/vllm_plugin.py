@@ -18,8 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -32,8 +30,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from protocol.checksums import checksum
-from protocol.contracts import WeightsManifest
+from protocol.checksums import bucket_checksum
+from protocol.contracts import Bucket, WeightsManifest
 from protocol.errors import SyncError
 
 BACKEND = "rollmatch"
@@ -50,7 +48,7 @@ class BucketUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """One published version."""
 
     manifest: WeightsManifest
-    buckets: Sequence[npt.NDArray[np.uint8]]
+    buckets: Sequence[Bucket]
 
 
 class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):  # type: ignore[misc]
@@ -88,9 +86,9 @@ class WorkerExtension:
         return received
 
 
-def verify_buckets(manifest: WeightsManifest, buckets: Sequence[npt.NDArray[np.uint8]]) -> tuple[str, ...]:
+def verify_buckets(manifest: WeightsManifest, buckets: Sequence[Bucket]) -> tuple[str, ...]:
     """Digests of the received bytes; SyncError where they are not those of the manifest."""
-    digests = tuple(checksum(bucket) for bucket in buckets)
+    digests = tuple(bucket_checksum(bucket) for bucket in buckets)
     if digests != manifest.bucket_checksums:
         wrong = [i for i, (a, b) in enumerate(zip(digests, manifest.bucket_checksums, strict=False)) if a != b]
         raise SyncError(
@@ -101,15 +99,13 @@ def verify_buckets(manifest: WeightsManifest, buckets: Sequence[npt.NDArray[np.u
     return digests
 
 
-def tensor_views(
-    manifest: WeightsManifest, buckets: Sequence[npt.NDArray[np.uint8]]
-) -> Iterator[tuple[str, torch.Tensor]]:
+def tensor_views(manifest: WeightsManifest, buckets: Sequence[Bucket]) -> Iterator[tuple[str, torch.Tensor]]:
     """Named tensors over the buckets' memory: nothing is copied here, the model's loader copies once."""
     with warnings.catch_warnings():
         # Shared memory is read-only and nobody writes to it: torch cannot know.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         for entry in manifest.tensors:
-            raw = buckets[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
+            raw = buckets[entry.bucket][entry.index]
             flat = torch.frombuffer(raw.data, dtype=getattr(torch, entry.dtype))
             yield entry.name, flat.view(entry.shape)
 

@@ -1,4 +1,11 @@
-"""Merged weights as flat buckets with a manifest: what one publish hands to the engines."""
+"""Merged weights as buckets with a manifest: what one publish hands to the engines.
+
+    merge, round ──► digest of each tensor ──► bucket: a tuple of the tensors' own memory ──► manifest
+                                                  └─ yielded: the object store copies it once, into shared memory
+
+A bucket is not assembled here: pickle hands each array to the object store out of band, so the copy into shared memory
+is the only one. Nothing here waits; the caller that iterates sets the pace.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +18,8 @@ import torch
 from torch import Tensor
 
 from learner.merge import MergedWeights, ParameterSource, Rounding
-from protocol.checksums import checksum
-from protocol.contracts import TensorEntry, WeightsManifest
-
-ALIGNMENT = 64
-"""Tensors start at multiples of this, so that a receiver may view them in place whatever their dtype."""
-
-Bucket = npt.NDArray[np.uint8]
+from protocol.checksums import checksum, combined
+from protocol.contracts import Bucket, TensorEntry, WeightsManifest
 
 
 class Publisher:
@@ -40,55 +42,63 @@ class Publisher:
     def publish(self, version: int, full: bool) -> Iterator[Bucket | WeightsManifest]:
         """Buckets one by one, then their manifest. Collective; ranks other than the first yield nothing.
 
+        A bucket is valid until the next one is asked for: it shows the tensors' memory and does not own it.
+
         Args:
             full: every tensor of the checkpoint; else those of the layers that training can change. Whether a tensor
                 did change is counted, not used to leave it out: an engine loads a fused layer whole or not at all.
         """
-        started = time.monotonic()
-        rounding, changed = Rounding(), 0
-        packer = _Packer(self._bucket_bytes)
-        for name, tensor, can_change in self._weights.tensors(
-            self._source, rounding, only_changing=not full, keep=self._keep
-        ):
-            data = _bytes(tensor)
-            changed += can_change and self._note(name, data)
-            yield from packer.add(name, tensor, data)
+        started, put_s = time.monotonic(), 0.0
+        packer, rounding = _Packer(self._bucket_bytes), Rounding()
+        for bucket in self._packed(packer, rounding, full):
+            yielded = time.monotonic()
+            yield bucket
+            put_s += time.monotonic() - yielded
         if self._keep:
-            yield from packer.flush()
             yield WeightsManifest(
                 version=version,
                 full=full,
                 tensors=tuple(packer.entries),
                 bucket_checksums=tuple(packer.checksums),
-                changed_tensors=changed,
+                changed_tensors=packer.changed_tensors,
                 extra={
                     "optimizer_steps": float(self.steps_since_publish),
-                    "merge_s": time.monotonic() - started,
-                    "bytes": float(packer.total_bytes),
+                    "merge_s": time.monotonic() - started - put_s,
+                    "put_s": put_s,
                     "rounding_lost_share": rounding.lost_share,
                 },
             )
         self.steps_since_publish = 0
 
-    def _note(self, name: str, data: Bucket) -> bool:
-        digest = checksum(data)
+    def _packed(self, packer: _Packer, rounding: Rounding, full: bool) -> Iterator[Bucket]:
+        for name, tensor, can_change in self._weights.tensors(
+            self._source, rounding, only_changing=not full, keep=self._keep
+        ):
+            data = _bytes(tensor)
+            digest = checksum(data)
+            packer.changed_tensors += can_change and self._note(name, digest)
+            yield from packer.add(name, tensor, data, digest)
+        yield from packer.flush()
+
+    def _note(self, name: str, digest: str) -> bool:
         differs = self._digests.get(name) != digest
         self._digests[name] = digest
         return differs
 
 
 class _Packer:
-    """Lays tensors into buckets; a tensor larger than a bucket gets one of its own."""
+    """Groups tensors into buckets; a tensor larger than a bucket gets one of its own."""
 
     def __init__(self, bucket_bytes: int) -> None:
         self._limit = bucket_bytes
-        self._pending: list[tuple[int, Bucket]] = []
+        self._pending: list[npt.NDArray[np.uint8]] = []
+        self._digests: list[str] = []
         self._fill = 0
         self.entries: list[TensorEntry] = []
         self.checksums: list[str] = []
-        self.total_bytes = 0
+        self.changed_tensors = 0
 
-    def add(self, name: str, tensor: Tensor, data: Bucket) -> Iterator[Bucket]:
+    def add(self, name: str, tensor: Tensor, data: npt.NDArray[np.uint8], digest: str) -> Iterator[Bucket]:
         if self._pending and self._fill + data.nbytes > self._limit:
             yield from self.flush()
         self.entries.append(
@@ -97,27 +107,25 @@ class _Packer:
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 shape=tuple(tensor.shape),
                 bucket=len(self.checksums),
-                offset=self._fill,
+                index=len(self._pending),
                 num_bytes=data.nbytes,
             )
         )
-        self._pending.append((self._fill, data))
-        self._fill += -(-data.nbytes // ALIGNMENT) * ALIGNMENT
+        self._pending.append(data)
+        self._digests.append(digest)
+        self._fill += data.nbytes
 
     def flush(self) -> Iterator[Bucket]:
         """Closes the bucket that is being filled, if it holds anything."""
         if not self._pending:
             return
-        bucket = np.zeros(self._fill, dtype=np.uint8)
-        for offset, data in self._pending:
-            bucket[offset : offset + data.nbytes] = data
-        self.checksums.append(checksum(bucket))
-        self.total_bytes += bucket.nbytes
-        self._pending, self._fill = [], 0
+        bucket = tuple(self._pending)
+        self.checksums.append(combined(self._digests))
+        self._pending, self._digests, self._fill = [], [], 0
         yield bucket
 
 
-def _bytes(tensor: Tensor) -> Bucket:
+def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
     """The tensor's bytes without a copy."""
-    array: Bucket = tensor.flatten().view(torch.uint8).numpy()
+    array: npt.NDArray[np.uint8] = tensor.flatten().view(torch.uint8).numpy()
     return array

@@ -16,11 +16,10 @@ import ray
 
 from learner.results import PeerError
 from learner.settings import LearnerSettings
-from protocol.contracts import WeightsManifest
+from protocol.contracts import Bucket, WeightsManifest
 from protocol.errors import DeadlineError, LearnerError, RollmatchError
 
 if TYPE_CHECKING:  # importing these imports torch
-    from learner.publisher import Bucket
     from learner.results import RankStep
     from learner.worker import LearnerWorker
 

@@ -28,11 +28,11 @@ from learner.losses import LossSums, StepCounts, make_sums, scales
 from learner.merge import MergedWeights, Rounding
 from learner.model import HeadOutput, build_policy
 from learner.prompt_encoder import Prompt, PromptEncoder
-from learner.publisher import Bucket, Publisher
+from learner.publisher import Publisher
 from learner.results import PeerError, RankStep, Seconds
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings
-from protocol.contracts import IGNORE_INDEX, RequestKey, Segment, WeightsManifest
+from protocol.contracts import IGNORE_INDEX, Bucket, RequestKey, Segment, WeightsManifest
 
 
 class LearnerWorker:

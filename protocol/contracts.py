@@ -17,6 +17,9 @@ import numpy.typing as npt
 GeometryType = Literal["bbox_2d", "poly"]
 IntArray = npt.NDArray[np.int32]
 
+Bucket = tuple[npt.NDArray[np.uint8], ...]
+"""Some tensors' bytes, one flat array each: one object of the object store, which keeps each array aligned."""
+
 EVALUATION_EPOCH = -1
 """Epoch of a request that evaluates: never trained on, so in no training epoch."""
 
@@ -267,20 +270,20 @@ class PackPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """Where one tensor lies: bytes [offset, offset + num_bytes) of bucket `bucket`."""
+    """Where one tensor lies: its bytes are array `index` of bucket `bucket`."""
 
     name: str
     dtype: str
     """Torch's short name: `bfloat16`, `float32`."""
     shape: tuple[int, ...]
     bucket: int
-    offset: int
+    index: int
     num_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsManifest:
-    """Describes one published version; the buckets are flat uint8 arrays in the object store."""
+    """Describes one published version, whose buckets are in the object store."""
 
     version: int
     full: bool

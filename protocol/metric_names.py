@@ -192,9 +192,11 @@ _add(
         "time/sync_s": "Publishing weights, as the driver saw it.",
         "time/evaluate_s": "One evaluation.",
         "time/checkpoint_s": "Writing one checkpoint.",
-        "sync/merge_s": "Merging and copying weights on learner rank 0.",
+        "sync/merge_s": "Merging, rounding and hashing weights on learner rank 0.",
         "sync/put_s": "Writing the buckets into the object store.",
-        "sync/load_s": ("Loading on the slowest engine.", "Rising: engine and learner share cores or memory."),
+        "sync/fetch_s": "Getting the buckets; the slowest engine.",
+        "sync/load_s": ("Checking and loading; the slowest engine.", "Rising: engine and learner share cores or memory."),
+        "sync/resume_s": "From loaded to ready for requests; the slowest engine.",
     },
 )
 _add(

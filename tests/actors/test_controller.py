@@ -100,7 +100,7 @@ class FakeLearner:
         return FakeStep()
 
     def publish(self, version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
-        tensor = TensorEntry(name="w", dtype="float32", shape=(1,), bucket=0, offset=0, num_bytes=4)
+        tensor = TensorEntry(name="w", dtype="float32", shape=(1,), bucket=0, index=0, num_bytes=4)
         manifest = WeightsManifest(
             version=version, full=full, tensors=(tensor,), bucket_checksums=("c",), changed_tensors=self.changed
         )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.published import PublishedWeights
+from actors.engine import LoadReport
+from actors.published import PublishedWeights, sync_metrics
 from protocol.contracts import TensorEntry, WeightsManifest
 
 
 def publish(version: int, names: list[str], *, full: bool = False) -> tuple[WeightsManifest, list[str]]:
     """One bucket per tensor; its reference and checksum name the version."""
     tensors = tuple(
-        TensorEntry(name=name, dtype="float32", shape=(1,), bucket=i, offset=0, num_bytes=4)
+        TensorEntry(name=name, dtype="float32", shape=(1,), bucket=i, index=0, num_bytes=4)
         for i, name in enumerate(names)
     )
     refs = [f"{name}@{version}" for name in names]
@@ -62,3 +65,23 @@ def test_the_composite_holds_the_last_publish_of_every_tensor(changes: list[set[
         expected |= {name: f"{name}@{version}" for name in names}
 
     assert located(weights) == expected
+
+
+def test_sync_metrics_take_the_slowest_engine_of_each_phase() -> None:
+    manifest, _ = publish(3, ["a", "b"])
+    manifest = replace(manifest, extra={"merge_s": 0.5, "put_s": 0.25, "optimizer_steps": 1.0})
+    seconds = [(1.0, 5.0, 0.1), (2.0, 4.0, 0.2)]
+    reports = [
+        LoadReport(version=3, bucket_checksums=(), num_tensors=2, fetch_seconds=a, load_seconds=b, resume_seconds=c)
+        for a, b, c in seconds
+    ]
+    assert sync_metrics(manifest, reports, 9.0) == {
+        "sync/merge_s": 0.5,
+        "sync/put_s": 0.25,
+        "sync/fetch_s": 2.0,
+        "sync/load_s": 5.0,
+        "sync/resume_s": 0.2,
+        "time/sync_s": 9.0,
+        "sync/bytes": 8.0,
+        "sync/changed_tensors": 2.0,
+    }

@@ -81,7 +81,7 @@ def unpack(manifest: WeightsManifest, buckets: Sequence[Any]) -> dict[str, Array
     """fp32 tensors by name, as a receiver would read them."""
     found = {}
     for entry in manifest.tensors:
-        raw = buckets[entry.bucket][entry.offset : entry.offset + entry.num_bytes]
+        raw = buckets[entry.bucket][entry.index]
         if entry.dtype == "bfloat16":  # the upper half of an fp32
             values = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         else:

@@ -17,7 +17,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings, TunerSettings
-from protocol.checksums import checksum
+from protocol.checksums import bucket_checksum
 from protocol.contracts import PackPlan, Segment
 from protocol.errors import ConfigError, ContractError, DeadlineError, ImageError, LearnerError
 from tests.integration.learner_cases import unpack
@@ -86,7 +86,7 @@ def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[
 
     # The driver owns the buckets: they outlive the ranks.
     arrays = ray.get(buckets)
-    assert [checksum(array) for array in arrays] == list(manifest.bucket_checksums)
+    assert [bucket_checksum(bucket) for bucket in arrays] == list(manifest.bucket_checksums)
     published = unpack(manifest, arrays)
     check_export(tmp_path / "merged", start, published)
     check_adapter(tmp_path / "checkpoint-1" / "adapter", start)

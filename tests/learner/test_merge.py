@@ -17,9 +17,9 @@ from learner.collate import Batch, Vision, collate_packed
 from learner.export import check_names, names_on_disk, write_adapter, write_merged
 from learner.merge import MergedWeights, Rounding
 from learner.model import Policy, build_policy, trainable
-from learner.publisher import ALIGNMENT, Publisher
+from learner.publisher import Publisher
 from learner.settings import LearnerSettings, TunerSettings
-from protocol.checksums import checksum
+from protocol.checksums import bucket_checksum
 from protocol.contracts import Segment, WeightsManifest
 from protocol.errors import ConfigError
 from tests.integration.learner_cases import unpack
@@ -152,7 +152,7 @@ def test_a_checkpoint_with_other_names_is_refused(checkpoint: Path) -> None:
 def publish(publisher: Publisher, version: int, full: bool) -> tuple[WeightsManifest, dict[str, Tensor]]:
     *buckets, manifest = publisher.publish(version, full)
     assert isinstance(manifest, WeightsManifest)
-    assert [checksum(bucket) for bucket in buckets] == list(manifest.bucket_checksums)
+    assert [bucket_checksum(bucket) for bucket in buckets] == list(manifest.bucket_checksums)
     arrays = unpack(manifest, buckets)
     return manifest, {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -190,15 +190,18 @@ def test_a_fused_layer_is_sent_whole_when_one_of_its_parts_can_change(checkpoint
     assert set(sent) == {f"{layer}.{part}_proj.weight" for part in "qkv"}
 
 
-def test_tensors_lie_aligned_in_buckets_no_larger_than_asked(checkpoint: Path) -> None:
+def test_buckets_are_no_larger_than_asked_and_hold_the_tensors_own_memory(checkpoint: Path) -> None:
     policy = build_policy(tiny.settings(checkpoint))
     publisher = Publisher(MergedWeights(policy, torch.float32), Unpartitioned(), 50_000, is_first=True)
     *buckets, manifest = publisher.publish(0, True)
     assert isinstance(manifest, WeightsManifest)
-    sizes = [bucket.nbytes for bucket in buckets if not isinstance(bucket, WeightsManifest)]
-    alone = [entry.num_bytes for entry in manifest.tensors if entry.num_bytes > 50_000]
-    assert [size for size in sizes if size > 50_000 + ALIGNMENT] == alone
-    assert all(entry.offset % ALIGNMENT == 0 for entry in manifest.tensors)
+    for number, bucket in enumerate(buckets):
+        assert not isinstance(bucket, WeightsManifest)
+        assert sum(array.nbytes for array in bucket) <= 50_000 or len(bucket) == 1
+        entries = [entry for entry in manifest.tensors if entry.bucket == number]
+        assert [entry.num_bytes for entry in entries] == [array.nbytes for array in bucket]
+        assert [entry.index for entry in entries] == list(range(len(bucket)))
+        assert not any(array.flags.owndata for array in bucket), "the object store's copy is the only one"
 
 
 def test_other_ranks_publish_nothing(checkpoint: Path) -> None:
