@@ -195,7 +195,10 @@ _add(
         "sync/merge_s": "Merging, rounding and hashing weights on learner rank 0.",
         "sync/put_s": "Writing the buckets into the object store.",
         "sync/fetch_s": "Getting the buckets; the slowest engine.",
-        "sync/load_s": ("Checking and loading; the slowest engine.", "Rising: engine and learner share cores or memory."),
+        "sync/load_s": (
+            "Checking and loading; the slowest engine.",
+            "Rising: engine and learner share cores or memory.",
+        ),
         "sync/resume_s": "From loaded to ready for requests; the slowest engine.",
     },
 )
