@@ -50,16 +50,17 @@ class Entry:
 
 
 class SegmentBuffer:
-    """Bounded in bytes and in count. An empty buffer takes one segment of any size, so that a run cannot block."""
+    """Bounded in bytes and in count: admission asks for `room`, which reserves the largest segment for each request."""
 
-    def __init__(self, max_bytes: int, max_segments: int) -> None:
-        """Raises ValueError when a bound is not positive."""
+    def __init__(self, max_bytes: int, max_segments: int, max_segment_bytes: int = 1) -> None:
+        """`max_segment_bytes`: no segment is larger. Raises ValueError when a bound is not positive."""
         if max_bytes <= 0 or max_segments <= 0:
             raise ValueError(
                 f"buffer: bounds must be > 0, got max_bytes={max_bytes}, max_segments={max_segments}; raise them"
             )
         self._max_bytes = max_bytes
         self._max_segments = max_segments
+        self._max_segment_bytes = max_segment_bytes
         self._entries: dict[int, Entry] = {}
         self._ready: list[int] = []  # orders, ascending
         self._keys: dict[RequestKey, int] = {}
@@ -157,10 +158,15 @@ class SegmentBuffer:
         """Bytes of READY and TAKEN entries."""
         return self._num_bytes
 
-    @property
-    def is_full(self) -> bool:
-        """No room for one more segment of any size: admission stops."""
-        return self._num_bytes >= self._max_bytes or len(self._entries) >= self._max_segments
+    def room(self, num_running: int) -> int:
+        """Requests that may be begun beside `num_running` others, so that `put` fits whatever their sizes turn out.
+
+        Never negative. A bound that holds one window never blocks: windows are taken oldest first, so what fills the
+        buffer is the window itself.
+        """
+        by_bytes = (self._max_bytes - self._num_bytes) // self._max_segment_bytes
+        by_count = self._max_segments - len(self._entries)
+        return max(0, min(by_bytes, by_count) - num_running)
 
     def ready(self) -> list[Entry]:
         """READY entries, oldest first: what a planner may look at without taking it."""

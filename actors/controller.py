@@ -8,8 +8,11 @@
 | who waits | for what | who ends the wait |
 |---|---|---|
 | `_collect` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
-| `_train` | the optimizer step | the learner group, within its `step_timeout_s` |
-| `_publish` | merged weights, then every actor's attestation | the learner's rank 0; the actors; both have deadlines |
+| `_meanwhile` | the learner's step, or its merged weights | the learner group, within its `step_timeout_s` |
+| `_publish` | every actor's attestation | the actors; the pool's deadline |
+| admission | room: by staleness, and in the buffer | the version rises; a window is released |
+
+The learner works in a thread of its own, and this thread takes in what the actors answer meanwhile: no wait is blind.
 
 With `max_staleness` 0 nothing is in flight at a publish, so every rollout of a window is born on the version that the
 window trains: exactly on-policy. With more, requests of later windows are admitted before the window is trained, and
@@ -22,8 +25,9 @@ A record that can never work is quarantined and replaced by the next one, so tha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 from actors.buffer import Entry, SegmentBuffer
 from actors.engine import LoadReport
@@ -44,6 +48,8 @@ from protocol.metrics import (
     without_generation,
 )
 from protocol.staleness import admissible, check_fresh
+
+T = TypeVar("T")
 
 
 class Controller:
@@ -72,7 +78,13 @@ class Controller:
         self._plan = plan
         self._observer = observer
         self._keeper = keeper
+        self._learner_thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._orders: dict[Any, int] = {}
+        """Requests without an answer, by key: their positions in the run."""
+        self._arrived: list[Outcome] = []
+        """Outcomes since the last window was complete."""
+        self._generated_s = 0.0
+        """Seconds with requests under way since then."""
         self.state = state or LoopState()
         self._boundary = requests.position
         """Where a resume starts: every request before it was trained or quarantined."""
@@ -90,6 +102,8 @@ class Controller:
         except Interrupted:
             self._save()
             raise
+        finally:
+            self._learner_thread.shutdown(wait=False, cancel_futures=True)
         return self.state
 
     def _train_window(self) -> None:
@@ -122,6 +136,8 @@ class Controller:
             last = reuse == self._settings.m_steps - 1 or self.state.step == self._settings.max_steps
             if last:
                 metrics |= self._publish(full=False)
+                if self._settings.max_staleness:
+                    self._admit()  # while this step is saved and evaluated, the actors work
             yield metrics
             if last:
                 break
@@ -134,7 +150,7 @@ class Controller:
         )
 
     def _admit(self) -> None:
-        """Sends as many requests as staleness allows (protocol.staleness has the proof)."""
+        """Sends as many requests as staleness allows (protocol.staleness has the proof) and the buffer can hold."""
         room = admissible(
             version=self.state.version,
             max_staleness=self._settings.max_staleness,
@@ -142,26 +158,41 @@ class Controller:
             accepted=self.state.accepted,
             running=len(self._orders),
         )
-        if room:
+        if room := min(room, self._buffer.room(num_running=len(self._orders))):
             batch = self._requests.take(room, min_version=self.state.version)
             self._orders.update({request.key: order for order, request in batch})
             self._pool.submit([request for _, request in batch])
+
+    def _take_in(self, timeout_s: float = 1.0) -> None:
+        """What the actors have answered; waits for the first."""
+        started, busy = time.monotonic(), bool(self._orders)
+        for outcome, segment in self._pool.poll(timeout_s):
+            self._arrived.append(outcome)
+            self._accept(outcome, segment)
+        if busy:
+            self._generated_s += time.monotonic() - started
+
+    def _meanwhile(self, work: Callable[[], T]) -> T:
+        """The learner's `work`, while what the actors answer is taken in."""
+        future = self._learner_thread.submit(work)
+        while not wait([future], timeout=0.0 if self._orders else 1.0).done:
+            self._take_in(timeout_s=0.05 if self._orders else 0.0)
+        return future.result()
 
     def _collect(self) -> tuple[list[Entry], dict[str, float]]:
         """Waits for one window's segments; oldest requests first, whatever the order of arrival."""
         started = time.monotonic()
         wanted = self._settings.batch_size
-        arrived: list[Outcome] = []
         while (takable := self._buffer.num_takable(self._oldest_running)) < wanted:
             self._admit()
             self._observer.phase("rollout", f"{wanted - takable} of {wanted} segments")
-            for outcome, segment in self._pool.poll():
-                arrived.append(outcome)
-                self._accept(outcome, segment)
+            self._take_in()
             self._leave_if_asked()
         entries = self._buffer.take(wanted, oldest_running=self._oldest_running)
-        seconds = time.monotonic() - started
-        return entries, self._rollout_metrics([entry.meta for entry in entries], arrived, seconds)
+        waited = time.monotonic() - started
+        metrics = self._rollout_metrics([entry.meta for entry in entries], self._arrived, self._generated_s)
+        self._arrived, self._generated_s = [], 0.0
+        return entries, metrics | {"time/wait_rollouts_s": waited}
 
     @property
     def _oldest_running(self) -> int | None:
@@ -200,7 +231,7 @@ class Controller:
         plan = self._plan(lengths)
         self._observer.phase("train", "the learner's optimizer step")
         started = time.monotonic()
-        result = self._learner.train_step(plan, [entry.ref for entry in entries])
+        result = self._meanwhile(lambda: self._learner.train_step(plan, [entry.ref for entry in entries]))
         return (
             result.metrics()
             | packing_metrics(plan, lengths, self._settings.capacity)
@@ -217,14 +248,17 @@ class Controller:
         version = self.state.version if full else self.state.version + 1
         self._observer.phase("sync", f"version {version} on every engine")
         started = time.monotonic()
-        manifest, refs = self._learner.publish(version, full)
+        manifest, refs = self._meanwhile(lambda: self._learner.publish(version, full))
         if not full and self._settings.learning and manifest.changed_tensors == 0:
             raise NothingChangedError(
                 f"version {version}: an optimizer step ran and 0 of {len(manifest.tensors)} published tensors changed; "
                 "check training.learning_rate, tuner.* (is everything frozen?) and model.torch_dtype (rounding)"
             )
-        reports = self._pool.sync(manifest, refs)
+        self._pool.publish(manifest, refs)
+        while not self._pool.synced:
+            self._take_in()
         self.state.version = version
+        reports = self._pool.reports
         self._observer.event(
             "publish", version=version, checksums=manifest.bucket_checksums, engines=_attested(reports)
         )

@@ -32,6 +32,23 @@ class LoadReport:
     """From loaded to ready for the next request: dropping what older weights had computed."""
     fetch_seconds: float = 0.0
     """Getting the buckets from the object store."""
+    wait_seconds: float = 0.0
+    """Until running requests let the engine load."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineProgress:
+    """A heartbeat: counters that grow while the engine works, and what it holds now."""
+
+    version: int
+    num_steps: int
+    """Scheduler steps and weight loads since the start."""
+    num_tokens: int
+    """Tokens of finished answers since the start."""
+    running: int
+    waiting: int
+    loading: int
+    """Weight loads that wait for running requests."""
 
 
 class RolloutEngine(Protocol):
@@ -56,7 +73,12 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, manifest: WeightsManifest, buckets: Sequence[Bucket]) -> LoadReport:
-        """Loads a published version. SyncError when bytes or version differ from the manifest."""
+        """Loads a published version, also while requests run: they go on with the new weights, and what the old ones
+        computed for them is computed again. SyncError when bytes or version differ from the manifest."""
+        ...
+
+    def abort_all(self) -> None:
+        """Forgets every request that is not completed."""
         ...
 
     def close(self) -> None:

@@ -1,48 +1,49 @@
-"""N rollout actors behind one queue: routing, deadlines, restarts, weight sync.
+"""N rollout actors behind one queue: routing, heartbeats, restarts, weight sync. States are drawn in `member`.
 
-    STARTING ──start answered──► STALE ──sync attested──► SYNCED
-        ▲                          ▲                        │
-        │ restart (limit, back-off)│ sync failed            │ call failed or deadline passed
-        └──────── DEAD ◄───────────┴────────────────────────┘
-
-`_set_state` is the only writer. Only SYNCED actors get requests. A request that an actor owed when it died goes back
-to the front of the queue, so it is answered exactly once.
+Nothing here blocks on one actor: `poll` looks at everything that can happen (answers, started engines, attested loads,
+heartbeats, deadlines, due restarts), so an actor that restarts never holds up the others.
 
 | who waits | for what | who ends the wait |
 |---|---|---|
-| `poll` | the next outcome | an actor; or `request_timeout_s` without any, which kills that actor |
-| `sync` | every actor's attestation | the actors; or `sync_timeout_s`, which kills the late ones |
-| `start` | every engine | the engines; or `startup_timeout_s` |
+| `poll` | anything to happen, at most `timeout_s` | an actor |
+| a request that an actor owes | its answer | the actor; or no progress for `stall_timeout_s`, which kills that actor |
+| a member STARTING | its engine | the engine; or `startup_timeout_s`, which kills the actor |
+| a member STALE | attestation of the published version | its engine; or `sync_timeout_s`, which kills the actor |
+| a member DEAD | its back-off | the clock; given up after `max_restarts` failures without an answer in between |
+| the run | healthy actors | EngineError when fewer than `min_healthy` are not given up |
+
+Every request is answered exactly once: an outcome counts when it is taken from the stream of the actor that owes it,
+the streams of a dead actor are dropped with it, and what it owed goes back to `request_queue`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.engine import LoadReport
+from actors.engine_loop import InFlight
+from actors.member import ActorState, Call, Member
 from actors.published import PublishedWeights
+from actors.ray_calls import ActorLost, AnswerStream, get, ready_now
+from actors.request_queue import RequestQueue
 from actors.rollout_actor import ActorReady, Outcome
 from actors.status import ActorStatus
-from protocol.contracts import RequestKey, RolloutRequest, WeightsManifest
+from protocol.contracts import RolloutRequest, WeightsManifest
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
 
 log = logging.getLogger("rollmatch.pool")
 
-
-class ActorState(StrEnum):
-    STARTING = "starting"
-    STALE = "stale"
-    SYNCED = "synced"
-    DEAD = "dead"
+CONTROL = {"concurrency_group": "control"}
+"""Starts, loads and heartbeats have threads of their own in the actor: rollout calls cannot keep them waiting."""
+CONTROL_THREADS = {CONTROL["concurrency_group"]: 4}
+MAX_CALLS = 64
+"""Rollout calls that may run in one actor, each in a thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,25 +53,15 @@ class PoolSettings:
     num_actors: int
     max_in_flight_per_actor: int
     startup_timeout_s: float
-    request_timeout_s: float
+    stall_timeout_s: float
     sync_timeout_s: float
     max_restarts: int
+    max_retries: int
+    min_healthy: int = 1
+    in_flight: InFlight = "drain"
+    heartbeat_s: float = 5.0
     restart_backoff_s: float = 1.0
-
-
-@dataclass(slots=True)
-class _Member:
-    """One slot of the pool; its actor changes when it is restarted."""
-
-    name: str
-    handle: Any
-    state: ActorState = ActorState.STARTING
-    owed: dict[RequestKey, RolloutRequest] = field(default_factory=dict)
-    streams: list[Any] = field(default_factory=list)
-    restarts: int = 0
-    causes: Counter[str] = field(default_factory=Counter)
-    version: int = -1
-    last_progress: float = field(default_factory=time.monotonic)
+    max_backoff_s: float = 60.0
 
 
 class RolloutPool:
@@ -80,204 +71,235 @@ class RolloutPool:
         self._settings = settings
         self._spawn = spawn
         self._warmup = warmup
-        self._queue: deque[RolloutRequest] = deque()
-        self._open_since: dict[RequestKey, float] = {}
-        self._members: list[_Member] = []
+        self._queue = RequestQueue(settings.max_in_flight_per_actor, MAX_CALLS, settings.max_retries)
+        self._members: list[Member] = []
+        self._ready: list[ActorReady] = []
+        self._started = self._serves_start = False
         self.published = PublishedWeights()
-        self.num_restarts = 0
+        self.reports: list[LoadReport] = []
+        """Attestations of the version that was published last."""
 
     def start(self) -> list[ActorReady]:
-        """Starts all engines at once; EngineError or DeadlineError when one does not come up."""
-        self._members = [self._new_member(f"actor-{i}") for i in range(self._settings.num_actors)]
-        return [self._await_ready(member, call) for member, call in [(m, self._begin(m)) for m in self._members]]
+        """Starts all engines at once and waits for them.
+
+        Lost processes and deadlines are retried like later ones. What `start` itself raises (a checkpoint that cannot
+        be loaded) would be raised again: it ends the run at once.
+        """
+        self._members = [Member(f"actor-{i}") for i in range(self._settings.num_actors)]
+        for member in self._members:
+            self._begin_start(member)
+        while any(m.state in (ActorState.STARTING, ActorState.DEAD) and not m.given_up for m in self._members):
+            self.poll()
+        self._started = True
+        return self._ready
 
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         """Queues requests and hands out what fits."""
-        self._queue.extend(requests)
-        self._open_since.update(dict.fromkeys((request.key for request in requests), time.monotonic()))
+        self._queue.submit(requests)
         self._route()
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that no actor owes yet."""
+        return len(self._queue)
 
     @property
     def num_open(self) -> int:
         """Requests queued or owed."""
         return len(self._queue) + sum(len(member.owed) for member in self._members)
 
-    def states(self) -> dict[str, ActorState]:
-        """State of each actor, by name."""
-        return {member.name: member.state for member in self._members}
-
-    def status(self) -> list[ActorStatus]:
-        """What each actor is and did, for dashboards."""
-        return [
-            ActorStatus(
-                name=member.name,
-                state=member.state,
-                version=member.version,
-                num_owed=len(member.owed),
-                restarts=dict(member.causes),
-                idle_s=time.monotonic() - member.last_progress,
-            )
-            for member in self._members
-        ]
-
     @property
     def oldest_request_s(self) -> float:
         """Seconds since the oldest open request was submitted; 0 without one."""
-        return time.monotonic() - next(iter(self._open_since.values())) if self._open_since else 0.0
+        return self._queue.oldest_s
+
+    @property
+    def num_restarts(self) -> int:
+        return sum(member.causes.total() for member in self._members)
+
+    def status(self) -> list[ActorStatus]:
+        """What each actor does now."""
+        return [member.status() for member in self._members]
 
     def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
-        """Outcomes that arrived, each with the reference of its segment (None without one)."""
-        streams = {stream: member for member in self._members for stream in member.streams}
-        if not streams:
-            return []
-        ready, _ = ray.wait(list(streams), num_returns=1, timeout=timeout_s, fetch_local=False)
-        outcomes = [item for stream in ready for item in self._drain(streams[stream], stream)]
-        self._kill_stalled()
-        self._route()
-        return outcomes
-
-    def sync(self, manifest: WeightsManifest, refs: Sequence[Any]) -> list[LoadReport]:
-        """Loads a publish everywhere and attests it. An actor that fails is restarted and synced in full."""
-        self.published.update(manifest, refs)
-        calls = [(m, m.handle.load_weights.remote(manifest, list(refs))) for m in self._live()]
-        reports = []
-        for member, call in calls:
-            self._set_state(member, ActorState.STALE)
+        """Outcomes that arrived, each with the reference of its segment (None without one). Waits for the first."""
+        waits: dict[Any, Member] = {}
+        for member in self._members:
+            waits |= {stream.generator: member for stream in member.streams}
+            waits |= {ref: member for ref in (member.call and member.call.ref, member.heartbeat) if ref is not None}
+        ready = ready_now(list(waits), timeout_s)
+        outcomes: list[tuple[Outcome, Any]] = []
+        for member in {id(waits[ref]): waits[ref] for ref in ready}.values():
             try:
-                reports.append(self._attest(member, call, manifest))
+                self._take(member, ready, outcomes)
             except (InfrastructureFailure, SyncError) as error:
-                self._restart(member, error)
+                self._fail(member, error)
+        self._watch()
         self._route()
-        return reports
+        return outcomes + [(outcome, None) for outcome in self._queue.blamed()]
+
+    def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
+        """Sends a version to every live engine; `poll` until `synced`. Others get it in full when they are back."""
+        self.published.update(manifest, refs)
+        self.reports = []
+        for member in self._members:
+            if member.is_live and member.call is None:
+                self._begin_load(member, manifest, list(refs))
+
+    @property
+    def synced(self) -> bool:
+        """Every live engine attested the published version, and at least one does."""
+        live = [member for member in self._members if member.is_live]
+        return bool(live) and all(self._is_current(member) for member in live)
 
     def serve_start_checkpoint(self) -> None:
         """Lets the engines answer with the checkpoint they started from: evaluation without a learner."""
-        for member in self._live():
-            self._set_state(member, ActorState.SYNCED)
+        self._serves_start = True
+        for member in self._members:
+            if member.state is ActorState.STALE:
+                member.enter(ActorState.SYNCED)
 
     def close(self) -> None:
         """Kills every actor; idempotent."""
         for member in self._members:
-            ray.kill(member.handle)
-            member.streams.clear()
+            if member.handle is not None:
+                ray.kill(member.handle)
+            member.forget()
         self._members.clear()
 
-    def _live(self) -> list[_Member]:
-        return [member for member in self._members if member.state is not ActorState.DEAD]
+    def _is_current(self, member: Member) -> bool:
+        return member.call is None and member.version == self.published.version
 
-    def _new_member(self, name: str) -> _Member:
-        return _Member(name=name, handle=self._spawn(name))
+    def _begin_start(self, member: Member) -> None:
+        member.enter(ActorState.STARTING)
+        member.handle = self._spawn(f"{member.name}-{member.causes.total()}" if member.causes else member.name)
+        call = member.handle.start.options(**CONTROL).remote(self._warmup)
+        limit = self._settings.startup_timeout_s
+        member.call = Call(call, f"{member.name} to start its engine (rollout.startup_timeout_s)", _after(limit))
 
-    def _begin(self, member: _Member) -> Any:
-        return member.handle.start.remote(self._warmup)
+    def _begin_load(self, member: Member, manifest: WeightsManifest, refs: list[Any]) -> None:
+        member.enter(ActorState.STALE)
+        ref = member.handle.load_weights.options(**CONTROL).remote(manifest, refs, self._settings.in_flight)
+        what = f"{member.name} to load version {manifest.version} (sync.timeout_s)"
+        member.call = Call(ref, what, _after(self._settings.sync_timeout_s), manifest)
 
-    def _await_ready(self, member: _Member, call: Any) -> ActorReady:
-        ready: ActorReady = _get(call, self._settings.startup_timeout_s, f"{member.name} to start its engine")
-        member.version, member.last_progress = ready.version, time.monotonic()
-        self._set_state(member, ActorState.STALE)
-        return ready
+    def _take(self, member: Member, ready: set[Any], outcomes: list[tuple[Outcome, Any]]) -> None:
+        """Everything of this member that is there."""
+        if member.heartbeat in ready:
+            self._on_heartbeat(member)
+        for stream in [s for s in member.streams if s.generator in ready]:
+            for outcome, segment in stream.take(f"an outcome of {member.name}"):
+                self._queue.answered(member, outcome.key)
+                member.failures = 0
+                member.moved()
+                outcomes.append((outcome, segment))
+            if stream.ended:
+                member.streams.remove(stream)
+        if member.call is not None and member.call.ref in ready:
+            call, member.call = member.call, None
+            answer = get(call.ref, 60.0, call.what)
+            self._on_started(member, answer) if call.manifest is None else self._on_loaded(
+                member, answer, call.manifest
+            )
 
-    def _attest(self, member: _Member, call: Any, manifest: WeightsManifest) -> LoadReport:
-        what = f"{member.name} to load version {manifest.version}"
-        report: LoadReport = _get(call, self._settings.sync_timeout_s, what)
+    def _on_heartbeat(self, member: Member) -> None:
+        before, member.progress = member.progress, get(member.heartbeat, 60.0, f"a heartbeat of {member.name}")
+        member.heartbeat = None
+        assert member.progress is not None
+        # A load has a deadline of its own, and an engine that owes nothing does no steps.
+        excused = member.call is not None or not member.owed
+        if excused or before is None or member.progress.num_steps > before.num_steps:
+            member.moved()
+
+    def _on_started(self, member: Member, ready: ActorReady) -> None:
+        self._ready.append(ready)
+        member.pid = ready.pid
+        member.moved()
+        member.enter(ActorState.STALE)
+        if self._serves_start:
+            member.enter(ActorState.SYNCED)
+        elif self.published.latest is not None:
+            self._begin_load(member, *self.published.full())
+
+    def _on_loaded(self, member: Member, report: LoadReport, manifest: WeightsManifest) -> None:
         if (report.version, report.bucket_checksums) != (manifest.version, manifest.bucket_checksums):
             raise SyncError(
                 f"{member.name}: serves version {report.version} with checksums {report.bucket_checksums[:1]}..., "
                 f"published was {manifest.version} with {manifest.bucket_checksums[:1]}...; the engine is restarted"
             )
-        self._set_state(member, ActorState.SYNCED)
-        member.version, member.last_progress = report.version, time.monotonic()
-        return report
+        member.moved()
+        if manifest.version != self.published.version:  # a newer one was published meanwhile
+            self._begin_load(member, *self.published.full())
+            return
+        member.version = manifest.version
+        self.reports.append(report)
+        member.enter(ActorState.SYNCED)
 
     def _route(self) -> None:
-        """Hands queued requests in even shares to the synced actors that owe nothing, up to their limit.
-
-        An actor answers its calls one after another, so a call must be a whole batch: a request that was sent behind
-        the running batch would be decoded alone.
-        """
-        while self._queue:
-            idle = [m for m in self._members if m.state is ActorState.SYNCED and not m.owed]
-            if not idle:
-                return
-            member = idle[0]
-            share = min(-(-len(self._queue) // len(idle)), self._settings.max_in_flight_per_actor)
-            batch = [self._queue.popleft() for _ in range(share)]
-            member.owed.update({request.key: request for request in batch})
-            member.last_progress = time.monotonic()
+        for member, batch in self._queue.plan(self._members):
+            member.moved()
             method = member.handle.rollout.options(num_returns="streaming")
-            member.streams.append(method.remote(batch))
+            member.streams.append(AnswerStream(method.remote(batch)))
 
-    def _drain(self, member: _Member, stream: Any) -> list[tuple[Outcome, Any]]:
-        """Everything the stream has now. A failed stream restarts its actor."""
-        outcomes: list[tuple[Outcome, Any]] = []
-        try:
-            while ray.wait([stream], timeout=0, fetch_local=False)[0]:
-                outcome: Outcome = _get(next(stream), self._settings.request_timeout_s, f"an outcome of {member.name}")
-                segment = next(stream) if outcome.meta is not None else None
-                member.owed.pop(outcome.key)
-                self._open_since.pop(outcome.key)
-                member.last_progress = time.monotonic()
-                outcomes.append((outcome, segment))
-        except StopIteration:
-            member.streams.remove(stream)
-        except InfrastructureFailure as error:
-            self._restart(member, error)
-        return outcomes
+    def _watch(self) -> None:
+        """Deadlines, heartbeats, due restarts."""
+        now = time.monotonic()
+        for member in self._members:
+            if member.call is not None and now > member.call.deadline:
+                self._fail(member, DeadlineError(f"gave up waiting for {member.call.what}; the actor is restarted"))
+            elif member.is_live:
+                self._check_progress(member, now)
+            elif member.state is ActorState.DEAD and not member.given_up and now >= member.retry_at:
+                self._begin_start(member)
 
-    def _kill_stalled(self) -> None:
-        limit = self._settings.request_timeout_s
-        for member in self._live():
-            silent = time.monotonic() - member.last_progress
-            if member.owed and silent > limit:
-                error = DeadlineError(
-                    f"{member.name}: {len(member.owed)} requests owed and no outcome for {silent:.0f} s "
-                    f"(rollout.request_timeout_s is {limit:.0f}); the actor is restarted"
-                )
-                self._restart(member, error)
+    def _check_progress(self, member: Member, now: float) -> None:
+        limit = self._settings.stall_timeout_s
+        silent = now - member.progressed_at
+        if silent > limit:
+            message = (
+                f"{member.name}: owes {len(member.owed)} requests, and its engine did no step or answered no heartbeat "
+                f"for {silent:.0f} s (rollout.request_timeout_s is {limit:.0f}); the actor is restarted"
+            )
+            self._fail(member, DeadlineError(message))
+            return
+        if member.state is ActorState.SYNCED and silent > limit / 2:
+            member.enter(ActorState.SUSPECT)
+        elif member.state is ActorState.SUSPECT and silent <= limit / 2:
+            member.enter(ActorState.SYNCED)
+        if member.heartbeat is None and now - member.heartbeat_sent >= self._settings.heartbeat_s:
+            member.heartbeat = member.handle.progress.options(**CONTROL).remote()
+            member.heartbeat_sent = now
 
-    def _restart(self, member: _Member, cause: Exception) -> None:
-        """Replaces a member's actor, gives its requests back to the queue, syncs the new one in full."""
-        self._set_state(member, ActorState.DEAD)
-        member.causes[type(cause).__name__] += 1
+    def _fail(self, member: Member, cause: Exception) -> None:
+        """Ends a member's process, takes its requests back, and plans its restart or gives it up."""
+        starting = member.state is ActorState.STARTING
+        member.enter(ActorState.DEAD)
         ray.kill(member.handle)
-        self._queue.extendleft(reversed(member.owed.values()))
-        member.owed.clear()
-        member.streams.clear()
-        if member.restarts >= self._settings.max_restarts:
-            raise EngineError(
-                f"{member.name}: failed {member.restarts + 1} times (rollout.max_restarts is "
-                f"{self._settings.max_restarts}); last cause: {cause}"
-            ) from cause
-        limit = self._settings.max_restarts
-        log.warning("%s is restarted (%d of %d): %s", member.name, member.restarts + 1, limit, cause)
-        time.sleep(self._settings.restart_backoff_s * 2**member.restarts)
-        member.restarts += 1
-        self.num_restarts += 1
-        member.handle = self._spawn(f"{member.name}-{member.restarts}")
-        self._set_state(member, ActorState.STARTING)
-        try:
-            self._await_ready(member, self._begin(member))
-            if self.published.latest is not None:
-                manifest, refs = self.published.full()
-                self._attest(member, member.handle.load_weights.remote(manifest, refs), manifest)
-        except (InfrastructureFailure, SyncError) as error:
-            self._restart(member, error)
+        self._queue.give_back(member, cause)
+        member.forget()
+        member.failures += 1
+        member.causes[type(cause).__name__] += 1
+        if starting and not self._started and not isinstance(cause, ActorLost | DeadlineError):
+            raise EngineError(f"{member.name}: its engine cannot start: {cause}") from cause
+        member.given_up = member.failures > self._settings.max_restarts
+        if member.given_up:
+            self._require_healthy(member, cause)
+            return
+        pause = min(self._settings.restart_backoff_s * 2 ** (member.failures - 1), self._settings.max_backoff_s)
+        member.retry_at = time.monotonic() + pause
+        log.warning("%s is restarted in %.0f s (failure %d in a row): %s", member.name, pause, member.failures, cause)
 
-    def _set_state(self, member: _Member, state: ActorState) -> None:
-        member.state = state
+    def _require_healthy(self, member: Member, cause: Exception) -> None:
+        left, limits = sum(not other.given_up for other in self._members), self._settings
+        message = (
+            f"{member.name}: failed {member.failures} times without an answer in between (rollout.max_restarts is "
+            f"{limits.max_restarts}) and is given up; {left} of {limits.num_actors} actors are left, "
+            f"rollout.min_healthy is {limits.min_healthy}; last cause: {cause}"
+        )
+        if left < limits.min_healthy:
+            raise EngineError(message) from cause
+        log.error(message)
 
 
-def _get(ref: Any, timeout_s: float, what: str) -> Any:
-    """`ray.get` with a deadline; infrastructure trouble becomes EngineError, our own errors pass with their type."""
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except GetTimeoutError as error:
-        message = f"waited {timeout_s:.0f} s for {what}; raise the timeout or look at the actor's log"
-        raise DeadlineError(message) from error
-    except RayActorError as error:
-        raise EngineError(f"lost the process while waiting for {what}: {error}") from error
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, SyncError | InfrastructureFailure):
-            raise cause from error
-        raise
+def _after(seconds: float) -> float:
+    return time.monotonic() + seconds

@@ -1,23 +1,26 @@
 """One rollout actor: engine → parse → match → target, streamed back as each completion ends.
 
-The driver calls `rollout`, a Ray streaming generator. Each finished request yields its small `Outcome` first; a
-trained segment follows as a second object of its own. The driver owns both from the moment they are yielded, so they
-outlive this process, and it fetches only the first.
+The driver calls `rollout`, a Ray streaming generator, as often as it has requests; the calls run side by side, each in
+a thread of its own, and `engine_loop` mixes their requests into the engine's running batch. Parsing and matching happen
+in the call's thread, while the engine goes on.
 
-Calls run one after another: `load_weights` waits for the generator that runs, so weights change between two batches
-and never under one. Nothing here waits for the driver: a generator ends by itself when its requests are answered.
+Each finished request yields two objects: its segment (or None), then its small `Outcome`. The driver owns both from the
+moment they are yielded, so they outlive this process, and it fetches only the second. The outcome comes last because
+whoever has it also has the segment: an actor that dies between the two has answered nothing.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.codec import ChatFrame, HubCodec
-from actors.engine import Bucket, LoadReport, RolloutEngine
+from actors.engine import Bucket, EngineProgress, LoadReport, RolloutEngine
+from actors.engine_loop import Answer, EngineLoop, InFlight
 from actors.settings import ActorSettings
 from protocol.contracts import (
     Completion,
@@ -29,7 +32,7 @@ from protocol.contracts import (
     WeightsManifest,
 )
 from protocol.desc import count_exact
-from protocol.errors import ContractError, DataFailure
+from protocol.errors import ContractError, DataFailure, EngineError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
 from protocol.targets import build_target
@@ -41,7 +44,7 @@ class Outcome:
 
     key: RequestKey
     meta: SegmentMeta | None = None
-    """A trainable segment follows as the next object of the stream."""
+    """A trainable segment came as the object before this one."""
     evaluated: SegmentStats | None = None
     failure: str | None = None
     """Why this record can never work: `reason: detail` for the quarantine file."""
@@ -52,7 +55,7 @@ class Outcome:
     encode_s: float = 0.0
     """Building the teacher-forced segment."""
     latency_s: float = 0.0
-    """From the engine's queue to the last token."""
+    """From the call to the last token: waiting and decoding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,55 +88,66 @@ class RolloutActor:
         processor = load_processor(self._settings.engine.model)
         self._codec = HubCodec(processor.tokenizer)
         self._frame = ChatFrame(processor, self._settings.system_prompt, self._settings.user_prompt)
-        if self._engine is None:
-            from actors.vllm_engine import VllmEngine
-
-            self._engine = VllmEngine(self._settings.engine, self._settings.decode, self._frame, processor)
-        answers = self._answer([warmup]) if warmup else ()
+        self.loop = EngineLoop(lambda: self._engine or self._build_engine(processor))
+        self.loop.start()
+        answers = self.rollout([warmup]) if warmup else ()
         tokens = sum(item.new_tokens for item in answers if isinstance(item, Outcome))
         return ActorReady(
             pid=os.getpid(),
-            version=self._engine.version,
+            version=self.loop.progress.version,
             start_seconds=time.monotonic() - started,
             warmup_tokens=tokens,
         )
 
-    def rollout(self, requests: Sequence[RolloutRequest]) -> Iterator[Outcome | Segment]:
-        """Answers every request once, in order of completion: `Outcome`, then its `Segment` where `meta` is set."""
-        yield from self._answer(requests)
+    def rollout(self, requests: Sequence[RolloutRequest]) -> Iterator[Outcome | Segment | None]:
+        """Answers every request once, in order of completion: its `Segment` or None, then its `Outcome`.
 
-    def load_weights(self, manifest: WeightsManifest, refs: Sequence[Any]) -> LoadReport:
+        EngineError when the engine fails before all are answered.
+        """
+        answers: queue.SimpleQueue[tuple[RolloutRequest, Answer]] = queue.SimpleQueue()
+        started = time.monotonic()
+        self.loop.submit(requests, lambda request, answer: answers.put((request, answer)))
+        for _ in requests:
+            request, answer = answers.get()  # the engine's thread answers each request, also when it fails
+            if isinstance(answer, EngineError):
+                raise answer
+            yield from self._outcome(request, answer, time.monotonic() - started)
+
+    def load_weights(self, manifest: WeightsManifest, refs: Sequence[Any], in_flight: InFlight = "drain") -> LoadReport:
         """Fetches the buckets (zero-copy where they are local) and loads them. SyncError when they do not attest."""
         import ray
 
         started = time.monotonic()
         buckets: list[Bucket] = ray.get(list(refs))
-        fetched = time.monotonic() - started
-        return replace(self.engine.load_weights(manifest, buckets), fetch_seconds=fetched)
+        fetched = time.monotonic()
+        report = self.loop.load_weights(manifest, buckets, in_flight)
+        waited = time.monotonic() - fetched - report.load_seconds
+        return replace(report, fetch_seconds=fetched - started, wait_seconds=waited)
+
+    def progress(self) -> EngineProgress:
+        """The heartbeat."""
+        return self.loop.progress
 
     def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
+        self.loop.close()
 
-    @property
-    def engine(self) -> RolloutEngine:
-        assert self._engine is not None, "start() builds the engine"
-        return self._engine
+    def _build_engine(self, processor: Any) -> RolloutEngine:
+        from actors.vllm_engine import VllmEngine
 
-    def _answer(self, requests: Sequence[RolloutRequest]) -> Iterator[Outcome | Segment]:
-        pending = {}
-        for request in requests:
-            try:
-                self.engine.submit(request)
-                pending[request.key] = request, time.monotonic()
-            except DataFailure as failure:
-                yield Outcome(key=request.key, failure=f"{type(failure).__name__}: {failure}")
-        while pending:
-            for completion in self.engine.step():
-                request, submitted = pending.pop(completion.key)
-                yield from self._finish(request, completion, time.monotonic() - submitted)
+        return VllmEngine(self._settings.engine, self._settings.decode, self._frame, processor)
 
-    def _finish(self, request: RolloutRequest, completion: Completion, latency_s: float) -> Iterator[Outcome | Segment]:
+    def _outcome(
+        self, request: RolloutRequest, answer: Completion | DataFailure, latency_s: float
+    ) -> Iterator[Outcome | Segment | None]:
+        if isinstance(answer, DataFailure):
+            yield None
+            yield Outcome(key=request.key, failure=f"{type(answer).__name__}: {answer}")
+        else:
+            segment, outcome = self._finish(request, answer)
+            yield segment
+            yield replace(outcome, latency_s=latency_s)
+
+    def _finish(self, request: RolloutRequest, completion: Completion) -> tuple[Segment | None, Outcome]:
         """Parse, match, target: everything that turns tokens into a segment."""
         if completion.first_version < request.min_version:
             raise ContractError(
@@ -166,16 +180,13 @@ class RolloutActor:
             finish_reason=completion.finish_reason,
             parse_match_s=parsed_at - started,
             encode_s=time.monotonic() - parsed_at,
-            latency_s=latency_s,
         )
         if request.evaluates:
-            yield replace(outcome, evaluated=stats)
-        elif target.segment is None:
+            return None, replace(outcome, evaluated=stats)
+        if target.segment is None:
             lengths = f"encoded {stats.encoded_len} tokens, limit {settings.target.max_length}"
-            yield replace(outcome, failure=f"Oversize: {record.source}: {lengths}; raise global_max_length")
-        else:
-            yield replace(outcome, meta=_meta(target.segment, stats, completion))
-            yield target.segment
+            return None, replace(outcome, failure=f"Oversize: {record.source}: {lengths}; raise global_max_length")
+        return target.segment, replace(outcome, meta=_meta(target.segment, stats, completion))
 
 
 def _meta(segment: Segment, stats: SegmentStats, completion: Completion) -> SegmentMeta:

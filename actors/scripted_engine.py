@@ -86,5 +86,8 @@ class ScriptedEngine:
             load_seconds=0.0,
         )
 
+    def abort_all(self) -> None:
+        self._running.clear()
+
     def close(self) -> None:
         self._running.clear()

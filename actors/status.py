@@ -17,7 +17,12 @@ class ActorStatus:
     """Policy version that it attested last; -1 before it has started."""
     num_owed: int
     """Requests that it holds."""
+    num_running: int
+    """Those of them that its engine runs, as its last heartbeat said."""
     restarts: Mapping[str, int]
-    """Restarts so far, by the class of their cause: SyncError, DeadlineError, EngineError."""
+    """Failures so far, by the class of their cause: ActorLost, DeadlineError, SyncError, EngineError."""
+    given_up: bool
+    """Failed too often in a row: it is not restarted any more."""
+    pid: int
     idle_s: float
-    """Seconds since it last started, loaded weights or answered a request."""
+    """Seconds since its engine was last seen to work, or to have nothing to do; 0 while it has none."""

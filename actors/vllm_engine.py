@@ -133,13 +133,14 @@ class VllmEngine:
             call("finish_weight_update")
         self._engine.set_weight_version(str(manifest.version))
         loaded = time.monotonic()
-        # What older weights computed must not answer for the new ones: image embeddings, then prompt prefixes.
-        self._engine.reset_encoder_cache()
-        if not self._engine.reset_prefix_cache():
+        # What older weights computed must not answer for the new ones: prompt prefixes, then image embeddings. Running
+        # requests are preempted: their keys and values are computed again, with the new weights.
+        if not self._engine.reset_prefix_cache(reset_running_requests=True):
             raise SyncError(
                 f"version {manifest.version}: vLLM kept its prefix cache ({self.num_unfinished} requests in flight); "
                 "cached prefixes would answer with old weights: restart this engine"
             )
+        self._engine.reset_encoder_cache()
         return LoadReport(
             version=self.version,
             bucket_checksums=call("received_checksums")[0] if manifest.tensors else (),
@@ -147,6 +148,10 @@ class VllmEngine:
             load_seconds=loaded - started,
             resume_seconds=time.monotonic() - loaded,
         )
+
+    def abort_all(self) -> None:
+        self._engine.abort_request(list(self._requests), internal=False)
+        self._requests.clear()
 
     def close(self) -> None:
         if hasattr(self, "_engine"):

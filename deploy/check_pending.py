@@ -39,19 +39,9 @@ CHANGES_TRAINING = (
     ),
     Pending("sync.backend", lambda c: c.sync.backend != "object_store", "write object_store"),
     Pending(
-        "sync.in_flight",
-        lambda c: c.rollout.max_staleness > 0 and c.sync.in_flight != "drain",
-        "write drain: running rollouts end on the weights they began with",
-    ),
-    Pending(
         "custom.val_sample_with_replacement",
         lambda c: c.custom.val_sample_with_replacement,
         "set it to false: each validation record is scored once",
-    ),
-    Pending(
-        "rollout.min_healthy",
-        lambda c: c.rollout.min_healthy > 1,
-        "write 1: an actor that fails more than rollout.max_retries times ends the run",
     ),
     Pending("data.dataset_shuffle", lambda c: not c.data.dataset_shuffle, "write true: epochs are seeded permutations"),
     Pending(

@@ -20,7 +20,7 @@ from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.evaluator import evaluate
 from actors.loop import LoopSettings, LoopState
-from actors.pool import PoolSettings, RolloutPool
+from actors.pool import CONTROL_THREADS, MAX_CALLS, PoolSettings, RolloutPool
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome, RolloutActor
 from actors.settings import ActorSettings
@@ -32,7 +32,7 @@ from deploy.observer import RunObserver
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings
 from protocol.config import RunConfig
-from protocol.contracts import EVALUATION_EPOCH, PackPlan, Record, RequestKey, RolloutRequest
+from protocol.contracts import EVALUATION_EPOCH, PackPlan, Record, RequestKey, RolloutRequest, segment_bytes
 from protocol.errors import ConfigError
 from protocol.packing import padded_plan, plan_packs
 from protocol.records import RecordFile, read_records
@@ -60,7 +60,9 @@ def train(config: RunConfig) -> dict[str, Any]:
             loop_settings(config, len(records)),
             pool=pool,
             learner=learner,
-            buffer=SegmentBuffer(config.buffer.max_bytes, config.buffer.max_segments),
+            buffer=SegmentBuffer(
+                config.buffer.max_bytes, config.buffer.max_segments, segment_bytes(config.global_max_length)
+            ),
             requests=RequestStream(records, config.training.seed, position=extra["position"] if extra else 0),
             validation=validation,
             plan=planner(config),
@@ -182,7 +184,7 @@ def _start(config: RunConfig, records: RecordFile, stack: contextlib.ExitStack) 
 def _pool(config: RunConfig, sample: Record) -> RolloutPool:
     settings = ActorSettings.from_config(config)
     cluster, rollout = config.cluster, config.rollout
-    remote = ray.remote(RolloutActor)
+    remote = ray.remote(concurrency_groups=CONTROL_THREADS, max_concurrency=MAX_CALLS)(RolloutActor)
 
     def spawn(name: str) -> Any:
         return remote.options(
@@ -196,9 +198,13 @@ def _pool(config: RunConfig, sample: Record) -> RolloutPool:
         num_actors=rollout.num_actors,
         max_in_flight_per_actor=rollout.max_in_flight_per_actor,
         startup_timeout_s=rollout.startup_timeout_s,
-        request_timeout_s=rollout.request_timeout_s,
+        stall_timeout_s=rollout.request_timeout_s,
         sync_timeout_s=config.sync.timeout_s,
-        max_restarts=rollout.max_retries,
+        max_restarts=rollout.max_restarts,
+        max_retries=rollout.max_retries,
+        min_healthy=rollout.min_healthy,
+        in_flight=config.sync.in_flight,
+        heartbeat_s=rollout.heartbeat_s,
     )
     warmup = RolloutRequest(key=RequestKey(sample.index, EVALUATION_EPOCH), record=sample, seed=0)
     return RolloutPool(limits, spawn, warmup)

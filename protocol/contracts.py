@@ -244,6 +244,12 @@ class Segment:
     last_version: int
 
 
+def segment_bytes(length: int) -> int:
+    """Most bytes that the arrays of a segment of `length` tokens can take: every token a coordinate target."""
+    per_token = 4 + 4 + 4 + 4 + 1  # input_ids, labels, coord_positions, coord_bins, coord_in_prefix
+    return length * per_token
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentMeta:
     """The small part that goes through the driver; the Segment itself stays in the object store."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from protocol.config.base import Problem
+from protocol.contracts import segment_bytes
 
 if TYPE_CHECKING:
     from protocol.config.run import RunConfig
@@ -99,6 +100,13 @@ def _capacity(config: RunConfig) -> Iterator[Problem]:
             "raise it, or the learner would wait for a window that cannot be admitted"
         )
         yield Problem(("buffer.max_segments", "training.effective_batch_size", "rollout.max_staleness"), message)
+    owed_bytes = batch * segment_bytes(config.global_max_length)
+    if config.buffer.max_bytes < owed_bytes:
+        message = (
+            f"must hold a window of effective_batch_size {batch} segments of up to global_max_length "
+            f"{config.global_max_length} tokens, {owed_bytes} bytes, got {config.buffer.max_bytes}; raise it"
+        )
+        yield Problem(("buffer.max_bytes", "training.effective_batch_size", "global_max_length"), message)
 
 
 def _devices(config: RunConfig) -> Iterator[Problem]:

@@ -30,12 +30,17 @@ class RolloutConfig(Section):
     """Most requests that one actor holds, running or waiting."""
     startup_timeout_s: PositiveFloat = 900.0
     """Seconds until an actor must be ready."""
-    request_timeout_s: PositiveFloat = 600.0
-    """Seconds without a finished rollout after which an actor with work counts as stalled."""
+    request_timeout_s: PositiveFloat = 300.0
+    """Seconds without progress (no engine step although requests are owed, or no heartbeat) after which an actor is
+    restarted; after half of it, it gets no new requests."""
+    heartbeat_s: PositiveFloat = 5.0
+    """Seconds between two heartbeats of an actor."""
     max_retries: NonNegativeInt = 3
-    """Further tries of one request after an infrastructure failure, before the run stops."""
+    """Actors that may die with a request before it is sent alone; if that one dies too, the record is quarantined."""
+    max_restarts: NonNegativeInt = 5
+    """Restarts of an actor in a row, without an answer in between, before it is given up."""
     min_healthy: PositiveInt = 1
-    """Fewest healthy actors with which the run goes on."""
+    """Fewest actors that are not given up with which the run goes on."""
 
     @model_validator(mode="after")
     def _enough_actors(self) -> RolloutConfig:
@@ -49,7 +54,7 @@ class BufferConfig(Section):
     """Segments between actors and learner."""
 
     max_bytes: PositiveInt = 1024 * MIB
-    """Bytes of segments that may wait; admission stops above."""
+    """Bytes of segments that may wait or be in the making; admission reserves the largest segment for each request."""
     max_segments: PositiveInt = 4096
     """Segments that may wait; must hold every window that `rollout.max_staleness` lets in."""
 
@@ -60,8 +65,9 @@ class SyncConfig(Section):
     backend: Literal["object_store", "nccl"] = "object_store"
     """`object_store` works everywhere; `nccl` broadcasts between GPUs."""
     in_flight: Literal["drain", "continue", "abort"] = "drain"
-    """What happens to running rollouts at a sync: finish first, pause and go on with new weights, or start over.
-    Without effect at `max_staleness` 0, where none is running."""
+    """What happens to running rollouts at a sync: they end first (`drain`); they go on with the new weights, and what
+    was computed for them is computed again (`continue`); or they start over (`abort`). Without effect at
+    `max_staleness` 0, where none is running."""
     bucket_bytes: PositiveInt = 256 * MIB
     """Bytes per weight bucket."""
     timeout_s: PositiveFloat = 600.0

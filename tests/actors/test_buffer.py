@@ -52,9 +52,9 @@ def test_take_does_not_pass_a_request_that_is_still_running() -> None:
 def test_a_taken_entry_keeps_its_slot_until_release() -> None:
     buffer = buffer_with(0, 1, max_segments=2)
     entries = buffer.take(1)
-    assert (buffer.num_ready, buffer.num_taken, buffer.num_bytes, buffer.is_full) == (1, 1, 20, True)
+    assert (buffer.num_ready, buffer.num_taken, buffer.num_bytes, buffer.room(0)) == (1, 1, 20, 0)
     buffer.release(entries)
-    assert (buffer.num_segments, buffer.num_bytes, buffer.is_full) == (1, 10, False)
+    assert (buffer.num_segments, buffer.num_bytes, buffer.room(0)) == (1, 10, 1)
 
 
 def test_requeued_entries_return_to_their_old_place() -> None:
@@ -90,10 +90,13 @@ def test_overflow_is_an_error_with_its_numbers_and_changes_nothing() -> None:
     assert (tight.num_segments, tight.num_bytes) == (1, 10)
 
 
-def test_an_empty_buffer_takes_a_segment_larger_than_its_bound() -> None:
-    buffer = SegmentBuffer(max_bytes=5, max_segments=3)
-    buffer.put(meta(0, num_bytes=10), "large", order=0)
-    assert buffer.is_full
+def test_room_reserves_the_largest_segment_for_each_running_request() -> None:
+    buffer = SegmentBuffer(max_bytes=100, max_segments=50, max_segment_bytes=30)
+    assert buffer.room(num_running=0) == 3
+    assert buffer.room(num_running=2) == 1
+    buffer.put(meta(0, num_bytes=10), "small", order=0)
+    assert buffer.room(num_running=2) == 1, "90 bytes are left: three segments of any size"
+    assert buffer.room(num_running=5) == 0
 
 
 def test_a_rollout_that_is_delivered_twice_is_refused() -> None:

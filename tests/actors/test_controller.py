@@ -54,7 +54,9 @@ class FakePool:
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         self._open.extend(requests)
 
-    def poll(self) -> list[tuple[Outcome, Any]]:
+    def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
+        if timeout_s < 1.0:  # the learner is at work meanwhile: these actors are slower than it
+            return []
         return [self._answer(self._open.pop()) for _ in range(min(2, len(self._open)))]
 
     def _answer(self, request: RolloutRequest) -> tuple[Outcome, Any]:
@@ -75,10 +77,12 @@ class FakePool:
         )
         return Outcome(key=request.key, meta=meta, new_tokens=50), f"ref of {request.key}"
 
-    def sync(self, manifest: WeightsManifest, refs: Sequence[Any]) -> list[LoadReport]:
+    def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         self._log.append(f"sync {manifest.version}, {self.num_open} in flight")
         self.version = manifest.version
-        return [LoadReport(version=manifest.version, bucket_checksums=(), num_tensors=1, load_seconds=0.0)]
+        self.reports = [LoadReport(version=manifest.version, bucket_checksums=(), num_tensors=1, load_seconds=0.0)]
+
+    synced = True
 
 
 class FakeStep:

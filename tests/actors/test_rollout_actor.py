@@ -42,7 +42,7 @@ def actor() -> Callable[..., RolloutActor]:
         made = RolloutActor(settings)
         made._engine = engine = Wrapped(script)
         made.start(None)
-        engine.attach(made)
+        made.loop.ask(lambda _: engine.attach(made))
         return made
 
     return build
@@ -67,11 +67,11 @@ def finds_the_cat(_request: RolloutRequest, _version: int) -> str:
     return assistant_text([CAT])
 
 
-def test_each_request_yields_its_outcome_and_then_its_segment(actor: Callable[..., RolloutActor]) -> None:
+def test_each_request_yields_its_segment_and_then_its_outcome(actor: Callable[..., RolloutActor]) -> None:
     stream = list(actor(finds_the_cat).rollout([request(0), request(1)]))
 
-    assert [type(item) for item in stream] == [Outcome, Segment, Outcome, Segment]
-    for outcome, segment in zip(stream[::2], stream[1::2], strict=True):
+    assert [type(item) for item in stream] == [Segment, Outcome, Segment, Outcome]
+    for segment, outcome in zip(stream[::2], stream[1::2], strict=True):
         assert outcome.key == segment.key
         assert outcome.meta is not None
         assert outcome.meta.length == len(segment.input_ids)
@@ -82,7 +82,7 @@ def test_the_target_is_the_rollout_plus_the_missed_object_plus_the_end_of_turn(
     actor: Callable[..., RolloutActor],
 ) -> None:
     made = actor(finds_the_cat)
-    _, segment = made.rollout([request(0)])
+    segment, _ = made.rollout([request(0)])
     text = load_processor(MODEL).tokenizer.decode(segment.input_ids[segment.prompt_len :])
 
     assert text == assistant_text([CAT, DOG]) + "<|im_end|>\n"
@@ -91,7 +91,9 @@ def test_the_target_is_the_rollout_plus_the_missed_object_plus_the_end_of_turn(
 
 
 def test_an_evaluation_request_yields_statistics_and_no_segment(actor: Callable[..., RolloutActor]) -> None:
-    (outcome,) = actor(finds_the_cat).rollout([request(0, epoch=EVALUATION_EPOCH)])
+    segment, outcome = actor(finds_the_cat).rollout([request(0, epoch=EVALUATION_EPOCH)])
+
+    assert segment is None
 
     assert outcome.meta is None
     assert outcome.evaluated is not None
@@ -101,7 +103,9 @@ def test_an_evaluation_request_yields_statistics_and_no_segment(actor: Callable[
 def test_a_target_that_is_too_long_is_a_failure_with_its_lengths_not_a_truncated_segment(
     actor: Callable[..., RolloutActor],
 ) -> None:
-    (outcome,) = actor(finds_the_cat, max_length=20).rollout([request(0)])
+    segment, outcome = actor(finds_the_cat, max_length=20).rollout([request(0)])
+
+    assert segment is None
 
     assert outcome.meta is None
     assert outcome.failure is not None
@@ -111,7 +115,7 @@ def test_a_target_that_is_too_long_is_a_failure_with_its_lengths_not_a_truncated
 
 def test_an_image_that_cannot_be_read_fails_alone(actor: Callable[..., RolloutActor]) -> None:
     made = actor(finds_the_cat)
-    submit = made.engine.submit
+    submit = made._engine.submit  # type: ignore[union-attr]
 
     def refuse_first(asked: RolloutRequest) -> None:
         if asked.key.record == 0:
@@ -119,7 +123,7 @@ def test_an_image_that_cannot_be_read_fails_alone(actor: Callable[..., RolloutAc
         submit(asked)
 
     made._engine.submit = refuse_first  # type: ignore[method-assign, union-attr]
-    failed, answered, _segment = made.rollout([request(0), request(1)])
+    _, failed, _segment, answered = made.rollout([request(0), request(1)])
 
     assert failed.failure == "ImageError: t:1: cannot read image x.png"
     assert answered.meta is not None

@@ -1,0 +1,222 @@
+"""One thread owns the engine: it builds it, admits requests, steps it, and loads weights between two steps.
+
+    rollout calls ──submit──►  inbox ──► waiting ──admit──► [engine] ──step──► answers, each to the call that asked
+    load call ─────────────►   inbox ──► loads when `sync.in_flight` lets it, between two steps
+    heartbeats ◄── progress    (plain numbers; the thread writes, anyone reads)
+
+| who waits | for what | who ends the wait |
+|---|---|---|
+| a rollout call | its answers | this thread: a completion, a refusal, or the failure that ended the thread |
+| a load call | the LoadReport | this thread, after the running requests where they are drained first |
+| this thread, idle | the inbox | the next call; `close` |
+
+What an engine's thread cannot end itself (a hang inside a step) the driver ends: heartbeats show that no step was done
+within `rollout.request_timeout_s`, and the actor is killed. Requests that are not begun when a load is asked for wait
+until the weights are loaded, so that they are as fresh as can be.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from actors.engine import Bucket, EngineProgress, LoadReport, RolloutEngine
+from protocol.contracts import Completion, RequestKey, RolloutRequest, WeightsManifest
+from protocol.errors import DataFailure, EngineError
+
+InFlight = Literal["drain", "continue", "abort"]
+Answer = Completion | DataFailure | EngineError
+Deliver = Callable[[RolloutRequest, Answer], None]
+
+ADMIT_PER_STEP = 8
+"""Requests begun between two steps: a large batch must not stall those that run while its images are prepared."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rollout:
+    requests: Sequence[RolloutRequest]
+    deliver: Deliver
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    manifest: WeightsManifest
+    buckets: Sequence[Bucket]
+    in_flight: InFlight
+    done: Future[LoadReport] = field(default_factory=Future)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    question: Callable[[RolloutEngine], Any]
+    done: Future[Any] = field(default_factory=Future)
+
+
+class EngineLoop:
+    """Thread-safe face of an engine; every public method may be called from any thread."""
+
+    def __init__(self, build: Callable[[], RolloutEngine]) -> None:
+        self._build = build
+        self._inbox: queue.SimpleQueue[_Rollout | _Load | _Ask | None] = queue.SimpleQueue()
+        self._waiting: deque[tuple[RolloutRequest, Deliver]] = deque()
+        self._running: dict[RequestKey, tuple[RolloutRequest, Deliver]] = {}
+        self._loads: deque[_Load] = deque()
+        self._ready: Future[None] = Future()
+        self._steps = 0
+        self._tokens = 0
+        self._version = 0
+        self._failure: EngineError | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Builds the engine in its thread; raises what building raised. The caller sets the deadline."""
+        self._thread.start()
+        self._ready.result()
+
+    def submit(self, requests: Sequence[RolloutRequest], deliver: Deliver) -> None:
+        """Queues requests; `deliver` is called once for each, in this loop's thread, and must not block."""
+        self._send(_Rollout(requests, deliver))
+
+    def load_weights(self, manifest: WeightsManifest, buckets: Sequence[Bucket], in_flight: InFlight) -> LoadReport:
+        """Loads a version between two steps; waits until it is loaded. SyncError when the bytes do not attest."""
+        load = _Load(manifest, buckets, in_flight)
+        self._send(load)
+        return load.done.result()
+
+    def ask(self, question: Callable[[RolloutEngine], Any]) -> Any:
+        """Runs `question` on the engine, between two steps, and returns its answer."""
+        ask = _Ask(question)
+        self._send(ask)
+        return ask.done.result()
+
+    @property
+    def progress(self) -> EngineProgress:
+        """What a heartbeat reports."""
+        return EngineProgress(
+            version=self._version,
+            num_steps=self._steps,
+            num_tokens=self._tokens,
+            running=len(self._running),
+            waiting=len(self._waiting),
+            loading=len(self._loads),
+        )
+
+    def close(self) -> None:
+        """Ends the thread after the step it is in; what was not answered fails with EngineError. Idempotent."""
+        self._closing = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _send(self, command: _Rollout | _Load | _Ask) -> None:
+        self._inbox.put(command)
+        if self._failure is not None:  # the thread may have ended before it could read this
+            self._refuse_inbox(self._failure)
+
+    def _run(self) -> None:
+        try:
+            engine = self._build()
+        except BaseException as error:
+            self._ready.set_exception(error)
+            return
+        self._ready.set_result(None)
+        try:
+            self._version = engine.version
+            while not self._closing:
+                self._turn(engine)
+            self._fail(EngineError("the engine was closed before it answered; its owner ended the actor"))
+        except BaseException as error:
+            self._fail(error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__}: {error}"))
+            raise
+        finally:
+            engine.close()
+
+    def _turn(self, engine: RolloutEngine) -> None:
+        """Reads the inbox, loads what may be loaded, admits, and does one step."""
+        idle = not (self._running or self._waiting or self._loads)
+        self._read(engine, block=idle)
+        while self._loads and self._may_load(engine):
+            self._load(engine, self._loads.popleft())
+        if not self._loads:
+            self._admit(engine)
+        if self._running:
+            for completion in engine.step():
+                request, deliver = self._running.pop(completion.key)
+                self._tokens += len(completion.token_ids)
+                deliver(request, completion)
+            self._steps += 1
+
+    def _read(self, engine: RolloutEngine, block: bool) -> None:
+        while True:
+            try:
+                command = self._inbox.get(block=block)
+            except queue.Empty:
+                return
+            block = False
+            if isinstance(command, _Rollout):
+                self._waiting.extend((request, command.deliver) for request in command.requests)
+            elif isinstance(command, _Load):
+                self._loads.append(command)
+            elif isinstance(command, _Ask):
+                _fulfil(command.done, lambda command=command: command.question(engine))  # type: ignore[misc]
+
+    def _may_load(self, engine: RolloutEngine) -> bool:
+        """Whether the next load can run now; `abort` makes it so, `drain` waits, `continue` does not care."""
+        mode = self._loads[0].in_flight
+        if mode == "abort" and self._running:
+            engine.abort_all()
+            self._waiting.extendleft(reversed(self._running.values()))
+            self._running.clear()
+        return mode == "continue" or not self._running
+
+    def _load(self, engine: RolloutEngine, load: _Load) -> None:
+        _fulfil(load.done, lambda: engine.load_weights(load.manifest, load.buckets))
+        self._version = engine.version
+        self._steps += 1
+
+    def _admit(self, engine: RolloutEngine) -> None:
+        for _ in range(min(ADMIT_PER_STEP, len(self._waiting))):
+            request, deliver = self._waiting.popleft()
+            try:
+                engine.submit(request)
+            except DataFailure as failure:
+                deliver(request, failure)
+                continue
+            self._running[request.key] = (request, deliver)
+
+    def _fail(self, error: EngineError) -> None:
+        """Tells everyone who waits; later calls are told at once."""
+        self._failure = error
+        for request, deliver in [*self._running.values(), *self._waiting]:
+            deliver(request, error)
+        self._running.clear()
+        self._waiting.clear()
+        for load in self._loads:
+            load.done.set_exception(error)
+        self._refuse_inbox(error)
+
+    def _refuse_inbox(self, error: EngineError) -> None:
+        while True:
+            try:
+                command = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(command, _Rollout):
+                for request in command.requests:
+                    command.deliver(request, error)
+            elif command is not None:
+                command.done.set_exception(error)
+
+
+def _fulfil(done: Future[Any], work: Callable[[], Any]) -> None:
+    """The caller of a load or a question gets its error; the engine's thread goes on."""
+    try:
+        done.set_result(work())
+    except Exception as error:
+        done.set_exception(error)

@@ -1,0 +1,121 @@
+"""One slot of the pool: its actor, what it owes, and the states it goes through.
+
+                spawn               start answered            sync attested
+      DEAD ──────────────► STARTING ───────────────► STALE ──────────────────► SYNCED ◄───────────► SUSPECT
+       ▲ └─► (given up)        │                       ▲ │ ▲                     │ │   no progress for   │
+       │                       │                       │ │ └─ a newer publish ───┘ │   half the limit;   │
+       └───────────────────────┴───────────────────────┴─┴─────── any failure ─────┴───── progress ──────┘
+
+`Member.enter` is the only writer of a state and refuses every arrow that is not drawn. Only SYNCED actors get requests.
+A member that failed more than `max_restarts` times without an answer in between is given up and stays DEAD.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from actors.engine import EngineProgress
+from actors.ray_calls import AnswerStream
+from actors.status import ActorStatus
+from protocol.contracts import RequestKey, RolloutRequest, WeightsManifest
+
+
+class ActorState(StrEnum):
+    """See the picture above."""
+
+    STARTING = "starting"
+    STALE = "stale"
+    SYNCED = "synced"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+
+
+_ARROWS = {
+    ActorState.DEAD: {ActorState.STARTING},
+    ActorState.STARTING: {ActorState.STALE, ActorState.DEAD},
+    ActorState.STALE: {ActorState.SYNCED, ActorState.STALE, ActorState.DEAD},
+    ActorState.SYNCED: {ActorState.STALE, ActorState.SUSPECT, ActorState.DEAD},
+    ActorState.SUSPECT: {ActorState.STALE, ActorState.SYNCED, ActorState.DEAD},
+}
+
+
+@dataclass(slots=True)
+class Call:
+    """A start or a load that was asked for: what it is, until when, and what it must bring."""
+
+    ref: Any
+    what: str
+    deadline: float
+    manifest: WeightsManifest | None = None
+    """The publish that a load must attest; None for a start."""
+
+
+@dataclass(slots=True)
+class Member:
+    """Mutable record; `RolloutPool` moves it."""
+
+    name: str
+    state: ActorState = ActorState.DEAD
+    handle: Any = None
+    pid: int = 0
+    version: int | None = None
+    """Policy version that its engine attested last; None before the first."""
+    call: Call | None = None
+    streams: list[AnswerStream] = field(default_factory=list)
+    owed: dict[RequestKey, RolloutRequest] = field(default_factory=dict)
+    alone: bool = False
+    """Its one request killed actors before: nothing else is sent until that is answered."""
+    heartbeat: Any = None
+    heartbeat_sent: float = 0.0
+    progress: EngineProgress | None = None
+    progressed_at: float = 0.0
+    """When the engine was last seen to move, or had nothing to do; monotonic seconds."""
+    failures: int = 0
+    """In a row, without an answer in between."""
+    causes: Counter[str] = field(default_factory=Counter)
+    """Failures so far, by the class of their cause."""
+    retry_at: float = 0.0
+    given_up: bool = False
+
+    def enter(self, state: ActorState) -> None:
+        """Moves along one arrow of the picture."""
+        assert state in _ARROWS[self.state], f"{self.name}: {self.state} -> {state} is not an arrow of the picture"
+        self.state = state
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.state is ActorState.SYNCED and not self.alone
+
+    @property
+    def is_live(self) -> bool:
+        """Has an engine that can be sent weights."""
+        return self.state in (ActorState.STALE, ActorState.SYNCED, ActorState.SUSPECT)
+
+    def status(self) -> ActorStatus:
+        """What is shown of it."""
+        return ActorStatus(
+            name=self.name,
+            state=self.state,
+            version=-1 if self.version is None else self.version,
+            num_owed=len(self.owed),
+            num_running=self.progress.running if self.progress else 0,
+            restarts=dict(self.causes),
+            given_up=self.given_up,
+            pid=self.pid,
+            idle_s=time.monotonic() - self.progressed_at if self.is_live else 0.0,
+        )
+
+    def moved(self) -> None:
+        """It was seen to work."""
+        self.progressed_at = time.monotonic()
+
+    def forget(self) -> None:
+        """Drops everything that belonged to a process that is gone."""
+        self.handle = self.call = self.heartbeat = self.progress = self.version = None
+        self.streams.clear()
+        self.owed.clear()
+        self.alone = False

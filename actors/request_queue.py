@@ -1,0 +1,93 @@
+"""Requests that no actor owes yet, and which of them may kill actors.
+
+                     plan                      answered
+    queued ───────────────────────► owed ─────────────────► gone
+       ▲                             │
+       └─── give_back (front) ───────┘ the actor died
+                                     └─ `max_retries` deaths: sent alone; a death alone ─► blamed, for the quarantine
+
+A request that is sent alone and kills its actor again is to blame beyond doubt; those that merely shared an actor with
+it are answered when they are alone at the latest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from actors.member import Member
+from actors.rollout_actor import Outcome
+from protocol.contracts import RequestKey, RolloutRequest
+
+
+class RequestQueue:
+    """First in, first out; what comes back goes to the front."""
+
+    def __init__(self, max_in_flight: int, max_calls: int, max_retries: int) -> None:
+        """Limits per actor: requests owed, calls running; and the deaths after which a request is sent alone."""
+        self._max_in_flight = max_in_flight
+        self._max_calls = max_calls
+        self._max_retries = max_retries
+        self._queue: deque[RolloutRequest] = deque()
+        self._open_since: dict[RequestKey, float] = {}
+        self._deaths: Counter[RequestKey] = Counter()
+        self._blamed: list[Outcome] = []
+        self.num_given_back = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+        """New requests, behind all others."""
+        self._queue.extend(requests)
+        self._open_since.update(dict.fromkeys((request.key for request in requests), time.monotonic()))
+
+    @property
+    def oldest_s(self) -> float:
+        """Seconds since the oldest request without an answer was submitted; 0 without one."""
+        return time.monotonic() - next(iter(self._open_since.values())) if self._open_since else 0.0
+
+    def plan(self, members: Sequence[Member]) -> list[tuple[Member, list[RolloutRequest]]]:
+        """Moves requests into the debts of members that take some: each to the one that owes least."""
+        batches: dict[str, list[RolloutRequest]] = {}
+        while self._queue:
+            able = [m for m in members if m.takes_requests and len(m.streams) < self._max_calls]
+            member = min(able, key=lambda m: len(m.owed), default=None)
+            if member is None or len(member.owed) >= self._max_in_flight:
+                break
+            if self._deaths[self._queue[0].key] >= self._max_retries:
+                if member.owed:
+                    break  # it waits at the front until an actor has nothing else
+                member.alone = True
+            request = self._queue.popleft()
+            member.owed[request.key] = request
+            batches.setdefault(member.name, []).append(request)
+        return [(member, batches[member.name]) for member in members if member.name in batches]
+
+    def answered(self, member: Member, key: RequestKey) -> None:
+        """The member no longer owes this request. KeyError when it did not owe it: an answer came twice."""
+        del member.owed[key]
+        del self._deaths[key], self._open_since[key]
+        member.alone = False
+
+    def give_back(self, member: Member, cause: Exception) -> None:
+        """Takes over what a dead member owed."""
+        for key, request in reversed(member.owed.items()):
+            self._deaths[key] += 1
+            self.num_given_back += 1
+            if member.alone:
+                failure = (
+                    f"EngineKilled: {request.record.source}: {self._deaths.pop(key)} engines ended with it: {cause}"
+                )
+                del self._open_since[key]
+                self._blamed.append(Outcome(key=key, failure=failure))
+            else:
+                self._queue.appendleft(request)
+        member.owed.clear()
+        member.alone = False
+
+    def blamed(self) -> list[Outcome]:
+        """Requests that were given up since the last call, as failures."""
+        found, self._blamed = self._blamed, []
+        return found
