@@ -133,32 +133,36 @@ class Controller:
         for reuse in range(self._settings.m_steps):
             metrics |= self._train(entries) | window_metrics(self.state.step - reuse, reuse)
             self.state.step += 1
-            last = reuse == self._settings.m_steps - 1 or self.state.step == self._settings.max_steps
-            if last:
-                metrics |= self._publish(full=False)
-                if self._settings.max_staleness:
-                    self._admit()  # while this step is saved and evaluated, the actors work
-            yield metrics
-            if last:
+            if reuse == self._settings.m_steps - 1 or self._is_last:
                 break
+            yield metrics
             metrics = without_generation(metrics)
         self._buffer.release(entries)
         self.state.trained += len(entries)
+        metrics |= self._publish(full=False)
+        if self._settings.max_staleness:
+            self._admit()  # while this step is saved and evaluated, the actors work
+        yield metrics
         trained = tuple(entry.meta for entry in entries)
         self._observer.window(
             TrainedWindow(first_step=first_step, last_step=self.state.step, version=version, segments=trained)
         )
 
     def _admit(self) -> None:
-        """Sends as many requests as staleness allows (protocol.staleness has the proof) and the buffer can hold."""
-        room = admissible(
+        """Sends as many requests as staleness allows (protocol.staleness has the proof), the buffer can hold, and the
+        steps that are left can train."""
+        settings, running = self._settings, len(self._orders)
+        fresh = admissible(
             version=self.state.version,
-            max_staleness=self._settings.max_staleness,
-            batch_size=self._settings.batch_size,
+            max_staleness=settings.max_staleness,
+            batch_size=settings.batch_size,
             accepted=self.state.accepted,
-            running=len(self._orders),
+            running=running,
         )
-        if room := min(room, self._buffer.room(num_running=len(self._orders))):
+        windows_left = -(-(settings.max_steps - self.state.step) // settings.m_steps)
+        untrained = self.state.accepted - self.state.trained + running
+        wanted = windows_left * settings.batch_size - untrained
+        if (room := min(fresh, self._buffer.room(num_running=running), wanted)) > 0:
             batch = self._requests.take(room, min_version=self.state.version)
             self._orders.update({request.key: order for order, request in batch})
             self._pool.submit([request for _, request in batch])
