@@ -20,6 +20,7 @@ One driver thread owns the buffer: it is not locked.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Entry:
     state: EntryState = field(default=EntryState.READY, init=False)
     lease: int | None = field(default=None, init=False)
     """Number of the `take` that holds it; None while READY."""
+    since: float = field(default_factory=time.monotonic, init=False)
+    """Monotonic time of its `put`."""
 
 
 class SegmentBuffer:
@@ -157,6 +160,11 @@ class SegmentBuffer:
     def num_bytes(self) -> int:
         """Bytes of READY and TAKEN entries."""
         return self._num_bytes
+
+    @property
+    def oldest_s(self) -> float:
+        """Age of the segment that was put first, READY or TAKEN; 0 for an empty buffer."""
+        return time.monotonic() - next(iter(self._entries.values())).since if self._entries else 0.0
 
     def room(self, num_running: int) -> int:
         """Requests that may be begun beside `num_running` others, so that `put` fits whatever their sizes turn out.

@@ -227,19 +227,22 @@ class Controller:
                 "rollout/quarantined": float(self.state.quarantined),
                 "buffer/bytes": float(self._buffer.num_bytes),
                 "buffer/segments": float(self._buffer.num_segments),
+                "buffer/taken": float(self._buffer.num_taken),
+                "train/epoch": self._requests.epochs(self.state.trained),
             }
         )
 
     def _train(self, entries: Sequence[Entry]) -> dict[str, float]:
         lengths = [entry.meta.length for entry in entries]
+        planning = time.monotonic()
         plan = self._plan(lengths)
-        self._observer.phase("train", "the learner's optimizer step")
         started = time.monotonic()
+        self._observer.phase("train", "the learner's optimizer step")
         result = self._meanwhile(lambda: self._learner.train_step(plan, [entry.ref for entry in entries]))
         return (
             result.metrics()
             | packing_metrics(plan, lengths, self._settings.capacity)
-            | {"time/train_step_s": time.monotonic() - started}
+            | {"time/train_step_s": time.monotonic() - started, "time/post_rollout_pack_s": started - planning}
         )
 
     def _publish(self, full: bool) -> dict[str, float]:

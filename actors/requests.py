@@ -38,6 +38,10 @@ class RequestStream:
             self.position += 1
         return taken
 
+    def epochs(self, num_rollouts: int) -> float:
+        """Passes over the data set that so many rollouts are."""
+        return num_rollouts / len(self._records)
+
     def _request(self, position: int, min_version: int) -> RolloutRequest:
         epoch, offset = divmod(position, len(self._records))
         if epoch != self._epoch:

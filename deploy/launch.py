@@ -56,13 +56,15 @@ def train(config: RunConfig) -> dict[str, Any]:
         observer.phase("start", "engines and learner ranks")
         pool, learner = _start(config, records, stack)
         extra = learner.load_checkpoint(resumed) if resumed else None
+        buffer = SegmentBuffer(
+            config.buffer.max_bytes, config.buffer.max_segments, segment_bytes(config.global_max_length)
+        )
+        observer.watch(pool, buffer)
         controller = Controller(
             loop_settings(config, len(records)),
             pool=pool,
             learner=learner,
-            buffer=SegmentBuffer(
-                config.buffer.max_bytes, config.buffer.max_segments, segment_bytes(config.global_max_length)
-            ),
+            buffer=buffer,
             requests=RequestStream(records, config.training.seed, position=extra["position"] if extra else 0),
             validation=validation,
             plan=planner(config),

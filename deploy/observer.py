@@ -1,4 +1,4 @@
-"""Joins the loop's events to where people look: progress line, JSONL, TensorBoard, ledger, quarantine file."""
+"""Joins the loop's events to where people look: progress line, JSONL, TensorBoard, endpoint, ledger, quarantine."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import logging
 from types import TracebackType
 from typing import Any
 
+from actors.buffer import SegmentBuffer
 from actors.loop import TrainedWindow
+from actors.pool import RolloutPool
 from actors.rollout_actor import Outcome
 from deploy.ledger import Ledger
+from deploy.live import LiveMetrics, RolloutSide
+from deploy.phase_clock import PhaseClock
 from deploy.progress import TrainProgress
+from deploy.step_metrics import StepMetrics
 from deploy.tracking import RunTracker
 from protocol.config import RunConfig
 from protocol.errors import DataFailure
@@ -19,18 +24,26 @@ log = logging.getLogger("rollmatch")
 
 
 class RunObserver:
-    """The loop's `Observer`. One place writes, so files and terminal never disagree."""
+    """The loop's `Observer`. One place writes, so files, terminal and endpoint never disagree."""
 
     def __init__(self, config: RunConfig, total_steps: int) -> None:
+        """ConfigError when `metrics.port` is taken, or when a place in `training.report_to` cannot be had."""
         self._limit = config.quarantine.max_records
         self._quarantined = 0
         self._quarantine_path = config.run_dir / "quarantine.jsonl"
-        self._tracker = RunTracker(config.run_dir, report_to=config.training.report_to)
+        self._tracker = RunTracker.of(config)
         self._ledger = Ledger(config.run_dir)
         self._progress = TrainProgress(total_steps)
+        self._clock = PhaseClock()
+        self._metrics = StepMetrics(self._clock)
+        self._live = LiveMetrics(config, total_steps, self._clock) if config.metrics.enabled else None
+        self._side: RolloutSide | None = None
+        self._step = 0
+        self._looping = False
 
     def __enter__(self) -> RunObserver:
         self._progress.__enter__()
+        self.phase("start", "Ray")
         return self
 
     def __exit__(
@@ -41,19 +54,46 @@ class RunObserver:
             self._tracker.event("end", error=f"{type(error).__name__}: {error}")
         self._tracker.close()
         self._ledger.close()
+        if self._live is not None:
+            self._live.close()
+
+    def watch(self, pool: RolloutPool, buffer: SegmentBuffer) -> None:
+        """The pool has started: its actors can be looked at from now on, by the loop's thread."""
+        self._side = RolloutSide(pool, buffer)
+        if self._live is not None:
+            self._live.watch(self._side)
 
     def phase(self, name: str, waiting_for: str) -> None:
+        if name == "rollout" and not self._looping:
+            self._looping = True
+            self._clock.take()  # the start and the first publish belong to no step
+        self._clock.enter(name)
         self._progress.phase(name, waiting_for)
+        if self._live is not None:
+            self._live.phase(name, waiting_for)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        self._tracker.log(step, metrics)
-        self._progress.step(metrics | {"step": step})
+        self._step = step
+        actors = self._side.pool.status() if self._side is not None else []
+        self._log(self._metrics.complete(metrics, actors))
 
     def outcome(self, outcome: Outcome) -> None:
-        """Nothing is written for a single rollout yet."""
+        self._metrics.outcome(outcome)
+        if self._live is not None:
+            self._live.outcome(outcome)
 
     def event(self, kind: str, **fields: Any) -> None:
         self._tracker.event(kind, **fields)
+        if self._live is not None:
+            self._live.event(kind, fields)
+        if kind == "checkpoint":
+            self._log(self._metrics.checkpoint())
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self._tracker.log(self._step, metrics)
+        self._progress.step(metrics | {"step": self._step})
+        if self._live is not None:
+            self._live.step(self._step, metrics)
 
     def window(self, window: TrainedWindow) -> None:
         self._ledger.write(window)

@@ -2,7 +2,7 @@
 
     runs/demo/metrics.jsonl    {"step": 3, "time": 1760000000.0, "loss/ce": 1.25, ...}   one line per logged event
     runs/demo/events.jsonl     {"time": ..., "kind": "publish", "version": 4, ...}
-    runs/demo/tensorboard/     the same numbers under the same names
+    runs/demo/tensorboard/     the same numbers under the same names; below training.logging_dir where that is set
     runs/demo/summary.json     written once, at the end
 
 Files are appended to and flushed line by line, so they can be followed while the run lives and a resumed run goes on in
@@ -11,6 +11,7 @@ them; after a crash a step may be there twice, and the later line counts.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.metrics import assert_known
 
@@ -50,19 +52,47 @@ class TensorBoardWriter:
         self._file.close()
 
 
-def _tensorboard(run_dir: Path) -> MetricWriter:
-    return TensorBoardWriter(run_dir / "tensorboard")
+class WandbWriter:
+    """Weights & Biases, where the package is installed; its own settings (WANDB_MODE, WANDB_PROJECT) apply."""
+
+    def __init__(self, directory: Path) -> None:
+        """ConfigError without the package."""
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise ConfigError(
+                f"training.report_to: wandb is asked for and cannot be imported ({error}); "
+                "pip install wandb, or remove the name from the list"
+            ) from error
+        directory.mkdir(parents=True, exist_ok=True)
+        project = os.environ.get("WANDB_PROJECT", "rollmatch")
+        self._run = wandb.init(project=project, name=directory.name, dir=str(directory), resume="allow")
+
+    def write(self, step: int, timestamp: float, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
-WRITERS: dict[str, Callable[[Path], MetricWriter]] = {"tensorboard": _tensorboard}
-"""Name in `training.report_to` → maker, given the run directory."""
+def _tensorboard(logging_dir: Path) -> MetricWriter:
+    return TensorBoardWriter(logging_dir / "tensorboard")
+
+
+WRITERS: dict[str, Callable[[Path], MetricWriter]] = {"tensorboard": _tensorboard, "wandb": WandbWriter}
+"""Name in `training.report_to` → maker, given the run's logging directory."""
 
 
 class RunTracker:
     """The one writer of a run's numbers. Used by the driver's loop only, from one thread."""
 
-    def __init__(self, run_dir: Path, report_to: Sequence[str] = ("tensorboard",)) -> None:
-        """Creates `run_dir`. `report_to` names WRITERS; `none` adds nothing. ConfigError for another name."""
+    def __init__(
+        self, run_dir: Path, report_to: Sequence[str] = ("tensorboard",), logging_dir: Path | None = None
+    ) -> None:
+        """Creates `run_dir`. `report_to` names WRITERS; `none` adds nothing. ConfigError for another name.
+
+        `logging_dir` is where the writers' files go; None: `run_dir`.
+        """
         unknown = [name for name in report_to if name not in WRITERS and name != "none"]
         if unknown:
             raise ConfigError(
@@ -72,7 +102,12 @@ class RunTracker:
         self._run_dir = run_dir
         self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
-        self._writers = [WRITERS[name](run_dir) for name in report_to if name != "none"]
+        self._writers = [WRITERS[name](logging_dir or run_dir) for name in report_to if name != "none"]
+
+    @classmethod
+    def of(cls, config: RunConfig) -> RunTracker:
+        """The tracker that the configuration asks for."""
+        return cls(config.run_dir, config.training.report_to, config.logging_dir)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one event. A number that is not finite is written as "NaN", "Infinity" or "-Infinity" in the JSONL.

@@ -88,6 +88,7 @@ class StepResult:
             "train/grad_norm": self.grad_norm,
             "train/learning_rate": self.learning_rate,
             "train/skipped_steps": float(self.skipped),
+            "train/tokens": float(self.num_tokens),
             "train/ce_tokens": float(self.ce_tokens),
             "train/coord_tokens": float(self.coord_targets),
             "time/fetch_s": self.fetch_s,

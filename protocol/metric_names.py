@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["counter", "gauge"]
+Kind = Literal["counter", "gauge", "histogram"]
+Label = Literal["actor", "reason", "phase"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +18,15 @@ class Metric:
     unit: str
     """`1` for counts and shares."""
     kind: Kind
-    """`counter`: the event's own number, adds up over events; `gauge`: the value of the moment."""
+    """`counter`: the event's own number, adds up over events; `gauge`: the value of the moment; `histogram`: one
+    observation per thing."""
     meaning: str
     alarm: str = ""
     """What to do when it looks bad; empty when nobody needs to be told."""
+    labels: tuple[Label, ...] = ()
+    """Prometheus labels beside `run`."""
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram's buckets, ascending."""
 
 
 BY_NAME: dict[str, Metric] = {}
@@ -63,13 +69,13 @@ _add(
             "Targets longer than global_max_length: not trained, quarantined.",
             "Above 0: raise global_max_length, or lower max_new_tokens.",
         ),
-        "rollout/retried": ("Requests sent to another actor.", "Growing: an actor or its machine is failing."),
         "rollout/actor_restarts": ("Rollout actors restarted.", "Above 0: read the actor's log."),
         "train/skipped_steps": (
             "Optimizer steps skipped for a gradient that is not finite.",
             "Above 0: lower the rate.",
         ),
         "train/restarts": ("Learner group restarts from a checkpoint.", "Above 0: read the failed rank's traceback."),
+        "train/tokens": "Segment tokens trained, over all ranks.",
         "train/ce_tokens": "Cross-entropy targets of the step, over all ranks.",
         "train/coord_tokens": "Coordinate targets of the step, over all ranks.",
         "packing/empty_packs": "Ranks without a pack in the last micro-batch.",
@@ -104,7 +110,7 @@ _add(
         "rollout/tail_ignore_frac": "Share of appended tokens without loss (desc values).",
         "rollout/duplicate_rate": ("duplicates / valid predictions.", "Above 0.1: rollouts degenerate; check EOS."),
         "rollout/buffer_reuse": "1 when the step trained a window again (M-step).",
-        "rollout/buffer_window_step0": "Optimizer step at which the window began; -1 without one.",
+        "rollout/buffer_window_step0": "Optimizer steps that were done when the window began.",
         "rollout/buffer_completed_steps": "Optimizer steps that the window had before this one.",
         "rollout/desc_pairs_total": "Matched pairs with a desc on both sides.",
         "rollout/desc_exact_acc_on_matched": "Share of those with the same normalised desc; 1 without pairs.",
@@ -125,7 +131,7 @@ _add(
         "loss/total": ("CE plus coordinate loss: what is minimised.", "Not finite: steps are skipped."),
         "train/grad_norm": ("Gradient norm before clipping.", "Far above max_grad_norm: lower the rate."),
         "train/learning_rate": "Learning rate of the first parameter group.",
-        "train/epoch": "Passes over the data set so far.",
+        "train/epoch": "Passes over the data set that were trained before this window.",
         "packing/post_rollout_fill": (
             "Tokens / (forwards x capacity), over all ranks.",
             "Below packing_min_fill_ratio: larger windows, fewer ranks or a smaller global_max_length.",
@@ -177,7 +183,7 @@ _add(
     "gauge",
     "seconds",
     {
-        "time/step_s": "Wall time of the whole optimizer step.",
+        "time/step_s": "Wall time of the optimizer step with its waits and its publish, without evaluation and saving.",
         "time/rollout_generate_s": "Wall time of generation; 0 when a window is reused.",
         "time/rollout_parse_match_s": "Parse and match, summed over rollouts.",
         "time/rollout_teacher_encode_s": "Building the teacher-forced segments, summed over rollouts.",

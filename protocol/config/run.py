@@ -15,7 +15,14 @@ from protocol.config.custom import CustomConfig
 from protocol.config.rollout_matching import RolloutMatchingConfig
 from protocol.config.rules import cross_problems
 from protocol.config.sections import DataConfig, DebugConfig, DeepSpeedConfig, ModelConfig, TemplateConfig, TunerConfig
-from protocol.config.service import BufferConfig, ClusterConfig, QuarantineConfig, RolloutConfig, SyncConfig
+from protocol.config.service import (
+    BufferConfig,
+    ClusterConfig,
+    MetricsConfig,
+    QuarantineConfig,
+    RolloutConfig,
+    SyncConfig,
+)
 from protocol.config.training import TrainingConfig
 
 
@@ -59,6 +66,8 @@ class RunConfig(Section):
     """Weight sync."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray resources."""
+    metrics: MetricsConfig = MetricsConfig()
+    """The driver's HTTP endpoint."""
     quarantine: QuarantineConfig = QuarantineConfig()
     """Records that cannot be trained on."""
     debug: DebugConfig = DebugConfig()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from protocol.config.base import (
+    NonEmpty,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -95,6 +96,23 @@ class ClusterConfig(Section):
     """Object store of a local cluster. Null: Ray's choice."""
     step_timeout_s: PositiveFloat = 1800.0
     """Seconds until every learner rank must have finished an optimizer step."""
+
+
+class MetricsConfig(Section):
+    """The driver's HTTP endpoint: `/metrics` for Prometheus, `/healthz`, `/readyz`."""
+
+    enabled: bool = True
+    """Serve the endpoint; files and TensorBoard are written in any case."""
+    host: NonEmpty = "127.0.0.1"
+    """Address to listen on. The endpoint has no password: `0.0.0.0` belongs inside a cluster's network only."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 9095
+    """Port to listen on; 0 takes a free one. The address in use is logged and written to `metrics_address` in the run's
+    folder."""
+    healthy_within_s: PositiveFloat = 900.0
+    """Seconds without any progress after which `/healthz` answers 503. Must exceed the start of an engine and the
+    longest optimizer step."""
+    vllm: bool = False
+    """Export vLLM's own engine metrics (`ray_vllm_*`) through the metrics port of each Ray node."""
 
 
 class QuarantineConfig(Section):

@@ -124,7 +124,7 @@ class TrainingConfig(Section):
     logging_first_step: bool = True
     """Log the first step whatever `logging_steps` says."""
     report_to: Names = ("tensorboard",)
-    """Besides JSONL: `tensorboard`, `none`."""
+    """Besides JSONL: `tensorboard`, `wandb` (needs the wandb package), `none`."""
     resume: NonEmpty = "never"
     """`never` starts from the start checkpoint, `auto` continues from the newest complete checkpoint of the run's
     folder, anything else is the checkpoint folder to continue from."""
@@ -148,8 +148,10 @@ class TrainingConfig(Section):
         return problems
 
     def _report_problems(self) -> list[Problem]:
-        unknown = [name for name in self.report_to if name not in ("tensorboard", "none")]
-        message = f"knows tensorboard and none, got {', '.join(unknown)}; JSONL is always written, remove the name"
+        unknown = [name for name in self.report_to if name not in ("tensorboard", "wandb", "none")]
+        message = (
+            f"knows tensorboard, wandb and none, got {', '.join(unknown)}; remove the name: JSONL is always written"
+        )
         return [Problem(("report_to",), message)] if unknown else []
 
     @property

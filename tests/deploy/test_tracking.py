@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,33 @@ def tensorboard_scalars(directory: Path) -> dict[tuple[int, str], float]:
 def test_an_unknown_destination_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^training\.report_to: 'tensorbord' is unknown"):
         RunTracker(tmp_path, report_to=("tensorbord",))
+
+
+def test_wandb_without_the_package_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^training\.report_to: wandb is asked for .*pip install wandb"):
+        RunTracker(tmp_path, report_to=("wandb",))
+
+
+def test_wandb_gets_the_same_numbers_under_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    class Run:
+        def log(self, metrics: dict[str, float], step: int) -> None:
+            told.append((step, metrics))
+
+        def finish(self) -> None:
+            told.append("finish")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: Run()))  # type: ignore[arg-type]
+    with RunTracker(tmp_path, report_to=("wandb",)) as tracker:
+        tracker.log(3, {"rollout/f1": 0.5})
+    assert told == [(3, {"rollout/f1": 0.5}), "finish"]
+
+
+def test_the_writers_files_go_to_the_logging_directory(tmp_path: Path) -> None:
+    with RunTracker(tmp_path / "run", logging_dir=tmp_path / "logs") as tracker:
+        tracker.log(1, {"rollout/f1": 0.5})
+    assert tensorboard_scalars(tmp_path / "logs" / "tensorboard") == {(1, "rollout/f1"): 0.5}
 
 
 def test_the_summary_is_replaced_in_one_piece(tmp_path: Path) -> None:

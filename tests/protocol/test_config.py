@@ -220,7 +220,7 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
         ({"training__bf16": False}, "training.bf16: is false but model.torch_dtype is bfloat16"),
         ({"training__min_lr": 1.0}, "training.min_lr: must not exceed learning_rate"),
         ({"training__lr_scheduler_kwargs": {"min_lr": 1.0}}, "training.lr_scheduler_kwargs.min_lr: must not exceed"),
-        ({"training__report_to": "wandb"}, "training.report_to: knows tensorboard and none, got wandb"),
+        ({"training__report_to": "mlflow"}, "training.report_to: knows tensorboard, wandb and none, got mlflow"),
         ({"training__eval_steps": 5}, "training.eval_steps: is 5 but custom.val_jsonl is missing"),
         ({"custom__train_sample_limit": 31}, "custom.train_sample_limit: 31 records in 1 epochs fill no window"),
         ({"model__attn_impl": "flash_attention_2"}, "model.attn_impl: flash_attention_2 needs a GPU"),

@@ -214,5 +214,59 @@ def test_every_metric_says_its_unit_and_meaning() -> None:
         assert metric(entry.name) is entry
 
 
+def names(text: str) -> list[str]:
+    return text.split()
+
+
+SPEC_15 = names("""
+    rollout/gt_objects rollout/valid_pred_objects rollout/matched_for_supervision rollout/excluded_from_supervision
+    rollout/fn_appended rollout/fp rollout/fn rollout/precision rollout/recall rollout/match_rate rollout/f1
+    rollout/gt_per_sample rollout/pred_per_sample rollout/fp_per_sample rollout/fn_per_sample
+    rollout/sample_valid_pred_rate rollout/sample_any_match_rate rollout/parse_dropped_invalid
+    rollout/parse_dropped_ambiguous rollout/parse_truncated rollout/parse_truncated_rate rollout/parse_obj_total
+    rollout/parse_obj_valid_frac rollout/parse_obj_drop_frac rollout/gating_rejections rollout/gating_rejection_rate
+    rollout/matched_maskiou_mean rollout/matched_maskiou_count rollout/excluded_rate
+    rollout/prefix_coord_targets_total rollout/prefix_coord_targets_per_matched rollout/tail_ignore_frac
+    rollout/prompt_len_mean rollout/prompt_len_p90 rollout/rollout_len_mean rollout/rollout_len_p90
+    rollout/train_len_mean rollout/train_len_p90 rollout/append_len_mean rollout/append_len_p90
+    rollout/encoded_len_mean rollout/encoded_len_p90 rollout/prefix_len_mean rollout/decode_greedy rollout/decode_beam
+    loss/ce loss/coord loss/coord_prefix loss/coord_tail time/forward_s time/mask_build_s time/rollout_generate_s
+    time/rollout_parse_match_s time/rollout_teacher_encode_s rollout/gen_new_tokens_total rollout/gen_new_tokens_mean
+    rollout/gen_new_tokens_p90 rollout/gen_new_tokens_p99 rollout/gen_tokens_per_s packing/post_rollout_fill
+    packing/post_rollout_selected_total_len packing/post_rollout_segments packing/post_rollout_buffer
+    time/post_rollout_pack_s rollout/buffer_reuse rollout/buffer_window_step0 rollout/buffer_completed_steps
+    rollout/duplicates rollout/duplicate_rate
+""")
+DESC = names("""
+    desc_pairs_total desc_exact_acc_on_matched desc_sem_enabled desc_sem_acc_on_matched desc_sem_sim_mean
+    desc_sem_sim_count
+""")
+SPEC_16 = [f"rollout/{name}" for name in DESC]
+EVALUATED = names("""
+    precision recall f1 pred_objects gt_objects matched fp fn gating_rejections parse_dropped_invalid
+    parse_dropped_ambiguous parse_truncated_rate sample_valid_pred_rate sample_any_match_rate matched_maskiou_mean
+""")
+SPEC_17 = [f"eval_rollout_{name}" for name in (*EVALUATED, *DESC)]
+SPEC_17 += names("eval_runtime eval_samples_per_second eval_steps_per_second")
+LEFT_OUT = {"rollout/buffer_micro_idx": "there is one event per optimizer step and none per micro-batch"}
+
+
+@pytest.mark.parametrize("name", [*SPEC_15, *SPEC_16, *SPEC_17])
+def test_the_specifications_keys_keep_their_names(name: str) -> None:
+    assert_known([name])
+
+
+def test_what_is_left_out_is_said_with_its_reason() -> None:
+    for name, reason in LEFT_OUT.items():
+        assert name in as_markdown()
+        assert reason in as_markdown().replace("\n", " ")
+
+
+def test_a_live_metric_is_no_event() -> None:
+    assert metric("actor/state").labels == ("actor", "phase")
+    with pytest.raises(ContractError, match="actor/state"):
+        assert_known(["actor/state"])
+
+
 def test_the_reference_page_of_metrics_is_current() -> None:
     assert DOCS.read_text(encoding="utf-8") == as_markdown(), "run python -m protocol.metric_table > docs/metrics.md"

@@ -1,0 +1,82 @@
+"""The driver's HTTP endpoint: `/metrics`, `/healthz`, `/readyz`.
+
+| who waits | for what | who ends the wait |
+|---|---|---|
+| a scraper | the text of one moment | its own thread here; a socket that is silent for 10 s is closed |
+| `close` | the serving thread | the server, which polls for the end every 0.1 s |
+
+Nothing here waits for the loop: values are read, never asked for. The threads are daemons and end with the driver.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from deploy.health import Health
+from protocol.errors import ConfigError
+
+Route = Callable[[], tuple[int, str, bytes]]
+"""→ status, content type, body."""
+
+
+class Endpoint:
+    """Serves from construction until `close`."""
+
+    def __init__(self, host: str, port: int, render: Callable[[], bytes], health: Health) -> None:
+        """ConfigError when the address cannot be had."""
+        routes: dict[str, Route] = {
+            "/metrics": lambda: (200, CONTENT_TYPE_LATEST, render()),
+            "/healthz": lambda: _answer(*health.healthz()),
+            "/readyz": lambda: _answer(*health.readyz()),
+        }
+        try:
+            self._server = ThreadingHTTPServer((host, port), _handler(routes))
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"metrics.port: cannot listen on {host}:{port} ({error}); another run may have it: set metrics.port "
+                "to a free one, to 0 for any, or metrics.enabled to false"
+            ) from error
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name="metrics-endpoint", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """`host:port` as it was bound."""
+        host, port = self._server.server_address[:2]
+        return f"{host!s}:{port}"
+
+    def close(self) -> None:
+        """Stops answering and frees the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
+
+
+def _answer(ok: bool, sentence: str) -> tuple[int, str, bytes]:
+    return (200 if ok else 503), "text/plain; charset=utf-8", f"{sentence}\n".encode()
+
+
+def _handler(routes: dict[str, Route]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            route = routes.get(self.path.partition("?")[0])
+            listing = f"there are {', '.join(routes)}\n".encode()
+            status, kind, body = route() if route else (404, "text/plain; charset=utf-8", listing)
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """A scrape every few seconds is no news."""
+
+    return Handler

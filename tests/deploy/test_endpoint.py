@@ -1,0 +1,74 @@
+"""What the HTTP endpoint answers."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.endpoint import Endpoint
+from deploy.health import Health
+from protocol.errors import ConfigError
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def endpoint(clock: Clock) -> Iterator[Endpoint]:
+    served = Endpoint("127.0.0.1", 0, lambda: b"rollmatch_run_step 1.0\n", Health(60, clock))
+    yield served
+    served.close()
+
+
+def get(endpoint: Endpoint, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{endpoint.address}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_metrics_are_served_as_text(endpoint: Endpoint) -> None:
+    assert get(endpoint, "/metrics?x=1") == (200, "rollmatch_run_step 1.0\n")
+
+
+def test_health_answers_503_with_the_reason_when_nothing_moves(endpoint: Endpoint, clock: Clock) -> None:
+    assert get(endpoint, "/healthz")[0] == 200
+    clock.now = 100.0
+    status, sentence = get(endpoint, "/healthz")
+    assert status == 503
+    assert sentence.startswith("no progress for 100 s")
+    assert get(endpoint, "/readyz")[0] == 503
+
+
+def test_an_unknown_path_lists_those_there_are(endpoint: Endpoint) -> None:
+    assert get(endpoint, "/") == (404, "there are /metrics, /healthz, /readyz\n")
+
+
+def test_a_port_that_is_taken_is_a_config_error_with_its_path() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"^metrics\.port: cannot listen on 127\.0\.0\.1:{port} "):
+            Endpoint("127.0.0.1", port, bytes, Health(60))
+
+
+def test_a_closed_endpoint_frees_its_port() -> None:
+    first = Endpoint("127.0.0.1", 0, bytes, Health(60))
+    port = int(first.address.partition(":")[2])
+    first.close()
+    Endpoint("127.0.0.1", port, bytes, Health(60)).close()
