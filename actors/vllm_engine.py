@@ -61,7 +61,9 @@ class VllmEngine:
                 max_model_len=settings.max_model_len,
                 enforce_eager=options.pop("enforce_eager", False) or settings.on_cpu,
                 limit_mm_per_prompt=options.pop("limit_mm_per_prompt", None) or {"image": 1, "video": 0},
-                distributed_executor_backend="uni" if settings.on_cpu else None,
+                # In a placement group vLLM would place its tensor parallel workers with Ray, where this actor already
+                # holds the GPUs: they are processes of this actor instead.
+                distributed_executor_backend="mp" if options.get("tensor_parallel_size", 1) > 1 else "uni",
                 weight_transfer_config={"backend": BACKEND},
                 worker_extension_cls="actors.vllm_plugin.WorkerExtension",
                 disable_log_stats=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import ray
 
+from deploy.placement import shares, totals
 from protocol.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,9 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def required_cpus(config: RunConfig) -> int:
     """Logical CPUs that the placement asks for; a local cluster offers exactly these."""
-    cluster = config.cluster
-    wanted = cluster.num_learners * cluster.cpus_per_learner + config.rollout.num_actors * cluster.cpus_per_actor
-    return max(1, -(-int(wanted * 100) // 100))
+    return max(1, math.ceil(totals(shares(config))["CPU"]))
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from deploy.check import require_clean
 from deploy.checkpoints import CheckpointKeeper, prepare_run_folder, resume_path
 from deploy.cluster import ray_session
 from deploy.observer import RunObserver
+from deploy.placement import Placement, reserve
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings
 from protocol.config import RunConfig
@@ -53,8 +54,9 @@ def train(config: RunConfig) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         observer = stack.enter_context(RunObserver(config, config.num_optimizer_steps(len(records))))
         stack.enter_context(ray_session(config))
-        observer.phase("start", "engines and learner ranks")
-        pool, learner = _start(config, records, stack)
+        observer.phase("start", "room on the cluster, then engines and learner ranks")
+        placement = stack.enter_context(reserve(config))
+        pool, learner = _start(config, records, placement, stack)
         extra = learner.load_checkpoint(resumed) if resumed else None
         buffer = SegmentBuffer(
             config.buffer.max_bytes, config.buffer.max_segments, segment_bytes(config.global_max_length)
@@ -85,8 +87,8 @@ def evaluate_only(config: RunConfig) -> dict[str, float]:
     validation = validation_records(config)
     if not validation:
         raise ConfigError("custom.val_jsonl: is missing, and there is nothing to evaluate on; name a file of records")
-    with ray_session(config), contextlib.ExitStack() as stack:
-        pool = _pool(config, validation[0])
+    with ray_session(config), reserve(config, learners=False) as placement, contextlib.ExitStack() as stack:
+        pool = _pool(config, validation[0], placement)
         stack.callback(pool.close)
         pool.start()
         pool.serve_start_checkpoint()
@@ -163,7 +165,9 @@ def summarise(config: RunConfig, state: LoopState, num_restarts: int, wall_s: fl
     }
 
 
-def _start(config: RunConfig, records: RecordFile, stack: contextlib.ExitStack) -> tuple[RolloutPool, LearnerGroup]:
+def _start(
+    config: RunConfig, records: RecordFile, placement: Placement, stack: contextlib.ExitStack
+) -> tuple[RolloutPool, LearnerGroup]:
     """Engines and ranks start side by side; both are closed with `stack`, also when one of them fails."""
     cluster = config.cluster
     learner = LearnerGroup(
@@ -171,10 +175,11 @@ def _start(config: RunConfig, records: RecordFile, stack: contextlib.ExitStack) 
         cluster.num_learners,
         cpus_per_worker=cluster.cpus_per_learner,
         gpus_per_worker=cluster.gpus_per_learner,
+        place=partial(placement.options, "learner"),
         step_timeout_s=cluster.step_timeout_s,
     )
     stack.callback(learner.close)
-    pool = _pool(config, records[0])
+    pool = _pool(config, records[0], placement)
     stack.callback(pool.close)
     with ThreadPoolExecutor(max_workers=2) as threads:
         starting: list[Future[Any]] = [threads.submit(pool.start), threads.submit(learner.start)]
@@ -183,15 +188,15 @@ def _start(config: RunConfig, records: RecordFile, stack: contextlib.ExitStack) 
     return pool, learner
 
 
-def _pool(config: RunConfig, sample: Record) -> RolloutPool:
+def _pool(config: RunConfig, sample: Record, placement: Placement) -> RolloutPool:
     settings = ActorSettings.from_config(config)
-    cluster, rollout = config.cluster, config.rollout
+    rollout = config.rollout
     remote = ray.remote(concurrency_groups=CONTROL_THREADS, max_concurrency=MAX_CALLS)(RolloutActor)
 
     def spawn(name: str) -> Any:
+        slot = int(name.split("-")[1])  # actor-SLOT, and actor-SLOT-RESTART in the same place
         return remote.options(
-            num_cpus=cluster.cpus_per_actor,
-            num_gpus=cluster.gpus_per_actor,
+            **placement.options("actor", slot),
             max_restarts=0,
             runtime_env={"env_vars": engine_environment(settings.engine)},
         ).remote(settings)

@@ -24,7 +24,10 @@ from protocol.errors import ContractError, DeadlineError, LearnerError
 
 
 class LearnerGroup:
-    """Starts, drives and kills the learner ranks. Not thread-safe: one driver thread calls it."""
+    """Starts, drives and kills the learner ranks. Not thread-safe: one driver thread calls it.
+
+    `place(rank)` gives Ray actor options that say where a rank lives.
+    """
 
     def __init__(
         self,
@@ -33,12 +36,14 @@ class LearnerGroup:
         *,
         cpus_per_worker: float = 1,
         gpus_per_worker: float = 0,
+        place: Callable[[int], dict[str, Any]] | None = None,
         start_timeout_s: float = 300,
         step_timeout_s: float = 600,
     ) -> None:
         self._settings = settings
         self._num_workers = num_workers
         self._resources = {"num_cpus": cpus_per_worker, "num_gpus": gpus_per_worker}
+        self._place = place or (lambda rank: {})
         self._start_timeout_s = start_timeout_s
         self._step_timeout_s = step_timeout_s
         self._ranks: list[Any] = []
@@ -52,9 +57,11 @@ class LearnerGroup:
         """
         assert not self._ranks, "a group is started once"
         deadline = time.monotonic() + self._start_timeout_s
-        actor = ray.remote(LearnerRank).options(max_restarts=0, **self._resources)
-        gpus = self._resources["num_gpus"]
-        self._ranks = [actor.remote(rank, self._num_workers, gpus) for rank in range(self._num_workers)]
+        actor, gpus = ray.remote(LearnerRank), self._resources["num_gpus"]
+        self._ranks = [
+            actor.options(max_restarts=0, **(self._resources | self._place(rank))).remote(rank, self._num_workers, gpus)
+            for rank in range(self._num_workers)
+        ]
         with self._fatal():
             places = self._placed(deadline)
             _, address, port = places[0]

@@ -92,6 +92,18 @@ class ClusterConfig(Section):
     """CPU cores per learner rank; also its number of threads."""
     cpus_per_actor: PositiveFloat = 1.0
     """CPU cores per rollout actor; also its number of threads on CPU."""
+    learner_resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom Ray resources that each learner rank takes, such as `{trainer: 1}`."""
+    actor_resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom Ray resources that each rollout actor takes."""
+    learner_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that a learner rank's node must have, such as `{pool: train}`."""
+    actor_labels: dict[str, str] = Field(default_factory=dict)
+    """Ray node labels that a rollout actor's node must have."""
+    autoscaling: bool = False
+    """The joined cluster can add nodes: wait for them, instead of refusing what today's nodes could never hold."""
+    placement_timeout_s: PositiveFloat = 600.0
+    """Seconds until the cluster must have room for every learner rank and rollout actor."""
     object_store_bytes: PositiveInt | None = None
     """Object store of a local cluster. Null: Ray's choice."""
     step_timeout_s: PositiveFloat = 1800.0
