@@ -179,9 +179,3 @@ class SegmentBuffer:
     def ready(self) -> list[Entry]:
         """READY entries, oldest first: what a planner may look at without taking it."""
         return [self._entries[order] for order in self._ready]
-
-    def lost(self, entries: Iterable[Entry]) -> list[RequestKey]:
-        """Drop leased entries whose object is gone from the store; the caller requests these keys again."""
-        owned = self._owned(entries)
-        self.release(owned)
-        return [entry.meta.key for entry in owned]

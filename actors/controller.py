@@ -38,7 +38,7 @@ from actors.published import sync_metrics
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
 from protocol.contracts import Record, SegmentMeta
-from protocol.errors import Interrupted, NothingChangedError
+from protocol.errors import Interrupted, NothingChangedError, SegmentsLost
 from protocol.metrics import (
     RolloutTotals,
     generation_metrics,
@@ -127,11 +127,10 @@ class Controller:
 
     def _window(self) -> Iterator[dict[str, float]]:
         """E-step and M-steps on one window, then the publish; yields each optimizer step's metrics."""
-        entries, metrics = self._collect()
         first_step, version = self.state.step + 1, self.state.version
-        self._admit()
+        entries, metrics = self._first_training()
         for reuse in range(self._settings.m_steps):
-            metrics |= self._train(entries) | window_metrics(self.state.step - reuse, reuse)
+            metrics |= (self._train(entries) if reuse else {}) | window_metrics(self.state.step - reuse, reuse)
             self.state.step += 1
             if reuse == self._settings.m_steps - 1 or self._is_last:
                 break
@@ -147,6 +146,27 @@ class Controller:
         self._observer.window(
             TrainedWindow(first_step=first_step, last_step=self.state.step, version=version, segments=trained)
         )
+
+    def _first_training(self) -> tuple[list[Entry], dict[str, float]]:
+        """The next window, trained once. Where objects of it are lost, their requests are rolled out again first."""
+        while True:
+            entries, metrics = self._collect()
+            self._admit()
+            try:
+                return entries, metrics | self._train(entries)
+            except SegmentsLost as error:
+                self._observer.event("segments_lost", count=len(error.positions), message=str(error))
+                self._roll_out_again(entries, set(error.positions))
+
+    def _roll_out_again(self, entries: Sequence[Entry], lost: set[int]) -> None:
+        """Gives a window back: what is left of it is ready again, what is lost keeps its place in the order."""
+        self._buffer.requeue(entry for position, entry in enumerate(entries) if position not in lost)
+        gone = [entries[position] for position in sorted(lost)]
+        self._buffer.release(gone)
+        self.state.accepted -= len(gone)
+        requests = [self._requests.again(entry.order, min_version=self.state.version) for entry in gone]
+        self._orders.update({request.key: entry.order for request, entry in zip(requests, gone, strict=True)})
+        self._pool.submit(requests)
 
     def _admit(self) -> None:
         """Sends as many requests as staleness allows (protocol.staleness has the proof), the buffer can hold, and the

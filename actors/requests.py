@@ -38,6 +38,10 @@ class RequestStream:
             self.position += 1
         return taken
 
+    def again(self, position: int, min_version: int) -> RolloutRequest:
+        """The request of a position that was taken before: same record, same seed."""
+        return self._request(position, min_version)
+
     def epochs(self, num_rollouts: int) -> float:
         """Passes over the data set that so many rollouts are."""
         return num_rollouts / len(self._records)

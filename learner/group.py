@@ -20,7 +20,7 @@ from learner.ranks import LearnerRank, failure_of, wait_all
 from learner.results import StepResult, combine
 from learner.settings import LearnerSettings
 from protocol.contracts import PackPlan, WeightsManifest
-from protocol.errors import ContractError, DeadlineError, LearnerError
+from protocol.errors import ContractError, DeadlineError, LearnerError, SegmentsLost
 
 
 class LearnerGroup:
@@ -78,6 +78,8 @@ class LearnerGroup:
         Args:
             plan: positions into `segment_refs`.
             segment_refs: Segments in the object store; each rank fetches only its own.
+
+        Raises SegmentsLost, with nothing trained and the group whole, when objects are gone.
         """
         for number, packs in enumerate(plan.micro_batches):
             if len(packs) != self._num_workers:
@@ -89,12 +91,20 @@ class LearnerGroup:
             [[segment_refs[position] for position in packs[rank]] for packs in plan.micro_batches]
             for rank in range(self._num_workers)
         ]
+        limit = self._step_timeout_s
         with self._fatal():
-            calls = {
-                number: rank.train_step.remote(shares[number], self._step_timeout_s)
-                for number, rank in enumerate(self._alive("train_step"))
-            }
-            return combine(wait_all(calls, self._step_timeout_s, "train_step"))
+            ranks = dict(enumerate(self._alive("train_step")))
+            fetches = {number: rank.fetch.remote(shares[number], limit) for number, rank in ranks.items()}
+            lost = {ref for refs in wait_all(fetches, limit, "fetch") for ref in refs}
+            if not lost:
+                calls = {number: rank.train_step.remote() for number, rank in ranks.items()}
+                return combine(wait_all(calls, limit, "train_step"))
+        positions = tuple(position for position, ref in enumerate(segment_refs) if ref in lost)
+        raise SegmentsLost(
+            f"{len(positions)} of {len(segment_refs)} segments are no longer in the object store (the first at "
+            f"position {positions[0]}): the node that held them is gone; their records must be requested again",
+            positions,
+        )
 
     def publish(self, version: int, full: bool) -> tuple[WeightsManifest, list[ray.ObjectRef]]:
         """Merged weights as buckets in the object store, and the manifest that describes them.

@@ -16,7 +16,7 @@ import ray
 
 from learner.results import PeerError
 from learner.settings import LearnerSettings
-from protocol.contracts import Bucket, WeightsManifest
+from protocol.contracts import Bucket, Segment, WeightsManifest
 from protocol.errors import DeadlineError, LearnerError, RollmatchError
 
 if TYPE_CHECKING:  # importing these imports torch
@@ -36,6 +36,9 @@ class LearnerRank:
         self._world_size = world_size
         self._num_gpus = num_gpus
         self._worker: LearnerWorker | None = None
+        self._segments: dict[ray.ObjectRef, Segment] = {}
+        self._packs: list[list[Any]] = []
+        self._fetch_s = 0.0
 
     def where(self) -> tuple[str, str, int]:
         """(node id, address, a free port): what the group needs to arrange a rendezvous."""
@@ -62,13 +65,25 @@ class LearnerRank:
 
         self._worker = LearnerWorker(settings)
 
-    def train_step(self, packs: Sequence[Sequence[ray.ObjectRef]], timeout_s: float) -> RankStep:
-        """Fetches this rank's own segments and trains on them."""
+    def fetch(self, packs: Sequence[Sequence[ray.ObjectRef]], timeout_s: float) -> list[ray.ObjectRef]:
+        """Gets this rank's own segments for the next `train_step`; returns the references whose objects are lost.
+
+        Apart from the step, because a rank that misses a segment must not leave its peers waiting in a collective.
+        What the step before has fetched is kept: a window that is trained again is not fetched again.
+        """
         started = time.monotonic()
         refs = [ref for pack in packs for ref in pack]
-        fetched = iter(ray.get(refs, timeout=timeout_s))
-        segments = [[next(fetched) for _ in pack] for pack in packs]
-        return self._ready.train_step(segments, fetch_s=time.monotonic() - started)
+        missing = [ref for ref in refs if ref not in self._segments]
+        arrived, lost = _get_all(missing, timeout_s)
+        known = self._segments | arrived
+        self._segments = {ref: known[ref] for ref in refs if ref in known}
+        self._packs = [[self._segments.get(ref) for ref in pack] for pack in packs]
+        self._fetch_s = time.monotonic() - started
+        return lost
+
+    def train_step(self) -> RankStep:
+        """Trains on what `fetch` has brought."""
+        return self._ready.train_step(self._packs, fetch_s=self._fetch_s)
 
     def publish(self, version: int, full: bool) -> Iterator[Bucket | WeightsManifest]:
         """A streaming generator on rank 0: what it yields belongs to the caller and outlives this process."""
@@ -93,6 +108,23 @@ class LearnerRank:
         if self._worker is None:
             raise LearnerError(f"learner rank {self._rank} was not started; call LearnerGroup.start first")
         return self._worker
+
+
+def _get_all(
+    refs: Sequence[ray.ObjectRef], timeout_s: float
+) -> tuple[dict[ray.ObjectRef, Segment], list[ray.ObjectRef]]:
+    """What the references hold, and those whose objects are lost."""
+    try:
+        return dict(zip(refs, ray.get(list(refs), timeout=timeout_s), strict=True)), []
+    except ray.exceptions.ObjectLostError:
+        pass  # one by one, to learn which
+    found, lost = {}, []
+    for ref in refs:
+        try:
+            found[ref] = ray.get(ref, timeout=timeout_s)
+        except ray.exceptions.ObjectLostError:
+            lost.append(ref)
+    return found, lost
 
 
 def wait_all(calls: Mapping[int, ray.ObjectRef], timeout_s: float, what: str) -> list[Any]:

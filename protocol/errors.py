@@ -12,6 +12,7 @@
     ├── InfrastructureFailure          another machine, or a second try, may succeed: retry elsewhere
     │   ├── EngineError                an engine failed, stalled or answered garbage
     │   ├── LearnerError               a learner rank failed; carries that rank's traceback
+    │   ├── SegmentsLost               objects of a window are gone: request their records again
     │   └── DeadlineError              a wait ended without what it waited for
     ├── SyncError                      an engine does not serve the weights that were published: fatal for that engine
     │   └── NothingChangedError        a publish after an optimizer step changed no tensor: fatal for the run
@@ -68,6 +69,18 @@ class EngineError(InfrastructureFailure):
 
 class LearnerError(InfrastructureFailure):
     """A learner rank failed; the message holds its rank and traceback."""
+
+
+class SegmentsLost(InfrastructureFailure):
+    """Segments that were to be trained are no longer in the object store; nothing was trained."""
+
+    def __init__(self, message: str, positions: tuple[int, ...] = ()) -> None:
+        super().__init__(message, positions)
+        self.positions = positions
+        """Which of the references that were handed over."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class DeadlineError(InfrastructureFailure):

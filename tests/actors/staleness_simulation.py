@@ -1,5 +1,5 @@
-"""Random schedules for the real controller and buffer: actors of any speed that crash, records that fail, publishes that
-drain, continue or abort. What must hold in every one of them:
+"""Random schedules for the real controller and buffer: actors of any speed that crash, records that fail, publishes
+that drain, continue or abort. What must hold in every one of them:
 
 - no segment is trained at version v that was begun before version v - max_staleness (`check_fresh` raises in the loop);
 - every request is trained exactly once, in request order, or quarantined;

@@ -25,7 +25,7 @@ from protocol.contracts import (
     TensorEntry,
     WeightsManifest,
 )
-from protocol.errors import Interrupted, NothingChangedError
+from protocol.errors import Interrupted, NothingChangedError, SegmentsLost
 from protocol.packing import plan_packs
 
 
@@ -97,8 +97,13 @@ class FakeLearner:
     log: list[str]
     changed: int = 1
     trained: list[list[str]] = field(default_factory=list)
+    loses: tuple[int, ...] = ()
+    """Positions whose objects are gone at the first step."""
 
     def train_step(self, plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
+        if self.loses:
+            lost, self.loses = self.loses, ()
+            raise SegmentsLost("gone", lost)
         self.log.append(f"train {len(segment_refs)}")
         self.trained.append(list(segment_refs))
         return FakeStep()
@@ -254,6 +259,16 @@ def test_a_publish_that_changes_nothing_after_a_step_ends_the_run() -> None:
 
 def test_a_publish_may_change_nothing_where_the_learning_rate_is_zero() -> None:
     assert build(changed=0, learning=False).controller.run().version == 3
+
+
+def test_a_lost_segment_is_rolled_out_again_and_trained_in_its_old_place() -> None:
+    whole, loses = build(), build()
+    whole.controller.run()
+    loses.learner.loses = (1, 3)
+    state = loses.controller.run()
+
+    assert loses.learner.trained == whole.learner.trained
+    assert (state.accepted, state.trained) == (12, 12)
 
 
 def test_the_last_window_may_have_fewer_steps_than_the_others() -> None:
