@@ -259,10 +259,12 @@ class Controller:
         started = time.monotonic()
         self._observer.phase("train", "the learner's optimizer step")
         result = self._meanwhile(lambda: self._learner.train_step(plan, [entry.ref for entry in entries]))
+        seconds = time.monotonic() - started
+        self._observer.event("optimizer_step", seconds=seconds, busy_s=result.busy_s)
         return (
             result.metrics()
             | packing_metrics(plan, lengths, self._settings.capacity)
-            | {"time/train_step_s": time.monotonic() - started, "time/post_rollout_pack_s": started - planning}
+            | {"time/train_step_s": seconds, "time/post_rollout_pack_s": started - planning}
         )
 
     def _publish(self, full: bool) -> dict[str, float]:

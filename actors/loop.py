@@ -18,6 +18,11 @@ class StepOutcome(Protocol):
     @property
     def skipped(self) -> bool: ...
 
+    @property
+    def busy_s(self) -> Sequence[float]:
+        """Seconds that each rank worked within the step."""
+        ...
+
 
 class Learner(Protocol):
     """The training side as the loop sees it; `learner.group.LearnerGroup` in production."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -192,7 +192,7 @@ class RolloutPool:
                 self._queue.answered(member, outcome.key)
                 member.failures = 0
                 member.moved()
-                outcomes.append((outcome, segment))
+                outcomes.append((replace(outcome, actor=member.name), segment))
             if stream.ended:
                 member.streams.remove(stream)
         if member.call is not None and member.call.ref in ready:

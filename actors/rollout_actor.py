@@ -36,6 +36,7 @@ from protocol.errors import ContractError, DataFailure, EngineError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
 from protocol.targets import build_target
+from protocol.traces import RolloutTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,10 @@ class Outcome:
     """Building the teacher-forced segment."""
     latency_s: float = 0.0
     """From the call to the last token: waiting and decoding."""
+    trace: RolloutTrace | None = None
+    """Of a training request, where `ActorSettings.trace` asks for it."""
+    actor: str = ""
+    """Name of its slot in the pool, which fills it in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +186,9 @@ class RolloutActor:
             parse_match_s=parsed_at - started,
             encode_s=time.monotonic() - parsed_at,
         )
+        if settings.trace and not request.evaluates:
+            trace = RolloutTrace.of(request, completion, parsed, matched, stats, self._frame.suffix_ids)
+            outcome = replace(outcome, trace=trace)
         if request.evaluates:
             return None, replace(outcome, evaluated=stats)
         if target.segment is None:

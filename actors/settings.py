@@ -43,6 +43,8 @@ class ActorSettings:
     user_prompt: str
     match: MatchSettings
     target: TargetSettings
+    trace: bool = False
+    """Send along what recording and dumps need: a few KB per training rollout."""
 
     @classmethod
     def from_config(cls, config: RunConfig) -> ActorSettings:
@@ -80,4 +82,5 @@ class ActorSettings:
                 ot_epsilon=matching.ot_epsilon,
                 ot_iters=matching.ot_iters,
             ),
+            trace=config.rollout.record_bytes > 0 or matching.monitor_dump.enabled,
         )

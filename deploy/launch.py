@@ -28,6 +28,7 @@ from actors.vllm_engine import engine_environment
 from deploy.check import require_clean
 from deploy.checkpoints import CheckpointKeeper, prepare_run_folder, resume_path
 from deploy.cluster import ray_session
+from deploy.environment import write_environment
 from deploy.observer import RunObserver
 from deploy.placement import Placement, reserve
 from learner.group import LearnerGroup
@@ -51,6 +52,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     resumed = resume_path(config)
     prepare_run_folder(config.run_dir, fresh=resumed is None)
     config.dump(config.run_dir / "config.yaml")
+    write_environment(config.run_dir)
     with contextlib.ExitStack() as stack:
         observer = stack.enter_context(RunObserver(config, config.num_optimizer_steps(len(records))))
         stack.enter_context(ray_session(config))

@@ -15,7 +15,9 @@ from deploy.ledger import Ledger
 from deploy.live import LiveMetrics, RolloutSide
 from deploy.phase_clock import PhaseClock
 from deploy.progress import TrainProgress
+from deploy.rollout_log import RolloutLog
 from deploy.step_metrics import StepMetrics
+from deploy.timeline import Timeline
 from deploy.tracking import RunTracker
 from protocol.config import RunConfig
 from protocol.errors import DataFailure
@@ -33,6 +35,8 @@ class RunObserver:
         self._quarantine_path = config.run_dir / "quarantine.jsonl"
         self._tracker = RunTracker.of(config)
         self._ledger = Ledger(config.run_dir)
+        self._timeline = Timeline(self._tracker.event)
+        self._rollouts = RolloutLog(config)
         self._progress = TrainProgress(total_steps)
         self._clock = PhaseClock()
         self._metrics = StepMetrics(self._clock)
@@ -50,6 +54,8 @@ class RunObserver:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.__exit__(kind, error, trace)
+        self._rollouts.close()
+        self._timeline.close()
         if error is not None:
             self._tracker.event("end", error=f"{type(error).__name__}: {error}")
         self._tracker.close()
@@ -68,6 +74,7 @@ class RunObserver:
             self._looping = True
             self._clock.take()  # the start and the first publish belong to no step
         self._clock.enter(name)
+        self._timeline.phase(name)
         self._progress.phase(name, waiting_for)
         if self._live is not None:
             self._live.phase(name, waiting_for)
@@ -75,10 +82,13 @@ class RunObserver:
     def step(self, step: int, metrics: dict[str, float]) -> None:
         self._step = step
         actors = self._side.pool.status() if self._side is not None else []
-        self._log(self._metrics.complete(metrics, actors))
+        self._timeline.flush()
+        self._log(self._metrics.complete(metrics, actors) | self._rollouts.step(step))
 
     def outcome(self, outcome: Outcome) -> None:
         self._metrics.outcome(outcome)
+        self._timeline.answered(outcome.actor, outcome.latency_s, outcome.parse_match_s + outcome.encode_s)
+        self._rollouts.outcome(outcome)
         if self._live is not None:
             self._live.outcome(outcome)
 

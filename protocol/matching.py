@@ -42,10 +42,7 @@ def match(predictions: Sequence[Shape], truths: Sequence[Shape], settings: Match
             false_positives=tuple(range(num_predictions)),
             gating_rejections=0,
         )
-    left = ShapeTable.of(predictions, settings.maskiou_resolution)
-    right = ShapeTable.of(truths, settings.maskiou_resolution)
-    rows, columns = _candidates(left, right, max(1, settings.candidate_top_k))
-    ious = pair_ious(left, right, rows, columns)
+    rows, columns, ious = compare_candidates(predictions, truths, settings)
     allowed = ious >= settings.maskiou_gate
     costs = np.full((num_predictions, num_truths), _FORBIDDEN)
     costs[rows[allowed], columns[allowed]] = 1.0 - ious[allowed]
@@ -58,6 +55,19 @@ def match(predictions: Sequence[Shape], truths: Sequence[Shape], settings: Match
         false_positives=tuple(index for index in range(num_predictions) if index not in matched_predictions),
         gating_rejections=int(len(ious) - allowed.sum()),
     )
+
+
+def compare_candidates(
+    predictions: Sequence[Shape], truths: Sequence[Shape], settings: MatchSettings
+) -> tuple[Int64Array, Int64Array, FloatArray]:
+    """Prediction, truth and mask IoU of each pair that may match, row by row; [n] each."""
+    if not (predictions and truths):
+        nothing = np.zeros(0, dtype=np.int64)
+        return nothing, nothing, np.zeros(0)
+    left = ShapeTable.of(predictions, settings.maskiou_resolution)
+    right = ShapeTable.of(truths, settings.maskiou_resolution)
+    rows, columns = _candidates(left, right, max(1, settings.candidate_top_k))
+    return rows, columns, pair_ious(left, right, rows, columns)
 
 
 def _candidates(left: ShapeTable, right: ShapeTable, top_k: int) -> tuple[Int64Array, Int64Array]:

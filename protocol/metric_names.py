@@ -80,7 +80,14 @@ _add(
         "train/coord_tokens": "Coordinate targets of the step, over all ranks.",
         "packing/empty_packs": "Ranks without a pack in the last micro-batch.",
         "sync/changed_tensors": ("Tensors that the publish changed.", "0 after an optimizer step stops the run."),
-        "dump/dropped": "Monitor dumps dropped because the writer was behind.",
+        "dump/dropped": (
+            "Dumps and recorded rollouts not written because the writer was behind.",
+            "Above 0: a faster disk, or fewer dumps.",
+        ),
+        "dump/failed": (
+            "Dumps and recorded rollouts that could not be written.",
+            "Above 0: read the driver's log.",
+        ),
     },
 )
 _add(

@@ -68,6 +68,8 @@ class Target:
     append_text: str
     train_text: str
     """prefix + append."""
+    appended: tuple[int, ...] = ()
+    """Positions of the ground truth that was appended."""
 
 
 def build_target(
@@ -98,7 +100,8 @@ def build_target(
         )
     prefix = rollout_prefix(parsed, match) if settings.prefix_policy == "rollout" else rebuild(parsed, match, codec)
     slots, supervised = prefix_slots(prefix, record, match, settings.transport)
-    missing = [truth for at, truth in enumerate(record.objects) if at not in supervised]
+    appended = tuple(at for at in range(len(record.objects)) if at not in supervised)
+    missing = [record.objects[at] for at in appended]
     append_text = append_fragment(prefix.text, missing, 1 if prefix.max_index is None else prefix.max_index + 1)
     append_ids = codec.encode(append_text)
     row = _TeacherRow(
@@ -126,6 +129,7 @@ def build_target(
         oversize=oversize,
         append_text=append_text,
         train_text=prefix.text + append_text,
+        appended=appended,
     )
 
 

@@ -42,6 +42,8 @@ class RolloutConfig(Section):
     """Restarts of an actor in a row, without an answer in between, before it is given up."""
     min_healthy: PositiveInt = 1
     """Fewest actors that are not given up with which the run goes on."""
+    record_bytes: NonNegativeInt = 64 * MIB
+    """Bytes of recorded rollouts that a run keeps, the newest, for `rollmatch replay` and the report; 0: none."""
 
     @model_validator(mode="after")
     def _enough_actors(self) -> RolloutConfig:

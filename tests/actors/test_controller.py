@@ -87,6 +87,7 @@ class FakePool:
 
 class FakeStep:
     skipped = False
+    busy_s = (0.5,)
 
     def metrics(self) -> dict[str, float]:
         return {"loss/ce": 1.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,18 @@ def test_the_chat_frame_puts_the_image_before_the_text(actor: Callable[..., Roll
     text = actor(finds_the_cat)._frame.prompt_text
     assert text.index("<|image_pad|>") < text.index("u<|im_end|>")
     assert text.endswith("<|im_start|>assistant\n")
+
+
+def test_a_trace_leaves_the_actor_only_where_it_is_asked_for_and_never_of_an_evaluation(
+    actor: Callable[..., RolloutActor],
+) -> None:
+    made = actor(finds_the_cat)
+    _, without = made.rollout([request(0)])
+    made._settings = replace(made._settings, trace=True)
+    _, traced = made.rollout([request(1)])
+    _, evaluated = made.rollout([request(0, epoch=EVALUATION_EPOCH)])
+
+    assert without.trace is None
+    assert evaluated.trace is None
+    assert [(pair.prediction, pair.ground_truth) for pair in traced.trace.pairs] == [(0, 0)]
+    assert made._codec.encode(assistant_text([CAT]) + "<|im_end|>") == traced.trace.token_ids.tolist()

@@ -1,0 +1,113 @@
+"""`rollouts.jsonl`: the newest training rollouts of a run, a line each, for replay, report and live view.
+
+    runs/demo/rollouts.jsonl        {"step": 12, "time": ..., "actor": "actor-0", "latency_s": 0.8, "key": ..., ...}
+    runs/demo/rollouts.older.jsonl  what stood there before, while both are within `rollout.record_bytes`
+
+`step` is the number of optimizer steps done when the rollout arrived. A key that is there twice was rolled out twice
+(a resume); the later line counts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.rollout_actor import Outcome
+from protocol.contracts import RequestKey
+from protocol.errors import ConfigError
+from protocol.traces import RolloutTrace
+
+NAME = "rollouts.jsonl"
+OLDER = "rollouts.older.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRollout:
+    """A line of the file."""
+
+    step: int
+    time: float
+    """Unix seconds of its arrival."""
+    actor: str
+    latency_s: float
+    """From the engine's queue to the last token."""
+    trace: RolloutTrace
+
+    @classmethod
+    def of(cls, outcome: Outcome, step: int) -> RecordedRollout:
+        """An outcome that carries a trace, as it arrives now."""
+        assert outcome.trace is not None, "only traced outcomes are recorded"
+        return cls(step=step, time=time.time(), actor=outcome.actor, latency_s=outcome.latency_s, trace=outcome.trace)
+
+    def as_line(self) -> dict[str, Any]:
+        own = {"step": self.step, "time": self.time, "actor": self.actor, "latency_s": self.latency_s}
+        return own | self.trace.as_line()
+
+
+class RolloutFile:
+    """Appends, and starts a new file when half of `max_bytes` is full: the newest half is always there."""
+
+    def __init__(self, run_dir: Path, max_bytes: int) -> None:
+        self._path = run_dir / NAME
+        self._older = run_dir / OLDER
+        self._half = max_bytes // 2
+
+    def append(self, rollouts: list[RecordedRollout]) -> None:
+        """Writes the lines in one piece."""
+        text = "".join(json.dumps(rollout.as_line(), ensure_ascii=False) + "\n" for rollout in rollouts)
+        if self._path.exists() and self._path.stat().st_size + len(text.encode()) > self._half:
+            self._path.replace(self._older)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def read_rollouts(run_dir: Path) -> Iterator[RecordedRollout]:
+    """All recorded rollouts, oldest first; none where the run recorded none.
+
+    A last line without its end is being written, and is left out. ConfigError for any other line that is broken.
+    """
+    for path in (run_dir / OLDER, run_dir / NAME):
+        if not path.exists():
+            continue
+        with path.open(encoding="utf-8") as lines:
+            for number, text in enumerate(lines, start=1):
+                if text.endswith("\n"):
+                    yield _read(text, f"{path}:{number}")
+
+
+def _read(text: str, where: str) -> RecordedRollout:
+    try:
+        line = json.loads(text)
+        return RecordedRollout(
+            step=line["step"],
+            time=line["time"],
+            actor=line["actor"],
+            latency_s=line["latency_s"],
+            trace=RolloutTrace.from_line(line),
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ConfigError(f"{where}: is no recorded rollout ({error!r}); remove the line") from error
+
+
+def find_rollout(run_dir: Path, key: RequestKey) -> RecordedRollout:
+    """The last recorded rollout of a key; ConfigError that says what is there instead."""
+    found, count, first, last = None, 0, None, None
+    for rollout in read_rollouts(run_dir):
+        count, last = count + 1, rollout
+        first = first or rollout
+        if rollout.trace.key == key:
+            found = rollout
+    if found is not None:
+        return found
+    if first is None or last is None:
+        raise ConfigError(
+            f"{run_dir}: holds no recorded rollouts; train with rollout.record_bytes above 0 to be able to replay"
+        )
+    raise ConfigError(
+        f"{run_dir}: {key} is not among its {count} recorded rollouts ({first.trace.key}, step {first.step} to "
+        f"{last.trace.key}, step {last.step}); raise rollout.record_bytes to keep more, or name another key"
+    )

@@ -1,0 +1,174 @@
+"""One rollout once more: parse → match → target, with every decision kept for a person to look at.
+
+Pure like the parts that it calls; the actor runs the same functions, so what is seen here is what was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+
+from protocol.contracts import (
+    IGNORE_INDEX,
+    Completion,
+    GroundTruth,
+    MatchResult,
+    ParsedCompletion,
+    Record,
+    RequestKey,
+    Segment,
+)
+from protocol.matching import MatchSettings, compare_candidates, count_duplicates, match
+from protocol.parsing import parse
+from protocol.pieces import piece_table
+from protocol.targets import Target, TargetSettings, build_target
+from protocol.vocab import TokenCodec
+
+_NO_LIMIT = 2**31
+
+
+class Mask(StrEnum):
+    """What a position of the target learns."""
+
+    CONTEXT = "context"
+    """Prefix: read, not learnt."""
+    COORD = "coord"
+    """Coordinate loss."""
+    CE = "ce"
+    """Cross-entropy."""
+    IGNORED = "ignored"
+    """Appended without loss: words of a desc, and what stands behind the end of turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetToken:
+    """One token of the answer's part of the row."""
+
+    text: str
+    mask: Mask
+    bin: int | None = None
+    """Target bin of a coordinate; it differs from the token's own in a matched prefix slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A pair that was compared."""
+
+    prediction: int
+    ground_truth: int
+    mask_iou: float
+    passed: bool
+    """At or above the gate."""
+    assigned: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """Every decision about one completion."""
+
+    key: RequestKey
+    record: Record
+    text: str
+    """The completion, token by token, up to the end of turn."""
+    parsed: ParsedCompletion
+    candidates: tuple[Candidate, ...]
+    match: MatchResult
+    target: Target
+    appended: tuple[GroundTruth, ...]
+    tokens: tuple[TargetToken, ...]
+    """Prefix, tail and chat suffix; the prompt is left out."""
+    duplicates: int
+
+    @property
+    def f1(self) -> float:
+        """By matched pairs; 1 where there was nothing to find and nothing was found."""
+        total = len(self.parsed.predictions) + len(self.record.objects)
+        return 2 * len(self.match.pairs) / total if total else 1.0
+
+
+def replay(
+    *,
+    key: RequestKey,
+    record: Record,
+    token_ids: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]],
+    prompt_len: int,
+    suffix_ids: Sequence[int],
+    codec: TokenCodec,
+    matching: MatchSettings,
+    target: TargetSettings,
+) -> Replay:
+    """Runs one completion through parse, match and target again.
+
+    Args:
+        token_ids: [L] the completion, without the prompt.
+        prompt_len: tokens of the prompt, at least 1; it counts towards `target.max_length` only.
+        suffix_ids: end-of-turn and what follows it.
+    """
+    parsed = parse(token_ids, codec)
+    shapes, truths = [p.shape for p in parsed.predictions], [t.shape for t in record.objects]
+    matched = match(shapes, truths, matching)
+    completion = Completion(
+        key=key,
+        prompt_token_ids=np.full(max(1, prompt_len), -1, dtype=np.int32),
+        token_ids=np.asarray(token_ids, dtype=np.int32),
+        finish_reason="",
+        first_version=0,
+        last_version=0,
+    )
+    duplicates = count_duplicates(parsed.predictions)
+
+    def build(settings: TargetSettings) -> Target:
+        return build_target(
+            key=key,
+            record=record,
+            completion=completion,
+            parsed=parsed,
+            match=matched,
+            suffix_ids=suffix_ids,
+            codec=codec,
+            settings=settings,
+            duplicates=duplicates,
+        )
+
+    built = build(target)
+    row = built.segment or build(replace(target, max_length=_NO_LIMIT)).segment
+    assert row is not None, "only its length keeps a target from being built"
+    pairs = {(pair.prediction, pair.ground_truth) for pair in matched.pairs}
+    rows, columns, ious = compare_candidates(shapes, truths, matching)
+    return Replay(
+        key=key,
+        record=record,
+        text="".join(piece_table(codec).pieces(parsed.response_ids.tolist())),
+        parsed=parsed,
+        candidates=tuple(
+            Candidate(a, b, iou, iou >= matching.maskiou_gate, (a, b) in pairs)
+            for a, b, iou in zip(rows.tolist(), columns.tolist(), ious.tolist(), strict=True)
+        ),
+        match=matched,
+        target=built,
+        appended=tuple(record.objects[at] for at in built.appended),
+        tokens=mark_tokens(row, built.stats.prefix_len, codec),
+        duplicates=duplicates,
+    )
+
+
+def mark_tokens(segment: Segment, prefix_len: int, codec: TokenCodec) -> tuple[TargetToken, ...]:
+    """The answer's part of a row, token by token, with what each learns."""
+    start = segment.prompt_len
+    bins = dict(zip(segment.coord_positions.tolist(), segment.coord_bins.tolist(), strict=True))
+    pieces = piece_table(codec).pieces(segment.input_ids[start:].tolist())
+    labels = segment.labels[start:].tolist()
+    marked = []
+    for at, (piece, label) in enumerate(zip(pieces, labels, strict=True)):
+        bin_ = bins.get(start + at)
+        if bin_ is not None:
+            mask = Mask.COORD
+        elif label != IGNORE_INDEX:
+            mask = Mask.CE
+        else:
+            mask = Mask.CONTEXT if at < prefix_len else Mask.IGNORED
+        marked.append(TargetToken(piece, mask, bin_))
+    return tuple(marked)

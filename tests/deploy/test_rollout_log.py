@@ -1,0 +1,143 @@
+"""Recorded rollouts: written behind the loop's back, bounded, found again, and never a reason to wait."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.background import BackgroundWriter
+from deploy.recorder import NAME, OLDER, RecordedRollout, RolloutFile, find_rollout, read_rollouts
+from deploy.timeline import Span, Timeline, merge_spans
+from protocol.contracts import Record, RequestKey, SegmentStats
+from protocol.errors import ConfigError
+from protocol.traces import RolloutTrace
+
+
+def rollout(record: int, *, step: int = 0, tokens: int = 5) -> RecordedRollout:
+    trace = RolloutTrace(
+        key=RequestKey(record),
+        record=Record(index=record, source=f"t:{record + 1}", images=("x.png",), width=8, height=8, objects=()),
+        seed=1,
+        first_version=0,
+        last_version=0,
+        finish_reason="stop",
+        prompt_len=3,
+        token_ids=np.arange(tokens, dtype=np.int32),
+        suffix_ids=(1, 2),
+        predictions=(),
+        rejects=(),
+        pairs=(),
+        stats=SegmentStats(),
+    )
+    return RecordedRollout(step=step, time=1.0, actor="actor-0", latency_s=0.5, trace=trace)
+
+
+def test_what_is_recorded_is_found_by_its_key_and_the_later_line_counts(tmp_path: Path) -> None:
+    file = RolloutFile(tmp_path, 1 << 20)
+    file.append([rollout(1), rollout(2)])
+    file.append([rollout(1, step=7)])
+
+    assert find_rollout(tmp_path, RequestKey(1)).step == 7
+    assert [each.trace.key.record for each in read_rollouts(tmp_path)] == [1, 2, 1]
+
+
+def test_the_newest_rollouts_stay_within_the_bound(tmp_path: Path) -> None:
+    bound = 8 * len(json.dumps(rollout(1).as_line()))
+    file = RolloutFile(tmp_path, bound)
+    for record in range(50):
+        file.append([rollout(record)])
+
+    kept = [each.trace.key.record for each in read_rollouts(tmp_path)]
+    assert kept == list(range(50 - len(kept), 50)), "without a gap, up to the newest"
+    assert 3 <= len(kept) <= 8
+    assert sum((tmp_path / name).stat().st_size for name in (NAME, OLDER)) <= bound
+
+
+def test_a_missing_key_says_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.record_bytes above 0"):
+        find_rollout(tmp_path, RequestKey(1))
+    RolloutFile(tmp_path, 1 << 20).append([rollout(1), rollout(2, step=3)])
+    with pytest.raises(ConfigError, match=r"record=9/.* 2 recorded rollouts \(record=1/.*record=2/.*step 3\)"):
+        find_rollout(tmp_path, RequestKey(9))
+
+
+def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    RolloutFile(tmp_path, 1 << 20).append([rollout(1)])
+    with (tmp_path / NAME).open("a") as file:
+        file.write('{"step": 1, "ti')
+    assert len(list(read_rollouts(tmp_path))) == 1
+    with (tmp_path / NAME).open("a") as file:
+        file.write("\n")
+    with pytest.raises(ConfigError, match=r"rollouts\.jsonl:2"):
+        list(read_rollouts(tmp_path))
+
+
+def test_a_full_queue_drops_and_counts_and_never_waits(caplog: pytest.LogCaptureFixture) -> None:
+    go, done = threading.Event(), []
+    writer = BackgroundWriter(max_jobs=1)
+    writer.submit("the first", lambda: done.append(go.wait(10)))
+    while writer.submit("one more", lambda: done.append(True)):
+        pass  # the thread may or may not have taken the first job yet
+    assert writer.num_dropped == 1
+    assert "dropped one more" in caplog.text
+    assert writer.take_counters() == {"dump/dropped": 1.0, "dump/failed": 0.0}
+    assert writer.take_counters() == {"dump/dropped": 0.0, "dump/failed": 0.0}
+    go.set()
+    writer.close()
+    assert all(done), "what was queued is written"
+
+
+def test_a_job_that_fails_is_logged_and_counted_and_the_next_one_runs(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError("disk full")
+
+    done = threading.Event()
+    writer = BackgroundWriter()
+    writer.submit("a picture", fail)
+    writer.submit("the next", done.set)
+    writer.close()
+    assert done.is_set()
+    assert writer.num_failed == 1
+    assert "could not write a picture" in caplog.text
+    assert "disk full" in caplog.text
+
+
+def test_closing_gives_a_stuck_job_up_at_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
+    forever = threading.Event()
+    writer = BackgroundWriter()
+
+    def stuck() -> None:
+        forever.wait(60)
+
+    writer.submit("a stuck disk", stuck)
+    writer.submit("what waits behind it", lambda: None)
+    writer.close(timeout_s=0.05)
+    assert "not done after" in caplog.text
+    assert writer.num_dropped > 0
+    forever.set()
+
+
+def test_spans_that_touch_are_one() -> None:
+    assert merge_spans([Span(1, 3), Span(0, 2), Span(5, 6), Span(6.01, 7)]) == [Span(0, 3), Span(5, 7)]
+    assert merge_spans([]) == []
+
+
+def test_the_timeline_holds_each_phase_once_and_each_actor_as_long_as_it_worked() -> None:
+    now, events = [100.0], []
+    timeline = Timeline(lambda kind, **fields: events.append((kind, fields)), clock=lambda: now[0])
+    for moment, phase in [(100, "rollout"), (101, "rollout"), (104, "train"), (109, "sync")]:
+        now[0] = moment
+        timeline.phase(phase)
+        if phase == "rollout":
+            timeline.answered("actor-0", latency_s=1.0, parse_s=0.0)
+    now[0] = 110
+    timeline.close()
+    spans = [(f["lane"], f["name"], f["start"], f["end"]) for kind, f in events if kind == "span"]
+    assert spans[:2] == [("driver", "rollout", 100, 104), ("driver", "train", 104, 109)]
+    assert ("actor-0", "generate", 99, 101) in spans
+    assert spans[-1] == ("driver", "sync", 109, 110)
+    assert next(f["rollouts"] for _, f in events if f["name"] == "generate") == 2
