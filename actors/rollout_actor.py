@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
 from protocol.targets import build_target
 from protocol.traces import RolloutTrace
+from protocol.vocab import TokenCodec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +91,7 @@ class RolloutActor:
     def start(self, warmup: RolloutRequest | None) -> ActorReady:
         """Builds the engine and answers one request, which warms caches up. Slow: the caller sets the deadline."""
         started = time.monotonic()
-        processor = load_processor(self._settings.engine.model)
-        self._codec = HubCodec(processor.tokenizer)
-        self._frame = ChatFrame(processor, self._settings.system_prompt, self._settings.user_prompt)
-        self.loop = EngineLoop(lambda: self._engine or self._build_engine(processor))
+        self.loop = EngineLoop(self._open())
         self.loop.start()
         answers = self.rollout([warmup]) if warmup else ()
         tokens = sum(item.new_tokens for item in answers if isinstance(item, Outcome))
@@ -136,6 +134,14 @@ class RolloutActor:
     def close(self) -> None:
         self.loop.close()
 
+    def _open(self) -> Callable[[], RolloutEngine]:
+        """Reads the checkpoint's processor; the engine itself is built in its own thread."""
+        processor = load_processor(self._settings.engine.model)
+        self._codec: TokenCodec = HubCodec(processor.tokenizer)
+        self._frame = ChatFrame(processor, self._settings.system_prompt, self._settings.user_prompt)
+        self._suffix_ids: Sequence[int] = self._frame.suffix_ids
+        return lambda: self._engine or self._build_engine(processor)
+
     def _build_engine(self, processor: Any) -> RolloutEngine:
         from actors.vllm_engine import VllmEngine
 
@@ -171,7 +177,7 @@ class RolloutActor:
             completion=completion,
             parsed=parsed,
             match=matched,
-            suffix_ids=self._frame.suffix_ids,
+            suffix_ids=self._suffix_ids,
             codec=self._codec,
             settings=settings.target,
             duplicates=count_duplicates(parsed.predictions),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiktoken
 
+from actors.simulation import CharCodec as CharCodec
 from protocol.vocab import NUM_BINS, CoordIds, coord_token
 
 FIRST_SPECIAL = 151643
@@ -68,44 +69,6 @@ def qwen_codec() -> QwenCodec:
     if spec is None or spec.origin is None:
         pytest.skip("dashscope is not installed: its wheel ships the Qwen vocabulary")
     return QwenCodec(Path(spec.origin).parent / "resources" / "qwen.tiktoken")
-
-
-class CharCodec:
-    """One id per character (its code point); special texts are one id each, above all code points."""
-
-    _SPECIAL = re.compile(r"<\|(?:coord_([0-9]{1,3})|im_end|im_start|endoftext)\|>")
-    _BASE = 0x110000
-
-    @cached_property
-    def _texts(self) -> list[str]:
-        return [coord_token(bin_) for bin_ in range(NUM_BINS)] + ["<|im_end|>", "<|im_start|>", "<|endoftext|>"]
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {text: self._BASE + at for at, text in enumerate(self._texts)}
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        position = 0
-        for match in self._SPECIAL.finditer(text):
-            special = self._ids.get(match[0])
-            if special is None:
-                continue
-            ids += [*map(ord, text[position : match.start()]), special]
-            position = match.end()
-        return ids + [ord(char) for char in text[position:]]
-
-    def piece(self, token_id: int) -> str:
-        if token_id < 0:
-            return ""
-        if token_id < self._BASE:
-            return chr(token_id)
-        at = token_id - self._BASE
-        return self._texts[at] if at < len(self._texts) else ""
-
-    @cached_property
-    def coord_bins(self) -> Mapping[int, int]:
-        return {self._BASE + bin_: bin_ for bin_ in range(NUM_BINS)}
 
 
 class TinyCodec:
