@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("check", _check, "report everything that is wrong with config, data and model; starts nothing"),
     ):
         _with_config(commands.add_parser(name, help=text, description=text)).set_defaults(run=run)
+    _add_render(commands)
     _add_import_coco(commands)
     return parser
 
@@ -94,6 +95,19 @@ def _check(arguments: argparse.Namespace) -> int:
     findings = check_run(_load(arguments))
     print_findings(findings)
     return WRONG_INPUT if any(finding.is_error for finding in findings) else DONE
+
+
+def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "write the run as Kubernetes manifests: RayJob, RayCluster, monitoring"
+    parser = _with_config(commands.add_parser("render", help=text, description=text))
+    parser.add_argument("-o", "--output", type=Path, help="folder to write to; without it, the RayJob is printed")
+    parser.set_defaults(run=_render)
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    from deploy.render import run
+
+    return run(_load(arguments), arguments.output)
 
 
 def _add_import_coco(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

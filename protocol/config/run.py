@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from protocol.config.base import PositiveInt, Section, require
 from protocol.config.custom import CustomConfig
+from protocol.config.kubernetes import KubernetesConfig
 from protocol.config.rollout_matching import RolloutMatchingConfig
 from protocol.config.rules import cross_problems
 from protocol.config.sections import DataConfig, DebugConfig, DeepSpeedConfig, ModelConfig, TemplateConfig, TunerConfig
@@ -70,6 +71,8 @@ class RunConfig(Section):
     """The driver's HTTP endpoint."""
     quarantine: QuarantineConfig = QuarantineConfig()
     """Records that cannot be trained on."""
+    kubernetes: KubernetesConfig = KubernetesConfig()
+    """Manifests of `rollmatch render`; without effect on a run."""
     debug: DebugConfig = DebugConfig()
     """A short variant of the same run."""
 

@@ -1,0 +1,196 @@
+"""Manifests: current, valid in every field, and counted with the function that the driver places with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from deploy.placement import shares, totals
+from deploy.render import as_yaml, read_assets, render
+from deploy.render_pods import GPU, processes_per_pod
+from protocol.config import RunConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "deploy" / "k8s"
+CONFIG = ROOT / "configs" / "cluster_8gpu.yaml"
+CRDS = ROOT.parent / "shared" / "data" / "crds"
+SCHEMAS = {
+    "RayCluster": "ray.io_rayclusters.yaml",
+    "RayJob": "ray.io_rayjobs.yaml",
+    "PodMonitor": "monitoring.coreos.com_podmonitors.yaml",
+    "PrometheusRule": "monitoring.coreos.com_prometheusrules.yaml",
+}
+needs_crds = pytest.mark.skipif(
+    not CRDS.is_dir(), reason="no CRD schemas at ../shared/data/crds"
+)
+
+
+def config(*overrides: str) -> RunConfig:
+    return load_config(CONFIG, overrides=list(overrides))
+
+
+def rendered(*overrides: str) -> dict[str, Any]:
+    return render(config(*overrides), read_assets())
+
+
+@cache
+def schema(kind: str) -> dict[str, Any]:
+    """The schema of a custom resource, closed: the API server would prune what it does not name."""
+    definition = yaml.load((CRDS / SCHEMAS[kind]).read_text(), Loader=yaml.CSafeLoader)
+    (version,) = (each for each in definition["spec"]["versions"] if each["storage"])
+    found: dict[str, Any] = version["schema"]["openAPIV3Schema"]
+    _close(found)
+    found["properties"]["metadata"] = {"type": "object"}
+    return found
+
+
+def _close(node: Any) -> None:
+    if isinstance(node, dict):
+        if node.get("x-kubernetes-int-or-string"):
+            node.pop("type", None)
+            node.setdefault("anyOf", [{"type": "integer"}, {"type": "string"}])
+        if "properties" in node and not node.get("x-kubernetes-preserve-unknown-fields"):
+            node.setdefault("additionalProperties", False)
+        for value in list(node.values()):
+            _close(value)
+    elif isinstance(node, list):
+        for value in node:
+            _close(value)
+
+
+def validate(manifest: dict[str, Any]) -> None:
+    """As an API server would, unknown fields refused."""
+    kind = manifest["kind"]
+    if kind in SCHEMAS:
+        jsonschema.Draft202012Validator(schema(kind)).validate(manifest)
+    elif kind != "Kustomization":
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+def test_the_committed_manifests_are_current() -> None:
+    files = rendered()
+    written = {str(path.relative_to(GOLDEN)) for path in GOLDEN.rglob("*.yaml")}
+    command = "rollmatch render --config configs/cluster_8gpu.yaml -o deploy/k8s"
+    assert set(files) == written, f"run `{command}`"
+    for name, manifest in files.items():
+        assert (GOLDEN / name).read_text() == as_yaml(manifest), f"{name} is out of date: run `{command}`"
+
+
+@needs_crds
+@pytest.mark.shared
+def test_every_manifest_is_valid_with_unknown_fields_refused() -> None:
+    for manifest in rendered().values():
+        validate(manifest)
+    more = ["kubernetes.queue=gpu", "kubernetes.env_secret=wandb", "kubernetes.service_account=runner"]
+    for manifest in rendered(*more, "cluster.autoscaling=false", "cluster.actor_resources={fast: 1}").values():
+        validate(manifest)
+
+
+def _job(change: Callable[[dict[str, Any]], Any]) -> Any:
+    return ("job/rayjob.yaml", change)
+
+
+def worker(manifest: dict[str, Any]) -> Any:
+    return manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+
+
+def container(manifest: dict[str, Any]) -> Any:
+    return worker(manifest)["template"]["spec"]["containers"][0]
+
+
+MUTATIONS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "a typo in the spec": _job(lambda m: m["spec"].update(entryPoint="x")),
+    "a limit that is text": _job(lambda m: m["spec"].update(backoffLimit="3")),
+    "an unknown mode": _job(lambda m: m["spec"]["rayClusterSpec"]["authOptions"].update(mode="password")),
+    "a group without bounds": _job(lambda m: worker(m).pop("maxReplicas")),
+    "an unknown field of a pod": _job(lambda m: worker(m)["template"]["spec"].update(securitycontext={})),
+    "a probe without its kind": _job(lambda m: container(m)["livenessProbe"].update(httpget={})),
+    "a deletion rule without policy": _job(lambda m: m["spec"]["deletionStrategy"]["deletionRules"][0].pop("policy")),
+    "an unknown deletion policy": _job(
+        lambda m: m["spec"]["deletionStrategy"]["deletionRules"][0].update(policy="DeleteAll")
+    ),
+    "a cluster without a head": ("cluster/raycluster.yaml", lambda m: m["spec"].pop("headGroupSpec")),
+    "a port that is no number": (
+        "common/networkpolicy.yaml",
+        lambda m: m["spec"]["ingress"][1]["ports"][0].update(port={}),
+    ),
+    "a policy with an unknown field": ("common/networkpolicy.yaml", lambda m: m["spec"].update(inbound=[])),
+    "a priority that is text": ("common/priorityclass-rollout.yaml", lambda m: m.update(value="high")),
+    "a config map of numbers": ("common/run.yaml", lambda m: m["data"].update({"run.yaml": 3})),
+    "a monitor without selector": ("common/podmonitor.yaml", lambda m: m["spec"].pop("selector")),
+}
+
+
+@needs_crds
+@pytest.mark.shared
+@pytest.mark.parametrize("what", MUTATIONS)
+def test_a_mutated_manifest_is_refused(what: str) -> None:
+    name, change = MUTATIONS[what]
+    manifest = copy.deepcopy(rendered()[name])
+    change(manifest)
+    with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
+        validate(manifest)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("cluster.num_learners=8", "kubernetes.gpus_per_node=4"),
+        ("cluster.num_learners=6", "kubernetes.gpus_per_node=4", "rollout.num_actors=3"),
+    ],
+)
+def test_the_pods_ask_for_exactly_the_gpus_that_the_driver_places(overrides: tuple[str, ...]) -> None:
+    given = config(*overrides)
+    groups = rendered(*overrides)["job/rayjob.yaml"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    asked = sum(
+        group["maxReplicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"][GPU])
+        for group in groups
+    )
+    assert asked == totals(shares(given))["GPU"]
+    for share, group in zip(shares(given), groups, strict=True):
+        per_pod = processes_per_pod(share, given.kubernetes.gpus_per_node)
+        assert group["maxReplicas"] * per_pod == share.count
+        assert per_pod * share.resources["GPU"] <= given.kubernetes.gpus_per_node
+        assert group["labels"] == share.labels
+
+
+def test_a_retry_resumes_and_the_driver_joins_the_cluster_it_runs_in() -> None:
+    files = rendered()
+    spec = files["job/rayjob.yaml"]["spec"]
+    assert spec["backoffLimit"] == 3
+    assert "training.resume=auto" in spec["entrypoint"]
+    run = yaml.safe_load(files["common/run.yaml"]["data"]["run.yaml"])
+    assert run["cluster"]["address"] == "auto"
+
+
+def test_no_secret_is_rendered_only_its_name() -> None:
+    files = rendered("kubernetes.env_secret=wandb")
+    assert all(manifest["kind"] != "Secret" for manifest in files.values())
+    (source,) = worker(files["job/rayjob.yaml"])["template"]["spec"]["containers"][0]["envFrom"]
+    assert source == {"secretRef": {"name": "wandb"}}
+
+
+def test_every_container_is_locked_down_and_every_pod_is_no_root() -> None:
+    spec = rendered()["job/rayjob.yaml"]["spec"]
+    cluster = spec["rayClusterSpec"]
+    templates = [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+    for pod in [template["spec"] for template in [*templates, spec["submitterPodTemplate"]]]:
+        assert pod["securityContext"]["runAsNonRoot"]
+        for each in pod["containers"]:
+            assert each["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def test_rendering_changes_neither_the_configuration_nor_its_own_result() -> None:
+    given = config()
+    before = given.as_mapping()
+    assert render(given, {}) == render(given, {})
+    assert given.as_mapping() == before
