@@ -28,9 +28,7 @@ SCHEMAS = {
     "PodMonitor": "monitoring.coreos.com_podmonitors.yaml",
     "PrometheusRule": "monitoring.coreos.com_prometheusrules.yaml",
 }
-needs_crds = pytest.mark.skipif(
-    not CRDS.is_dir(), reason="no CRD schemas at ../shared/data/crds"
-)
+needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason="no CRD schemas at ../shared/data/crds")
 
 
 def config(*overrides: str) -> RunConfig:
