@@ -16,6 +16,9 @@ from typing import Protocol
 
 from protocol.contracts import Bucket as Bucket
 from protocol.contracts import Completion, RolloutRequest, WeightsManifest
+from protocol.errors import EngineError
+from protocol.repeat_guard import RepeatSettings, num_tokens_at_verdict
+from protocol.vocab import TokenCodec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,3 +87,24 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Releases the engine; idempotent."""
         ...
+
+
+def check_repeat_guard(
+    settings: RepeatSettings | None, prompt_ids: Sequence[int], answer: Sequence[int], codec: TokenCodec
+) -> bool:
+    """Whether the repeat guard ended this answer; EngineError when it should have and the engine went on.
+
+    The guard acts inside the backend's sampler. Its decision is a function of the tokens, so it is made once more here,
+    where the answer ends, whatever process the sampler runs in.
+    """
+    if settings is None:
+        return False
+    verdict = num_tokens_at_verdict(settings, prompt_ids, ((token, codec.piece(token)) for token in answer))
+    if verdict is None or verdict == len(answer):
+        return False
+    if verdict < len(answer) - 1:
+        raise EngineError(
+            f"the repeat guard judged the answer after {verdict} tokens and the engine wrote {len(answer)}; "
+            "its logits processor did not act: restart the engine, or set repeat_terminate.enabled to false"
+        )
+    return True

@@ -60,8 +60,10 @@ class _Ask:
 class EngineLoop:
     """Thread-safe face of an engine; every public method may be called from any thread."""
 
-    def __init__(self, build: Callable[[], RolloutEngine]) -> None:
+    def __init__(self, build: Callable[[], RolloutEngine], batch_size: int = 1) -> None:
+        """`batch_size`: requests of one step, for an engine that decodes whole batches."""
         self._build = build
+        self._admit_per_step = max(ADMIT_PER_STEP, batch_size)
         self._inbox: queue.SimpleQueue[_Rollout | _Load | _Ask | None] = queue.SimpleQueue()
         self._waiting: deque[tuple[RolloutRequest, Deliver]] = deque()
         self._running: dict[RequestKey, tuple[RolloutRequest, Deliver]] = {}
@@ -181,7 +183,7 @@ class EngineLoop:
         self._steps += 1
 
     def _admit(self, engine: RolloutEngine) -> None:
-        for _ in range(min(ADMIT_PER_STEP, len(self._waiting))):
+        for _ in range(min(self._admit_per_step, len(self._waiting))):
             request, deliver = self._waiting.popleft()
             try:
                 engine.submit(request)

@@ -21,6 +21,7 @@ from typing import Any
 from actors.codec import ChatFrame, HubCodec
 from actors.engine import Bucket, EngineProgress, LoadReport, RolloutEngine
 from actors.engine_loop import Answer, EngineLoop, InFlight
+from actors.engines import build_engine
 from actors.settings import ActorSettings
 from protocol.contracts import (
     Completion,
@@ -91,7 +92,7 @@ class RolloutActor:
     def start(self, warmup: RolloutRequest | None) -> ActorReady:
         """Builds the engine and answers one request, which warms caches up. Slow: the caller sets the deadline."""
         started = time.monotonic()
-        self.loop = EngineLoop(self._open())
+        self.loop = EngineLoop(self._open(), self._settings.decode.batch_size)
         self.loop.start()
         answers = self.rollout([warmup]) if warmup else ()
         tokens = sum(item.new_tokens for item in answers if isinstance(item, Outcome))
@@ -140,12 +141,7 @@ class RolloutActor:
         self._codec: TokenCodec = HubCodec(processor.tokenizer)
         self._frame = ChatFrame(processor, self._settings.system_prompt, self._settings.user_prompt)
         self._suffix_ids: Sequence[int] = self._frame.suffix_ids
-        return lambda: self._engine or self._build_engine(processor)
-
-    def _build_engine(self, processor: Any) -> RolloutEngine:
-        from actors.vllm_engine import VllmEngine
-
-        return VllmEngine(self._settings.engine, self._settings.decode, self._frame, processor)
+        return lambda: self._engine or build_engine(self._settings, self._frame, self._codec, processor)
 
     def _outcome(
         self, request: RolloutRequest, answer: Completion | DataFailure, latency_s: float
@@ -183,7 +179,13 @@ class RolloutActor:
             duplicates=count_duplicates(parsed.predictions),
         )
         descs = count_exact((parsed.predictions[p].desc, record.objects[t].desc) for p, t, _ in matched.pairs)
-        stats = replace(target.stats, desc_pairs_total=descs.total, desc_exact_ok=descs.exact)
+        stats = replace(
+            target.stats,
+            desc_pairs_total=descs.total,
+            desc_exact_ok=descs.exact,
+            repeat_terminated=int(completion.repeat_terminated),
+            decode_mode=settings.decode.mode,
+        )
         outcome = Outcome(
             key=request.key,
             last_version=completion.last_version,

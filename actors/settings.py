@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from protocol.config import RunConfig
+from protocol.config.rollout_matching import RolloutMatchingConfig
 from protocol.matching import MatchSettings
 from protocol.prompts import resolve_prompts
+from protocol.repeat_guard import RepeatSettings
 from protocol.targets import TargetSettings
 
 
@@ -18,6 +20,30 @@ class DecodeSettings:
     max_new_tokens: int
     temperature: float = 0.0
     repetition_penalty: float = 1.0
+    mode: Literal["greedy", "beam"] = "greedy"
+    """`greedy` samples when `temperature` > 0; `beam` exists with the hf backend only."""
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    batch_size: int = 1
+    """Prompts per generate call of the hf backend; vLLM batches by itself."""
+    repeat: RepeatSettings | None = None
+    """Limits of the repeat guard; None switches it off."""
+
+    @classmethod
+    def from_config(cls, matching: RolloutMatchingConfig) -> DecodeSettings:
+        """Reads `rollout_matching.*`; beams count in beam mode only (SPEC 4.2)."""
+        beams = matching.num_beams if matching.decode_mode == "beam" else 1
+        guard = matching.repeat_terminate
+        return cls(
+            max_new_tokens=matching.max_new_tokens,
+            temperature=matching.temperature,
+            repetition_penalty=matching.repetition_penalty,
+            mode=matching.decode_mode,
+            num_beams=beams,
+            num_return_sequences=(matching.num_return_sequences or beams) if beams > 1 else 1,
+            batch_size=matching.rollout_generate_batch_size,
+            repeat=RepeatSettings(**guard.model_dump(exclude={"enabled"})) if guard.enabled else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +53,14 @@ class EngineSettings:
     model: str
     dtype: str
     max_model_len: int
+    """Most tokens of prompt and answer together; 0: what the model can hold (hf only)."""
     num_threads: int
     on_cpu: bool
+    backend: Literal["vllm", "hf"] = "vllm"
+    attn_impl: str = "sdpa"
+    """Attention of the hf backend; vLLM chooses its own."""
+    watches_repeats: bool = False
+    """The repeat guard is on: vLLM must know it before it starts."""
     options: dict[str, Any] = field(default_factory=dict)
     """`rollout_matching.vllm.*` as vLLM's engine arguments name them."""
 
@@ -58,13 +90,12 @@ class ActorSettings:
                 max_model_len=matching.vllm.max_model_len,
                 num_threads=max(1, int(config.cluster.cpus_per_actor)),
                 on_cpu=config.cluster.gpus_per_actor == 0,
+                backend=matching.rollout_backend,
+                attn_impl=config.model.attn_impl,
+                watches_repeats=matching.repeat_terminate.enabled,
                 options=matching.vllm.engine_options(),
             ),
-            decode=DecodeSettings(
-                max_new_tokens=matching.max_new_tokens,
-                temperature=matching.temperature,
-                repetition_penalty=matching.repetition_penalty,
-            ),
+            decode=DecodeSettings.from_config(matching),
             system_prompt=system_prompt,
             user_prompt=user_prompt,
             match=MatchSettings(

@@ -13,21 +13,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from actors.codec import ChatFrame
-from actors.engine import Bucket, LoadReport
+from actors.engine import Bucket, LoadReport, check_repeat_guard
+from actors.images import open_image
 from actors.settings import DecodeSettings, EngineSettings
 from protocol.contracts import Completion, RolloutRequest, WeightsManifest
-from protocol.errors import EngineError, ImageError, PromptTooLongError, SyncError
+from protocol.errors import EngineError, PromptTooLongError, SyncError
+from protocol.vocab import TokenCodec
 
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """Environment of an engine process; must be set before vLLM is imported."""
+    common = {"HF_HUB_OFFLINE": "1"}
+    if settings.watches_repeats:
+        # The repeat guard is written for vLLM's first model runner; without it vLLM chooses.
+        common["VLLM_USE_V2_MODEL_RUNNER"] = "0"
     if not settings.on_cpu:
-        return {"HF_HUB_OFFLINE": "1"}
-    return {
-        "HF_HUB_OFFLINE": "1",
+        return common
+    return common | {
         "CUDA_VISIBLE_DEVICES": "",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -43,13 +47,16 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
 class VllmEngine:
     """One vLLM engine, in process, stepped by its owner."""
 
-    def __init__(self, settings: EngineSettings, decode: DecodeSettings, frame: ChatFrame, processor: Any) -> None:
+    def __init__(
+        self, settings: EngineSettings, decode: DecodeSettings, frame: ChatFrame, codec: TokenCodec, processor: Any
+    ) -> None:
         os.environ.update(engine_environment(settings))
         from vllm import EngineArgs, LLMEngine
 
         from actors.vllm_plugin import BACKEND
 
         self._frame = frame
+        self._codec = codec
         self._decode = decode
         self._max_model_len = settings.max_model_len
         self._requests: dict[str, RolloutRequest] = {}
@@ -66,10 +73,12 @@ class VllmEngine:
                 distributed_executor_backend="mp" if options.get("tensor_parallel_size", 1) > 1 else "uni",
                 weight_transfer_config={"backend": BACKEND},
                 worker_extension_cls="actors.vllm_plugin.WorkerExtension",
+                logits_processors=["actors.vllm_repeat_guard:RepeatTermination"] if settings.watches_repeats else None,
                 disable_log_stats=True,
                 **options,
             )
         )
+        self._params = self._sampling_params()
         self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._engine.set_weight_version("0")
 
@@ -82,19 +91,11 @@ class VllmEngine:
         return len(self._requests)
 
     def submit(self, request: RolloutRequest) -> None:
-        from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
 
         image = open_image(request)
-        params = SamplingParams(
-            temperature=self._decode.temperature,
-            top_p=1.0,
-            top_k=0,
-            repetition_penalty=self._decode.repetition_penalty,
-            max_tokens=self._decode.max_new_tokens,
-            seed=request.seed if self._decode.temperature > 0 else None,
-            detokenize=False,
-        )
+        params = self._params.clone()
+        params.seed = request.seed if self._decode.temperature > 0 else None
         prompt = {"prompt": self._frame.prompt_text, "multi_modal_data": {"image": image}}
         try:
             self._engine.add_request(str(request.key), prompt, params)
@@ -104,6 +105,24 @@ class VllmEngine:
                 f"raise rollout_matching.vllm.max_model_len (now {self._max_model_len}) or drop the record"
             ) from error
         self._requests[str(request.key)] = request
+
+    def _sampling_params(self) -> Any:
+        """What all requests share; each adds its seed."""
+        from vllm import SamplingParams
+
+        from actors.vllm_repeat_guard import guard_arguments
+
+        end_of_turn = self._frame.suffix_ids[0]
+        return SamplingParams(
+            temperature=self._decode.temperature,
+            top_p=1.0,
+            top_k=0,
+            repetition_penalty=self._decode.repetition_penalty,
+            max_tokens=self._decode.max_new_tokens,
+            stop_token_ids=[end_of_turn],
+            detokenize=False,
+            extra_args=guard_arguments(self._decode.repeat, end_of_turn),
+        )
 
     def step(self) -> list[Completion]:
         return [self._completion(output) for output in self._engine.step() if output.finished]
@@ -124,6 +143,9 @@ class VllmEngine:
             finish_reason=answer.finish_reason,
             first_version=int(spans[0].version),
             last_version=int(spans[-1].version),
+            repeat_terminated=check_repeat_guard(
+                self._decode.repeat, output.prompt_token_ids, answer.token_ids, self._codec
+            ),
         )
 
     def load_weights(self, manifest: WeightsManifest, buckets: Sequence[Bucket]) -> LoadReport:
@@ -159,21 +181,3 @@ class VllmEngine:
         if hasattr(self, "_engine"):
             self._engine.engine_core.shutdown()
             del self._engine
-
-
-def open_image(request: RolloutRequest) -> Image.Image:
-    """The request's image as RGB; ImageError that names the record when it cannot be what the record says."""
-    record = request.record
-    path = record.images[0]
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        message = f"{record.source}: cannot read image {path} ({error}); restore it or drop the record"
-        raise ImageError(message) from error
-    if image.size != (record.width, record.height):
-        raise ImageError(
-            f"{record.source}: image {path} is {image.width}x{image.height}, the record says "
-            f"{record.width}x{record.height}; write the record with the size of the file"
-        )
-    return image

@@ -13,8 +13,7 @@ vLLM's transfer API, which has moved in most minor releases.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from protocol.checksums import bucket_checksum
+from actors.weight_buckets import tensor_views, verify_buckets
 from protocol.contracts import Bucket, WeightsManifest
 from protocol.errors import SyncError
 
@@ -84,30 +83,6 @@ class WorkerExtension:
     def received_checksums(self) -> tuple[str, ...]:
         received: tuple[str, ...] = self.weight_transfer_engine.received
         return received
-
-
-def verify_buckets(manifest: WeightsManifest, buckets: Sequence[Bucket]) -> tuple[str, ...]:
-    """Digests of the received bytes; SyncError where they are not those of the manifest."""
-    digests = tuple(bucket_checksum(bucket) for bucket in buckets)
-    if digests != manifest.bucket_checksums:
-        wrong = [i for i, (a, b) in enumerate(zip(digests, manifest.bucket_checksums, strict=False)) if a != b]
-        raise SyncError(
-            f"version {manifest.version}: {len(wrong)} of {len(manifest.bucket_checksums)} weight buckets arrived with "
-            f"another checksum (got {len(digests)} buckets; first wrong: {wrong[:1]}); "
-            "the object store or the network changed bytes: restart this engine"
-        )
-    return digests
-
-
-def tensor_views(manifest: WeightsManifest, buckets: Sequence[Bucket]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Named tensors over the buckets' memory: nothing is copied here, the model's loader copies once."""
-    with warnings.catch_warnings():
-        # Shared memory is read-only and nobody writes to it: torch cannot know.
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        for entry in manifest.tensors:
-            raw = buckets[entry.bucket][entry.index]
-            flat = torch.frombuffer(raw.data, dtype=getattr(torch, entry.dtype))
-            yield entry.name, flat.view(entry.shape)
 
 
 def _require_whole_layers(model: torch.nn.Module) -> None:

@@ -24,13 +24,6 @@ class Pending(NamedTuple):
 
 
 CHANGES_TRAINING = (
-    Pending(f"{MATCHING}.rollout_backend", lambda c: c.matching.rollout_backend != "vllm", "write vllm"),
-    Pending(f"{MATCHING}.decode_mode", lambda c: c.matching.decode_mode != "greedy", "write greedy"),
-    Pending(
-        f"{MATCHING}.repeat_terminate.enabled",
-        lambda c: c.matching.repeat_terminate.enabled,
-        "set it to false; repetition_penalty and max_new_tokens bound a rollout meanwhile",
-    ),
     Pending(f"{MATCHING}.offload.enabled", lambda c: c.matching.offload.enabled, "set it to false"),
     Pending(
         f"{MATCHING}.vllm.enable_lora",

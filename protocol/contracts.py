@@ -111,6 +111,8 @@ class Completion:
     first_version: int
     last_version: int
     """Policy versions of the first and the last generated token, as the engine reports them."""
+    repeat_terminated: bool = False
+    """The repeat guard forced the end-of-turn token."""
 
 
 class RejectReason(StrEnum):
@@ -217,6 +219,8 @@ class SegmentStats:
     encoded_len: int = 0
     desc_pairs_total: int = 0
     desc_exact_ok: int = 0
+    repeat_terminated: int = 0
+    """1 where the repeat guard ended the rollout."""
     decode_mode: str = "greedy"
 
 

@@ -62,6 +62,10 @@ _add(
         "rollout/prefix_coord_targets_total": "Coordinate targets inside prefixes.",
         "rollout/cut_fallback": "Prefixes cut back to `{` because a cut token did not survive a round trip.",
         "rollout/duplicates": "Near-duplicate predictions within a sample (same desc, IoU >= 0.9).",
+        "rollout/repeat_terminated": (
+            "Rollouts that the repeat guard ended.",
+            "Growing: answers degenerate; look at rollout/duplicate_rate and the dumps.",
+        ),
         "rollout/decode_greedy": "Rollouts decoded greedily.",
         "rollout/decode_beam": "Rollouts decoded by beam search.",
         "rollout/gen_new_tokens_total": "Tokens generated for this event.",

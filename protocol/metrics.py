@@ -152,6 +152,7 @@ class RolloutTotals:
             "cut_fallback": s["cut_fallback"],
             "duplicates": s["duplicates"],
             "duplicate_rate": rate(s["duplicates"], s["valid_predictions"]),
+            "repeat_terminated": s["repeat_terminated"],
             "decode_greedy": self.modes["greedy"],
             "decode_beam": self.modes["beam"],
         }

@@ -6,7 +6,8 @@ A logits processor feeds each new token to a `RepeatGuard` and forces end-of-tur
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,7 +44,7 @@ class RepeatSettings:
 def judge_repeats(
     token_ids: Sequence[int], prompt_len: int, num_object_keys: int, settings: RepeatSettings
 ) -> RepeatReason | None:
-    """Why the row must end now, or None.
+    """Why the row must end now, or None: the definition, which `RepeatGuard` computes step by step.
 
     Args:
         token_ids: prompt and generated tokens; a run of equal tokens may reach back into the prompt.
@@ -86,13 +87,16 @@ class KeyCounter:
 
 
 class RepeatGuard:
-    """Watches one row. Feed every generated token; a reason, once given, stays."""
+    """Watches one row: `judge_repeats`, token by token, in constant time. A reason, once given, stays."""
 
     def __init__(self, settings: RepeatSettings, prompt_ids: Sequence[int]) -> None:
         self._settings = settings
-        self._token_ids = list(prompt_ids)
-        self._prompt_len = len(prompt_ids)
+        self._recent = deque(prompt_ids[-settings.ngram_size :], maxlen=max(1, settings.ngram_size))
+        self._last = prompt_ids[-1] if len(prompt_ids) else None
+        self._run = next((i for i, token in enumerate(reversed(prompt_ids)) if token != self._last), len(prompt_ids))
+        self._periodic = 0
         self._keys = KeyCounter()
+        self.num_new = 0
         self.reason: RepeatReason | None = None
 
     @property
@@ -101,8 +105,33 @@ class RepeatGuard:
 
     def feed(self, token_id: int, piece: str) -> RepeatReason | None:
         """Takes one token and its text; the verdict after it."""
-        self._token_ids.append(token_id)
+        self.num_new += 1
+        self._run = self._run + 1 if token_id == self._last else 1
+        repeats = len(self._recent) == self._recent.maxlen and self._recent[0] == token_id
+        self._periodic = self._periodic + 1 if repeats else 0
+        self._recent.append(token_id)
+        self._last = token_id
         self._keys.feed(piece)
-        if self.reason is None:
-            self.reason = judge_repeats(self._token_ids, self._prompt_len, self._keys.count, self._settings)
+        if self.reason is None and self.num_new >= self._settings.min_new_tokens:
+            self.reason = self._judge()
         return self.reason
+
+    def _judge(self) -> RepeatReason | None:
+        limits = self._settings
+        if limits.max_object_keys is not None and self._keys.count >= limits.max_object_keys:
+            return RepeatReason.OBJECT_KEYS
+        if 0 < limits.max_consecutive_token_repeats <= self._run:
+            return RepeatReason.TOKEN_RUN
+        size, repeats = limits.ngram_size, limits.ngram_repeats
+        # `repeats` equal blocks: each token of all but the first equals the one a block before it.
+        if size > 0 and repeats >= 2 and self.num_new >= size * repeats and self._periodic >= size * (repeats - 1):
+            return RepeatReason.NGRAM
+        return None
+
+
+def num_tokens_at_verdict(
+    settings: RepeatSettings, prompt_ids: Sequence[int], answer: Iterable[tuple[int, str]]
+) -> int | None:
+    """Generated tokens after which the guard speaks, or None; `answer` holds the tokens and their text."""
+    guard = RepeatGuard(settings, prompt_ids)
+    return next((guard.num_new for token, piece in answer if guard.feed(token, piece) is not None), None)

@@ -192,6 +192,9 @@ class RolloutMatchingConfig(Section):
         if self.decode_mode == "beam" and self.rollout_backend == "vllm":
             message = "must be greedy with rollout_backend vllm, got beam; write greedy, or rollout_backend: hf"
             problems.append(Problem(("decode_mode", "rollout_backend"), message))
+        if self.decode_mode == "beam" and self.temperature > 0:
+            message = f"beam search does not sample, got temperature {self.temperature:g}; write 0, or greedy"
+            problems.append(Problem(("decode_mode", "temperature"), message))
         if (self.num_return_sequences or 1) > self.num_beams:
             message = f"must be <= num_beams {self.num_beams}, got {self.num_return_sequences}; raise num_beams"
             problems.append(Problem(("num_return_sequences", "num_beams"), message))

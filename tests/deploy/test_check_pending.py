@@ -41,8 +41,6 @@ def test_the_defaults_ask_for_nothing_that_is_missing() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (f"{MATCHING}.rollout_backend", "hf"),
-        (f"{MATCHING}.repeat_terminate.enabled", True),
         (f"{MATCHING}.vllm.enable_lora", True),
         ("custom.val_sample_with_replacement", True),
         ("training.eval_strategy", "epoch"),

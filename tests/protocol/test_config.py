@@ -210,6 +210,10 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
         ({"matching__vllm": {}}, f"{MATCHING}.vllm.max_model_len: is required"),
         ({"matching__max_new_tokens": 4096}, f"{MATCHING}.vllm.max_model_len: must exceed max_new_tokens 4096"),
         ({"matching__decode_mode": "beam"}, f"{MATCHING}.decode_mode: must be greedy"),
+        (
+            {"matching__rollout_backend": "hf", "matching__decode_mode": "beam", "matching__temperature": 0.5},
+            f"{MATCHING}.decode_mode: beam search does not sample",
+        ),
         ({"matching__num_return_sequences": 2}, f"{MATCHING}.num_return_sequences: must be <= num_beams 1"),
         ({"matching__vllm__enable_lora": True}, f"{MATCHING}.vllm.enable_lora: needs tuner.train_type lora"),
         ({"matching__vllm__sleep_level": 1}, f"{MATCHING}.vllm.sleep_level: must be 0, got 1"),

@@ -12,6 +12,7 @@ from protocol.repeat_guard import (
     RepeatReason,
     RepeatSettings,
     judge_repeats,
+    num_tokens_at_verdict,
 )
 from tests.protocol.codecs import qwen_codec
 from tests.protocol.strategies import FEW_EXAMPLES, Dealer, drawn, mutilated
@@ -75,3 +76,31 @@ def test_the_count_does_not_depend_on_how_text_is_cut_into_pieces(raw: bytes) ->
         counter.feed(text[at : at + step])
         at += step
     assert counter.count == len(OBJECT_KEY.findall(text))
+
+
+@settings(max_examples=FEW_EXAMPLES, deadline=None)
+@given(drawn(60))
+def test_the_guard_says_at_every_token_what_its_definition_says(raw: bytes) -> None:
+    """`RepeatGuard` is `judge_repeats` in constant time: prompts, runs, blocks and their limits drawn small."""
+    dealer = Dealer(raw)
+    limits = RepeatSettings(
+        min_new_tokens=dealer.number(5),
+        max_consecutive_token_repeats=dealer.number(5),
+        ngram_size=dealer.number(4),
+        ngram_repeats=dealer.number(4),
+    )
+    tokens = [dealer.number(2) for _ in range(dealer.number(4))]
+    prompt_len = len(tokens)
+    guard = RepeatGuard(limits, tokens)
+    for token in [dealer.number(2) for _ in range(24)]:
+        tokens.append(token)
+        expected = judge_repeats(tokens, prompt_len, 0, limits)
+        assert guard.feed(token, "") is expected
+        if expected is not None:
+            break
+
+
+def test_the_verdict_of_a_whole_answer_counts_the_tokens_up_to_it() -> None:
+    answer = [(token, "") for token in (5, 6, 6, 6, 9)]
+    assert num_tokens_at_verdict(RUN_ONLY, [1], answer) == 4
+    assert num_tokens_at_verdict(RUN_ONLY, [1], answer[:3]) is None

@@ -169,7 +169,8 @@ def _compute_loss(case: Case) -> dict[str, Any]:
         "time/mask_build_s": 0.0,
     }
     ours = set(logged) - set(case["expected"]["logged"])  # SPEC A20 and counts that the reference did not log
-    assert ours <= {"rollout/segments", "rollout/cut_fallback", "rollout/duplicates", "rollout/duplicate_rate"}, ours
+    added = ("segments", "cut_fallback", "duplicates", "duplicate_rate", "repeat_terminated")
+    assert ours <= {f"rollout/{name}" for name in added}, ours
     return {"total": float(loss), "logged": {name: value for name, value in logged.items() if name not in ours}}
 
 
