@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         _with_config(commands.add_parser(name, help=text, description=text)).set_defaults(run=run)
     _add_render(commands)
     _add_import_coco(commands)
+    _add_replay(commands)
     return parser
 
 
@@ -114,6 +115,14 @@ def _add_import_coco(commands: argparse._SubParsersAction[argparse.ArgumentParse
     from deploy.import_coco import add_arguments, run
 
     parser = commands.add_parser("import-coco", help="turn COCO or LVIS instance files into training records")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from deploy.replay import add_arguments, run
+
+    parser = commands.add_parser("replay", help="show every decision about one recorded rollout; no engine needed")
     add_arguments(parser)
     parser.set_defaults(run=run)
 

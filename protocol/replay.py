@@ -5,6 +5,7 @@ Pure like the parts that it calls; the actor runs the same functions, so what is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -28,6 +29,7 @@ from protocol.targets import Target, TargetSettings, build_target
 from protocol.vocab import TokenCodec
 
 _NO_LIMIT = 2**31
+_KEY = re.compile(r'"(object_[0-9]+)": \{"desc": ')
 
 
 class Mask(StrEnum):
@@ -71,16 +73,23 @@ class Replay:
 
     key: RequestKey
     record: Record
-    text: str
-    """The completion, token by token, up to the end of turn."""
+    pieces: tuple[str, ...]
+    """Text of each token of the completion, up to the end of turn."""
     parsed: ParsedCompletion
     candidates: tuple[Candidate, ...]
     match: MatchResult
     target: Target
     appended: tuple[GroundTruth, ...]
+    appended_keys: dict[int, str]
+    """Position of an appended ground truth → its `object_N` in the target."""
     tokens: tuple[TargetToken, ...]
     """Prefix, tail and chat suffix; the prompt is left out."""
     duplicates: int
+
+    @property
+    def text(self) -> str:
+        """The completion, up to the end of turn."""
+        return "".join(self.pieces)
 
     @property
     def f1(self) -> float:
@@ -141,7 +150,7 @@ def replay(
     return Replay(
         key=key,
         record=record,
-        text="".join(piece_table(codec).pieces(parsed.response_ids.tolist())),
+        pieces=tuple(piece_table(codec).pieces(parsed.response_ids.tolist())),
         parsed=parsed,
         candidates=tuple(
             Candidate(a, b, iou, iou >= matching.maskiou_gate, (a, b) in pairs)
@@ -150,6 +159,7 @@ def replay(
         match=matched,
         target=built,
         appended=tuple(record.objects[at] for at in built.appended),
+        appended_keys=dict(zip(built.appended, _KEY.findall(built.append_text), strict=True)),
         tokens=mark_tokens(row, built.stats.prefix_len, codec),
         duplicates=duplicates,
     )

@@ -75,7 +75,7 @@ def test_an_unknown_metric_for_the_best_model_is_refused_with_the_nearest(
 
 def test_every_command_has_a_line_of_help() -> None:
     text = build_parser().format_help()
-    for name in ("train", "evaluate", "check", "import-coco"):
+    for name in ("train", "evaluate", "check", "import-coco", "replay"):
         assert re.search(rf"^    {name}\s+\w", text, re.MULTILINE), name
 
 

@@ -1,0 +1,165 @@
+"""`rollmatch replay`: one rollout through parse → match → target again, with every decision shown.
+
+    rollmatch replay --run runs/demo --key record=17/epoch=0
+    rollmatch replay --run runs/demo --key record=17/epoch=0 custom.extra.rollout_matching.maskiou_gate=0.5
+    rollmatch replay --json answer.json --config configs/demo.yaml
+
+A JSON file holds `text` or `token_ids`, and the ground truth as records have it:
+
+    {"text": "{\\"object_1\\": ...}", "objects": [{"desc": "cat", "bbox_2d": [1, 2, 30, 40]}]}
+
+Needs the run's folder and the checkpoint's tokenizer.json; no engine, no cluster, no pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.settings import ActorSettings
+from deploy.file_codec import load_codec
+from deploy.recorder import find_rollout
+from protocol.config import RunConfig, load_config
+from protocol.contracts import GroundTruth, IntArray, Record, RequestKey, Shape
+from protocol.errors import ConfigError
+from protocol.replay import Replay, replay
+from protocol.traces import RolloutTrace
+from protocol.vocab import END_OF_TURN, NUM_BINS, TokenCodec, coord_value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is replayed."""
+
+    key: RequestKey
+    record: Record
+    token_ids: IntArray
+    prompt_len: int
+    suffix_ids: tuple[int, ...]
+    about: str
+    """Where it came from, for the title."""
+    trace: RolloutTrace | None = None
+    """What the run decided, where a run did."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--run", dest="run_dir", type=Path, metavar="RUN", help="folder of a run that recorded its rollouts"
+    )
+    what.add_argument("--json", type=Path, metavar="FILE", help='an answer: {"text" or "token_ids", "objects"}')
+    parser.add_argument("--key", help="which rollout of the run: record=17/epoch=0 (rollout=0 if not given)")
+    parser.add_argument("--config", type=Path, help="run file to replay with; for --run its own if not given")
+    parser.add_argument("--pairs", type=int, default=40, metavar="N", help="most candidate pairs shown (default 40)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="other settings: custom.extra.rollout_matching.maskiou_gate=0.5",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the replay."""
+    from deploy.replay_view import print_replay
+
+    config = _config(arguments)
+    codec = load_codec(config.model.model)
+    answer = _recorded(arguments) if arguments.run_dir is not None else read_answer(arguments.json, codec)
+    print_replay(replay_answer(answer, config, codec), answer, config, max_pairs=arguments.pairs)
+    return 0
+
+
+def replay_answer(answer: Answer, config: RunConfig, codec: TokenCodec) -> Replay:
+    """The answer under a run's settings."""
+    settings = ActorSettings.from_config(config)
+    return replay(
+        key=answer.key,
+        record=answer.record,
+        token_ids=answer.token_ids,
+        prompt_len=answer.prompt_len,
+        suffix_ids=answer.suffix_ids,
+        codec=codec,
+        matching=settings.match,
+        target=settings.target,
+    )
+
+
+def _config(arguments: argparse.Namespace) -> RunConfig:
+    path = arguments.config
+    if path is None:
+        if arguments.run_dir is None:
+            raise ConfigError("--config: is missing; an answer from a JSON file is replayed with a run file's settings")
+        path = arguments.run_dir / "config.yaml"
+    return load_config(path, overrides=arguments.overrides)
+
+
+def _recorded(arguments: argparse.Namespace) -> Answer:
+    if arguments.key is None:
+        raise ConfigError("--key: is missing; name a rollout of the run, e.g. --key record=17/epoch=0")
+    try:
+        key = RequestKey.parse(arguments.key)
+    except ValueError as error:
+        raise ConfigError(f"--key: {error}") from error
+    found = find_rollout(arguments.run_dir, key)
+    return answer_of(found.trace, about=f"{arguments.run_dir}, step {found.step}, {found.actor}")
+
+
+def answer_of(trace: RolloutTrace, about: str) -> Answer:
+    """A recorded rollout as something to replay."""
+    return Answer(
+        key=trace.key,
+        record=trace.record,
+        token_ids=trace.token_ids,
+        prompt_len=trace.prompt_len,
+        suffix_ids=trace.suffix_ids,
+        about=about,
+        trace=trace,
+    )
+
+
+def read_answer(path: Path, codec: TokenCodec) -> Answer:
+    """An answer from a JSON file; ConfigError that names what it lacks."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error}); correct the file") from error
+    if not isinstance(data, dict) or ("text" in data) == ("token_ids" in data):
+        raise ConfigError(f"{path}: must be an object with either text or token_ids; add one of them")
+    ids = codec.encode(data["text"]) if "text" in data else data["token_ids"]
+    truths = tuple(_truth(item, at, path) for at, item in enumerate(data.get("objects", []), start=1))
+    record = Record(
+        index=0,
+        source=str(path),
+        images=tuple(data.get("images", ())),
+        width=int(data.get("width", NUM_BINS)),
+        height=int(data.get("height", NUM_BINS)),
+        objects=truths,
+    )
+    return Answer(
+        key=RequestKey(0),
+        record=record,
+        token_ids=np.asarray(ids, dtype=np.int32),
+        prompt_len=int(data.get("prompt_len", 1)),
+        suffix_ids=tuple(data.get("suffix_ids", codec.encode(END_OF_TURN + "\n"))),
+        about=str(path),
+    )
+
+
+def _truth(item: Mapping[str, Any], index: int, path: Path) -> GroundTruth:
+    """Bins as integers or as coordinate tokens."""
+    try:
+        name: Any = next(name for name in ("bbox_2d", "poly") if name in item)
+        bins = tuple(coord_value(value) if isinstance(value, str) else int(value) for value in np.ravel(item[name]))
+        return GroundTruth(index=index, desc=item["desc"], shape=Shape(name, bins))
+    except (StopIteration, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: objects[{index - 1}] must hold desc and bbox_2d or poly with bins 0..999, got {item!r}"
+        ) from error
