@@ -113,5 +113,7 @@ class ActorSettings:
                 ot_epsilon=matching.ot_epsilon,
                 ot_iters=matching.ot_iters,
             ),
-            trace=config.rollout.record_bytes > 0 or matching.monitor_dump.enabled,
+            trace=config.rollout.record_bytes > 0
+            or matching.monitor_dump.enabled
+            or matching.debug_dump_parse_failures,
         )

@@ -46,12 +46,6 @@ CHANGES_TRAINING = (
 )
 
 ONLY_SHOWS = (
-    Pending(f"{MATCHING}.monitor_dump.enabled", lambda c: c.matching.monitor_dump.enabled, "no dump is written"),
-    Pending(
-        f"{MATCHING}.debug_dump_parse_failures",
-        lambda c: c.matching.debug_dump_parse_failures,
-        "rejected objects are counted only",
-    ),
     Pending(
         f"{MATCHING}.desc_monitor.mode",
         lambda c: c.matching.desc_monitor.enabled and c.matching.desc_monitor.mode != "exact",

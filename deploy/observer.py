@@ -83,7 +83,7 @@ class RunObserver:
         self._step = step
         actors = self._side.pool.status() if self._side is not None else []
         self._timeline.flush()
-        self._log(self._metrics.complete(metrics, actors) | self._rollouts.step(step))
+        self._log(self._metrics.complete(metrics, actors) | self._rollouts.step(step, metrics))
 
     def outcome(self, outcome: Outcome) -> None:
         self._metrics.outcome(outcome)

@@ -1,38 +1,70 @@
-"""What is kept of single rollouts: `rollouts.jsonl`. The disk work is a thread's.
+"""What is kept of single rollouts: `rollouts.jsonl`, and the monitor dumps (SPEC 18). The disk work is a thread's.
 
-The loop tells each outcome as it arrives and each optimizer step as it ends; what arrived between two steps is written
-behind the second.
+The loop tells each outcome as it arrives and each optimizer step as it ends. What arrived between two steps is written
+behind the second; a dump takes its samples from it, so it shows what the step had just been given to train on.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 from actors.rollout_actor import Outcome
 from deploy.background import BackgroundWriter
+from deploy.dumps import MonitorDumps
 from deploy.recorder import RecordedRollout, RolloutFile
 from protocol.config import RunConfig
+from protocol.dump_schedule import dump_due
 
 
 class RolloutLog:
     """Used from the loop's thread only."""
 
     def __init__(self, config: RunConfig) -> None:
+        matching = config.matching
+        self._monitor, self._training = matching.monitor_dump, config.training
         self._writer = BackgroundWriter()
         self._file = RolloutFile(config.run_dir, config.rollout.record_bytes) if config.rollout.record_bytes else None
+        self._dumps = MonitorDumps(config)
+        self._failures_per_actor = matching.debug_dump_max if matching.debug_dump_parse_failures else 0
+        self._failures: Counter[str] = Counter()
+        self._num_dumps = 0
         self._arrived: list[RecordedRollout] = []
         self._step = 0
 
     def outcome(self, outcome: Outcome) -> None:
         """A training request was answered."""
-        if outcome.trace is not None:
-            self._arrived.append(RecordedRollout.of(outcome, self._step))
+        if outcome.trace is None:
+            return
+        rollout = RecordedRollout.of(outcome, self._step)
+        self._arrived.append(rollout)
+        stats = rollout.trace.stats
+        refused = stats.parse_dropped_invalid or stats.parse_truncated
+        if refused and self._failures[outcome.actor] < self._failures_per_actor:
+            self._failures[outcome.actor] += 1
+            self._writer.submit(f"the parse failure of {outcome.key}", partial(self._dumps.log_parse_failure, rollout))
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """`step` optimizer steps are done, or an evaluation is; returns what the writer dropped and failed at."""
         arrived, self._arrived, self._step = self._arrived, [], step
+        global_step = step - 1
+        if arrived and "rollout/segments" in metrics and self._dump_due(global_step):
+            self._num_dumps += 1
+            job = partial(self._dumps.write, global_step, arrived, metrics)
+            self._writer.submit(f"the monitor dump of step {global_step}", job)
         self._record(arrived)
         return self._writer.take_counters()
+
+    def _dump_due(self, global_step: int) -> bool:
+        monitor, training = self._monitor, self._training
+        first = training.logging_first_step if monitor.dump_first_step is None else monitor.dump_first_step
+        return monitor.enabled and dump_due(
+            global_step,
+            every_steps=monitor.every(training.logging_steps),
+            first_step=first,
+            num_written=self._num_dumps,
+            max_events=monitor.max_events,
+        )
 
     def _record(self, rollouts: list[RecordedRollout]) -> None:
         if rollouts and self._file is not None:

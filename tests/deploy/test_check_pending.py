@@ -56,7 +56,7 @@ def test_what_would_change_the_training_is_an_error(path: str, value: Any) -> No
 
 @pytest.mark.parametrize(
     ("path", "value"),
-    [(f"{MATCHING}.monitor_dump.enabled", True), (f"{MATCHING}.debug_dump_parse_failures", True)],
+    [("training.logging_steps", 5)],
 )
 def test_what_would_only_show_something_is_a_warning(path: str, value: Any) -> None:
     (finding,) = check_pending(config(path, value))

@@ -1,0 +1,109 @@
+"""One sample as a picture: the image with ground truth, predictions, matches and misses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from protocol.contracts import GroundTruth, MatchedPair, Shape
+from protocol.norm1000 import to_pixels
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_LEGEND_PX = 24
+_FONT_PX = 12
+
+
+class Mark(StrEnum):
+    """What an outline stands for, in the order of drawing."""
+
+    FOUND = "ground truth, found"
+    MISSED = "ground truth, missed"
+    MATCHED = "prediction, matched"
+    SPURIOUS = "prediction, unmatched"
+
+
+COLOURS = {Mark.FOUND: "#8fd19e", Mark.MISSED: "#e5484d", Mark.MATCHED: "#1f6feb", Mark.SPURIOUS: "#f5a524"}
+
+
+class Outline(NamedTuple):
+    """One shape to draw."""
+
+    shape: Shape
+    label: str
+    mark: Mark
+
+
+def outlines(
+    truths: Sequence[GroundTruth], predictions: Sequence[tuple[str, Shape]], pairs: Sequence[MatchedPair]
+) -> list[Outline]:
+    """What there is to draw, ground truth first. A matched prediction carries its maskIoU."""
+    found = {pair.ground_truth for pair in pairs}
+    ious = {pair.prediction: pair.mask_iou for pair in pairs}
+    drawn = [
+        Outline(truth.shape, "" if at in found else truth.desc, Mark.FOUND if at in found else Mark.MISSED)
+        for at, truth in enumerate(truths)
+    ]
+    for at, (desc, shape) in enumerate(predictions):
+        label, mark = (f"{desc} {ious[at]:.2f}", Mark.MATCHED) if at in ious else (desc, Mark.SPURIOUS)
+        drawn.append(Outline(shape, label, mark))
+    return drawn
+
+
+def draw_sample(path: str | Path, drawn: Sequence[Outline], *, width: int = 640) -> Image.Image:
+    """The image, `width` pixels wide, with every outline and a legend below. OSError where it cannot be read."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.BICUBIC)
+    page = Image.new("RGB", (width, image.height + _LEGEND_PX), "white")
+    page.paste(image)
+    painter = ImageDraw.Draw(page)
+    font = ImageFont.load_default(size=_FONT_PX)
+    for each in drawn:
+        _outline(painter, each, image.size)
+    for each in drawn:
+        _label(painter, each, image.size, font)
+    _legend(painter, image.size, font)
+    return page
+
+
+def _points(shape: Shape, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Corners in pixels; a box as its two corners, sorted."""
+    flat = to_pixels(shape.bins, *size)
+    points = list(zip(flat[0::2], flat[1::2], strict=True))
+    if shape.geometry == "bbox_2d":
+        (left, right), (top, bottom) = (sorted(values) for values in zip(*points, strict=True))
+        return [(left, top), (right, bottom)]
+    return points
+
+
+def _outline(painter: ImageDraw.ImageDraw, each: Outline, size: tuple[int, int]) -> None:
+    points = _points(each.shape, size)
+    thick = 4 if each.mark in (Mark.FOUND, Mark.MISSED) else 2
+    if each.shape.geometry == "bbox_2d":
+        painter.rectangle((*points[0], *points[1]), outline=COLOURS[each.mark], width=thick)
+    else:
+        painter.polygon(points, outline=COLOURS[each.mark], width=thick)
+
+
+def _label(painter: ImageDraw.ImageDraw, each: Outline, size: tuple[int, int], font: Font) -> None:
+    if not each.label:
+        return
+    left, top = min(_points(each.shape, size), key=lambda point: (point[1], point[0]))
+    box = painter.textbbox((left + 3, top + 2), each.label, font=font)
+    shift = min(0.0, size[0] - 2 - box[2]), min(0.0, size[1] - 2 - box[3])
+    place = (left + 3 + shift[0], top + 2 + shift[1])
+    box = painter.textbbox(place, each.label, font=font)
+    painter.rectangle((box[0] - 2, box[1] - 1, box[2] + 2, box[3] + 1), fill=COLOURS[each.mark])
+    painter.text(place, each.label, fill="black" if each.mark is Mark.SPURIOUS else "white", font=font)
+
+
+def _legend(painter: ImageDraw.ImageDraw, size: tuple[int, int], font: Font) -> None:
+    left = 6.0
+    for mark in Mark:
+        painter.rectangle((left, size[1] + 7, left + 10, size[1] + 17), fill=COLOURS[mark])
+        painter.text((left + 14, size[1] + 5), mark, fill="#333333", font=font)
+        left += 14 + painter.textlength(mark, font=font) + 14

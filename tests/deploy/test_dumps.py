@@ -1,0 +1,151 @@
+"""Monitor dumps: the payload of SPEC 18, pages and pictures, written behind the loop and never in its way."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageColor
+
+from actors.rollout_actor import Outcome
+from deploy.overlay import COLOURS, Mark, draw_sample, outlines
+from deploy.rollout_log import RolloutLog
+from protocol.config import RunConfig, load_config
+from protocol.contracts import GroundTruth, MatchedPair, RequestKey, Shape
+from protocol.serialization import assistant_text
+from tests.deploy.rollouts import ROOT, trace_of
+
+CAT = GroundTruth(index=1, desc="red circle", shape=Shape("bbox_2d", (100, 100, 300, 300)))
+DOG = GroundTruth(index=2, desc="blue bar", shape=Shape("poly", (500, 500, 700, 700, 500, 700)))
+GHOST = GroundTruth(index=2, desc="<green> ghost", shape=Shape("bbox_2d", (800, 800, 900, 900)))
+MATCHING = "custom.extra.rollout_matching"
+TRAINED = {"rollout/segments": 1.0, "train/epoch": 0.5}
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    def build(*more: str) -> RunConfig:
+        overrides = [
+            f"training.output_dir={tmp_path}",
+            "training.run_name=run",
+            f"{MATCHING}.monitor_dump.enabled=true",
+        ]
+        made = load_config(ROOT / "configs" / "demo.yaml", overrides=[*overrides, *more])
+        made.run_dir.mkdir(exist_ok=True)
+        return made
+
+    monkeypatch.chdir(ROOT)
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "x.png")
+    return build
+
+
+def answered(tmp_path: Path, record: int, text: str | None = None, image: str = "x.png") -> Outcome:
+    text = assistant_text([CAT, GHOST]) if text is None else text
+    trace = trace_of(record, text, truths=(CAT, DOG), image=str(tmp_path / image))
+    return Outcome(key=RequestKey(record), trace=trace, actor="actor-0", latency_s=1.0)
+
+
+def test_a_dump_is_written_with_everything_that_the_runbook_names(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    log = RolloutLog(config(f"{MATCHING}.prefix_policy=rollout"))
+    log.outcome(answered(tmp_path, 17))
+    log.outcome(answered(tmp_path, 18))
+    log.step(1, TRAINED)
+    log.close()
+
+    folder = tmp_path / "run" / "monitor_dumps"
+    names = ["step_000000.html", "step_000000.json", "step_000000.md", "step_000000_0.png"]
+    assert sorted(path.name for path in folder.iterdir()) == names, "max_samples is 1"
+    payload = json.loads((folder / "step_000000.json").read_text(encoding="ascii"))
+    assert payload["meta"]["maskiou_gate"] == 0.3
+    (sample,) = payload["samples"]
+    assert sample["match"]["matched_pairs"] == [[0, 0]]
+    assert sample["match"]["fn_gt_indices"] == [1]
+    assert sample["match"]["fp_pred_indices"] == [1]
+    assert (sample["stats"]["precision"], sample["stats"]["recall"], sample["stats"]["f1"]) == (0.5, 0.5, 0.5)
+    assert sample["train_text"] == sample["prefix_text"] + sample["append_text"]
+    assert [message["role"] for message in sample["messages"]] == ["system", "user", "assistant"]
+    assert "F1 0.500: 1 matches, 2 predictions" in (folder / "step_000000.md").read_text()
+
+
+def test_the_page_colours_the_masks_escapes_texts_and_names_nothing_outside(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    log = RolloutLog(config(f"{MATCHING}.prefix_policy=rollout"))
+    log.outcome(answered(tmp_path, 17))
+    log.step(1, TRAINED)
+    log.close()
+    page = (tmp_path / "run" / "monitor_dumps" / "step_000000.html").read_text()
+    assert '<span class="ignored">blue bar</span>' in page
+    assert "&lt;green&gt; ghost" in page
+    assert "<green>" not in page
+    assert re.findall(r'(?:src|href)="([^"]*)"', page) == ["step_000000_0.png"]
+
+
+def test_dumps_keep_to_their_schedule_and_their_number(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    more = ("every_steps=2", "dump_first_step=false", "max_events=2", "max_samples=2")
+    log = RolloutLog(config(*(f"{MATCHING}.monitor_dump.{each}" for each in more)))
+    for step in range(10):
+        log.outcome(answered(tmp_path, step))
+        log.step(step, {"eval_rollout_f1": 1.0})  # an evaluation dumps nothing, and takes what has arrived
+        log.outcome(answered(tmp_path, step))
+        log.step(step + 1, TRAINED)
+    log.close()
+    folder = tmp_path / "run" / "monitor_dumps"
+    assert sorted(path.stem for path in folder.glob("*.json")) == ["step_000002", "step_000004"]
+
+
+def test_long_texts_are_clipped_and_say_so(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    log = RolloutLog(
+        config(f"{MATCHING}.monitor_dump.max_text_chars=10", f"{MATCHING}.monitor_dump.write_markdown=false")
+    )
+    log.outcome(answered(tmp_path, 17))
+    log.step(1, TRAINED)
+    log.close()
+    folder = tmp_path / "run" / "monitor_dumps"
+    assert not list(folder.glob("*.md"))
+    (sample,) = json.loads((folder / "step_000000.json").read_text())["samples"]
+    assert re.fullmatch(r".{10}\.\.\. \[[0-9]+ more characters\]", sample["rollout_text"])
+
+
+def test_a_dump_that_fails_is_counted_and_training_data_are_still_recorded(
+    config: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RolloutLog(config())
+    log.outcome(answered(tmp_path, 17, image="gone.png"))
+    log.step(1, TRAINED)
+    log.close()
+    assert log._writer.take_counters()["dump/failed"] == 1.0
+    assert "could not write the monitor dump of step 0" in caplog.text
+    assert (tmp_path / "run" / "rollouts.jsonl").read_text().count("\n") == 1
+
+
+def test_the_first_parse_failures_of_each_actor_are_logged_with_their_place(
+    config: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RolloutLog(config(f"{MATCHING}.debug_dump_parse_failures=true", f"{MATCHING}.debug_dump_max=1"))
+    log.outcome(answered(tmp_path, 1))
+    log.outcome(answered(tmp_path, 2, text='{"object_1": {"desc": ""}'))
+    log.outcome(answered(tmp_path, 3, text='{"object_1": {"desc": ""}'))
+    log.close()
+    failures = [line for line in caplog.messages if "debug_dump_parse_failures" in line]
+    assert len(failures) == 1
+    assert failures[0].startswith("record=2/")
+    assert "^^^" in failures[0]
+
+
+def test_every_mark_has_its_colour_in_the_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "x.png")
+    far = GroundTruth(index=3, desc="x", shape=Shape("bbox_2d", (20, 500, 120, 600)))
+    predicted = [(CAT.desc, Shape("bbox_2d", (110, 120, 320, 310))), (GHOST.desc, GHOST.shape)]
+    drawn = outlines((CAT, DOG, far), predicted, [MatchedPair(0, 0, 0.9)])
+    assert [each.mark for each in drawn] == [Mark.FOUND, Mark.MISSED, Mark.MISSED, Mark.MATCHED, Mark.SPURIOUS]
+    page = draw_sample(tmp_path / "x.png", drawn, width=600)
+    image = page.crop((0, 0, 600, 600))  # without the legend
+    colours: Any = {colour for _, colour in image.getcolors(1 << 20) or []}
+    assert {ImageColor.getrgb(COLOURS[mark]) for mark in Mark} <= colours
