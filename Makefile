@@ -45,4 +45,5 @@ bench: setup
 docs: setup
 	@$(BIN)/python -m protocol.config.reference > docs/configuration.md
 	@$(BIN)/python -m protocol.metric_table > docs/metrics.md
+	@$(BIN)/python -m deploy.grafana
 	@$(BIN)/python -m deploy.cli render --config configs/cluster_8gpu.yaml -o deploy/k8s

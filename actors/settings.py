@@ -61,6 +61,8 @@ class EngineSettings:
     """Attention of the hf backend; vLLM chooses its own."""
     watches_repeats: bool = False
     """The repeat guard is on: vLLM must know it before it starts."""
+    export_stats: bool = False
+    """vLLM's own metrics go to Ray's metrics port (`metrics.vllm`)."""
     options: dict[str, Any] = field(default_factory=dict)
     """`rollout_matching.vllm.*` as vLLM's engine arguments name them."""
 
@@ -93,6 +95,7 @@ class ActorSettings:
                 backend=matching.rollout_backend,
                 attn_impl=config.model.attn_impl,
                 watches_repeats=matching.repeat_terminate.enabled,
+                export_stats=config.metrics.vllm,
                 options=matching.vllm.engine_options(),
             ),
             decode=DecodeSettings.from_config(matching),

@@ -74,9 +74,10 @@ class VllmEngine:
                 weight_transfer_config={"backend": BACKEND},
                 worker_extension_cls="actors.vllm_plugin.WorkerExtension",
                 logits_processors=["actors.vllm_repeat_guard:RepeatTermination"] if settings.watches_repeats else None,
-                disable_log_stats=True,
+                disable_log_stats=not settings.export_stats,
                 **options,
-            )
+            ),
+            stat_loggers=_stat_loggers() if settings.export_stats else None,
         )
         self._params = self._sampling_params()
         self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
@@ -181,3 +182,10 @@ class VllmEngine:
         if hasattr(self, "_engine"):
             self._engine.engine_core.shutdown()
             del self._engine
+
+
+def _stat_loggers() -> list[Any]:
+    """vLLM's Prometheus metrics as Ray's (`ray_vllm_*`): an in-process engine has no HTTP server of its own."""
+    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+
+    return [RayPrometheusStatLogger]

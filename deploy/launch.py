@@ -63,7 +63,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         buffer = SegmentBuffer(
             config.buffer.max_bytes, config.buffer.max_segments, segment_bytes(config.global_max_length)
         )
-        observer.watch(pool, buffer)
+        observer.watch(pool, buffer, ray.nodes() if config.metrics.vllm else ())
         controller = Controller(
             loop_settings(config, len(records)),
             pool=pool,

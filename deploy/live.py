@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from actors.buffer import SegmentBuffer
@@ -18,6 +18,7 @@ from deploy.endpoint import Endpoint
 from deploy.exporter import PHASES, Exporter
 from deploy.health import Health
 from deploy.phase_clock import PhaseClock
+from deploy.scrape_targets import write_scrape_targets
 from protocol.config import RunConfig
 
 log = logging.getLogger("rollmatch")
@@ -67,13 +68,15 @@ class LiveMetrics:
             self._exporter.set_function(name, self._age(name))
         self._side: RolloutSide | None = None
         self._endpoint = Endpoint(config.metrics.host, config.metrics.port, self._exporter.render, self._health)
-        address = self._endpoint.address
-        (config.run_dir / "metrics_address").write_text(address + "\n")
+        self._run_dir, address = config.run_dir, self._endpoint.address
+        (self._run_dir / "metrics_address").write_text(address + "\n")
+        write_scrape_targets(self._run_dir, address)
         log.info("metrics on http://%s/metrics, health on /healthz and /readyz", address)
 
-    def watch(self, side: RolloutSide) -> None:
-        """From now on the rollout side can be looked at."""
+    def watch(self, side: RolloutSide, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """From now on the rollout side can be looked at; Ray's `nodes` are scraped too."""
         self._side = side
+        write_scrape_targets(self._run_dir, self._endpoint.address, nodes)
 
     def phase(self, name: str, waiting_for: str) -> None:
         if self._health.phase(name, waiting_for):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -63,11 +64,14 @@ class RunObserver:
         if self._live is not None:
             self._live.close()
 
-    def watch(self, pool: RolloutPool, buffer: SegmentBuffer) -> None:
-        """The pool has started: its actors can be looked at from now on, by the loop's thread."""
+    def watch(self, pool: RolloutPool, buffer: SegmentBuffer, nodes: Sequence[Mapping[str, Any]] = ()) -> None:
+        """The pool has started: its actors can be looked at from now on, by the loop's thread.
+
+        `nodes`: those of `ray.nodes()` whose metrics belong to the run.
+        """
         self._side = RolloutSide(pool, buffer)
         if self._live is not None:
-            self._live.watch(self._side)
+            self._live.watch(self._side, nodes)
 
     def phase(self, name: str, waiting_for: str) -> None:
         if name == "rollout" and not self._looping:

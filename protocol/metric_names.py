@@ -154,7 +154,7 @@ _add(
         "policy/version": "Published version that the step trained on top of.",
         "policy/first_version_min": "Oldest version that wrote a first token of the step's segments.",
         "policy/last_version_max": "Newest version that wrote a last token of them.",
-        "policy/staleness_max": ("version - first_version_min.", "At max_staleness all the time: add actors."),
+        "policy/staleness_max": ("version - first_version_min.", "At a bound above 1 all the time: learner is slower."),
         "buffer/segments": ("Segments in the buffer, leased ones included.", "At its bound: the learner is behind."),
         "buffer/taken": "Leased segments in the buffer.",
     },

@@ -120,13 +120,14 @@ class MetricsConfig(Section):
     host: NonEmpty = "127.0.0.1"
     """Address to listen on. The endpoint has no password: `0.0.0.0` belongs inside a cluster's network only."""
     port: Annotated[int, Field(ge=0, le=65535)] = 9095
-    """Port to listen on; 0 takes a free one. The address in use is logged and written to `metrics_address` in the run's
-    folder."""
+    """Port to listen on; 0 takes a free one. The address in use is logged and written into the run's folder, to
+    `metrics_address` and, for Prometheus' `file_sd_configs`, to `scrape_targets.json`."""
     healthy_within_s: PositiveFloat = 900.0
     """Seconds without any progress after which `/healthz` answers 503. Must exceed the start of an engine and the
     longest optimizer step."""
     vllm: bool = False
-    """Export vLLM's own engine metrics (`ray_vllm_*`) through the metrics port of each Ray node."""
+    """Export vLLM's own engine metrics (`ray_vllm_*`) through the metrics port of each Ray node; the addresses are in
+    `scrape_targets.json` in the run's folder."""
 
 
 class QuarantineConfig(Section):
