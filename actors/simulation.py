@@ -7,16 +7,16 @@ simulated on real Ray. Parsing, matching, targets, streams, heartbeats and syncs
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from actors.engine import RolloutEngine
 from actors.rollout_actor import RolloutActor
-from actors.scripted_engine import Script, ScriptedEngine
+from actors.scripted_engine import Pace, ScriptedEngine
 from actors.settings import ActorSettings, DecodeSettings, EngineSettings
-from protocol.contracts import Completion, RolloutRequest
+from actors.simulated_answers import AnswerModel
+from protocol.contracts import RolloutRequest
 from protocol.matching import MatchSettings
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings
@@ -25,12 +25,16 @@ from protocol.vocab import NUM_BINS, coord_token
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """How a simulated engine answers: the first half of a record's objects, at a steady pace."""
+    """How a simulated engine answers, and how long it takes."""
 
     step_s: float = 0.0
-    """Seconds per engine step, however many requests run."""
+    """Seconds per engine step, however many requests run; for a model of latency set `pace` instead."""
     tokens_per_step: int = 16
     max_new_tokens: int = 4096
+    max_num_seqs: int = 1 << 30
+    pace: Pace | None = None
+    answers: AnswerModel | None = None
+    """None: the first half of a record's objects."""
 
 
 class SimulatedActor(RolloutActor):
@@ -45,28 +49,14 @@ class SimulatedActor(RolloutActor):
         self._codec = codec
         self._suffix_ids = codec.encode("<|im_end|>\n")
         simulation = self._simulation
-        return lambda: PacedEngine(
+        return lambda: ScriptedEngine(
             codec,
-            finds_half,
-            simulation,
-        )
-
-
-class PacedEngine(ScriptedEngine):
-    """Its steps take time."""
-
-    def __init__(self, codec: CharCodec, script: Script, simulation: Simulation) -> None:
-        super().__init__(
-            codec,
-            script,
+            simulation.answers or finds_half,
             tokens_per_step=simulation.tokens_per_step,
             max_new_tokens=simulation.max_new_tokens,
+            max_num_seqs=simulation.max_num_seqs,
+            pace=simulation.pace or Pace(token_s=simulation.step_s / simulation.tokens_per_step),
         )
-        self._step_s = simulation.step_s
-
-    def step(self) -> list[Completion]:
-        time.sleep(self._step_s)
-        return super().step()
 
 
 def finds_half(request: RolloutRequest, _version: int) -> str:
