@@ -1,0 +1,324 @@
+"""Weight sync: bytes per second from the learner's memory to loaded views, beside three other ways of doing it.
+
+    python -m benchmarks.weight_sync [--gigabytes 0.5 2 4] [--receivers 1 2] [--rounds 5] [--write]
+
+A learner process holds bf16 tensors: the 713 of a 4B Qwen3-VL, in its shapes, scaled to the size asked for. Receivers
+are processes of their own. Ways:
+
+    sync         the product's path: `learner.publisher` in a streaming generator → object store → one call per
+                 receiver → `vllm_plugin.verify_buckets` and `tensor_views`. Digests are computed on both sides.
+    calls        one Ray call per tensor and receiver, each answered before the next is made; a numpy array over the
+                 tensor's memory, which Ray transports best. No digests.
+    torch calls  the same with the torch tensor itself, as such loops are usually written.
+    file         safetensors `save_file` into /dev/shm, then `load_file` in every receiver. No digests.
+    memcpy       the learner copies all its tensors once into a warm buffer, on one thread.
+
+*Loaded views* means: every receiver holds torch tensors of the right name, dtype and shape over bytes that it can read;
+the clock stops when the last receiver says so. Where the table says *copied*, each receiver has also copied every
+tensor into a parameter of its shape, which is what a model's loader does next. Ways alternate within a round, the first
+round warms up, medians of the others count. A size for which the machine has no memory is skipped and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import torch
+from torch import Tensor
+
+from benchmarks.reporting import finish, print_table
+from protocol.contracts import Bucket, WeightsManifest
+
+BUCKET_BYTES = 256 * 2**20
+"""The default of `sync.bucket_bytes`."""
+MEMCPY_BYTES = 512 * 2**20
+"""Size of memcpy's warm destination; larger than every cache."""
+BARS = {"memcpy": 0.4, "calls": 5.0, "file": 1.0}
+"""Least ratio of the sync's rate to that of each other way."""
+
+
+def shapes_4b() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of Qwen3-VL-4B: 36 text layers, 24 vision blocks, four mergers; 8.9 GB in bf16."""
+    shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (152670, 2560), "norm.weight": (2560,)}
+    text = {"q_proj": (4096, 2560), "k_proj": (1024, 2560), "v_proj": (1024, 2560), "o_proj": (2560, 4096)}
+    text |= {"gate_proj": (9728, 2560), "up_proj": (9728, 2560), "down_proj": (2560, 9728)}
+    norms = {"q_norm": (128,), "k_norm": (128,), "input_layernorm": (2560,), "post_attention_layernorm": (2560,)}
+    for layer in range(36):
+        shapes |= {f"layers.{layer}.{name}.weight": shape for name, shape in {**text, **norms}.items()}
+    block = {"attn.qkv": (3072, 1024), "attn.proj": (1024, 1024), "linear_fc1": (4096, 1024)}
+    block |= {"linear_fc2": (1024, 4096), "norm1": (1024,), "norm2": (1024,)}
+    merger = {"norm": (4096,), "linear_fc1": (4096, 4096), "linear_fc2": (2560, 4096)}
+    modules = {f"visual.blocks.{i}.{name}": shape for i in range(24) for name, shape in block.items()}
+    modules |= {f"visual.mergers.{i}.{name}": shape for i in range(4) for name, shape in merger.items()}
+    modules["visual.patch_embed.proj"] = (1024, 3, 2, 16, 16)
+    for name, shape in modules.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes | {"visual.pos_embed.weight": (2304, 1024)}
+
+
+def synthetic(num_bytes: int) -> dict[str, Tensor]:
+    """The tensors, their first dimension scaled so that they are about `num_bytes` together."""
+    shapes = shapes_4b()
+    scale = num_bytes / sum(2 * torch.Size(shape).numel() for shape in shapes.values())
+    scaled = {name: (max(1, round(shape[0] * scale)), *shape[1:]) for name, shape in shapes.items()}
+    return {name: torch.empty(shape, dtype=torch.bfloat16).uniform_(-1, 1) for name, shape in scaled.items()}
+
+
+class SyntheticWeights:
+    """In the place of `learner.merge.MergedWeights`: weights that are merged and rounded already."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def tensors(self, *_: object, **__: object) -> Iterator[tuple[str, Tensor, bool]]:
+        for name, tensor in self._tensors.items():
+            yield name, tensor, True
+
+
+class Learner:
+    """The process that holds the weights."""
+
+    def __init__(self, num_bytes: int) -> None:
+        from learner.publisher import Publisher
+
+        torch.set_num_threads(1)
+        self._tensors = synthetic(num_bytes)
+        self._publisher = Publisher(SyntheticWeights(self._tensors), None, BUCKET_BYTES, is_first=True)  # type: ignore[arg-type]
+        self._warm = torch.zeros(min(num_bytes, MEMCPY_BYTES), dtype=torch.uint8)
+
+    def describe(self) -> tuple[int, int, dict[str, tuple[int, ...]]]:
+        """Number of tensors, bytes, shapes."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        return len(shapes), sum(tensor.nbytes for tensor in self._tensors.values()), shapes
+
+    def publish(self, version: int) -> Iterator[Bucket | WeightsManifest]:
+        yield from self._publisher.publish(version, True)
+
+    def memcpy(self) -> float:
+        """Seconds to copy every tensor once, on one thread."""
+        started, fill = time.perf_counter(), 0
+        for tensor in self._tensors.values():
+            flat = tensor.flatten().view(torch.uint8)
+            for part in flat.split(len(self._warm)):
+                fill = fill if fill + len(part) <= len(self._warm) else 0
+                self._warm[fill : fill + len(part)].copy_(part)
+                fill += len(part)
+        return time.perf_counter() - started
+
+    def send_each(self, receivers: Sequence[Any], as_torch: bool) -> None:
+        """One call per tensor and receiver."""
+        for name, tensor in self._tensors.items():
+            value = tensor if as_torch else tensor.flatten().view(torch.uint8).numpy()
+            ray.get([receiver.take_one.remote(name, value, tuple(tensor.shape)) for receiver in receivers])
+
+    def save(self, path: str) -> None:
+        from safetensors.torch import save_file
+
+        save_file(self._tensors, path)
+
+
+class Receiver:
+    """An engine's process without the engine: production's own fetch, check and views."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        torch.set_num_threads(1)
+        self._views: dict[str, Tensor] = {}
+        self._parameters = {shape: torch.zeros(shape, dtype=torch.bfloat16) for shape in set(shapes.values())}
+
+    def load(self, manifest: WeightsManifest, refs: Sequence[Any]) -> tuple[float, float]:
+        """Seconds of the fetch and of check and views."""
+        from actors.vllm_plugin import tensor_views, verify_buckets
+
+        started = time.perf_counter()
+        buckets = ray.get(list(refs))
+        fetched = time.perf_counter()
+        verify_buckets(manifest, buckets)
+        self._views = dict(tensor_views(manifest, buckets))
+        return fetched - started, time.perf_counter() - fetched
+
+    def take_one(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
+        tensor = value if isinstance(value, Tensor) else torch.frombuffer(value.data, dtype=torch.bfloat16)
+        self._views[name] = tensor.view(shape)
+
+    def load_file(self, path: str) -> None:
+        from safetensors.torch import load_file
+
+        self._views = load_file(path)
+
+    def copy(self) -> None:
+        """What a model's loader does next."""
+        for view in self._views.values():
+            self._parameters[tuple(view.shape)].copy_(view)
+
+    def forget(self) -> None:
+        self._views = {}
+
+
+class Bench:
+    """One size and number of receivers; every way as a method that returns (seconds to views, seconds to copies)."""
+
+    def __init__(self, num_bytes: int, num_receivers: int, shm: Path) -> None:
+        self.learner = ray.remote(Learner).options(num_cpus=0).remote(num_bytes)
+        self.num_tensors, self.num_bytes, shapes = ray.get(self.learner.describe.remote())
+        receiver = ray.remote(Receiver).options(num_cpus=0)
+        self.receivers = [receiver.remote(shapes) for _ in range(num_receivers)]
+        self._file = shm / "weights.safetensors"
+        self._version = 0
+        self._held: list[Any] = []
+        self.phases: list[dict[str, float]] = []
+
+    def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
+        return ray.get([getattr(receiver, method).remote(*arguments) for receiver in self.receivers])
+
+    def _timed_copy(self, started: float) -> tuple[float, float]:
+        views = time.perf_counter() - started
+        self._everywhere("copy")
+        return views, time.perf_counter() - started
+
+    def sync(self) -> tuple[float, float]:
+        self._version += 1
+        started = time.perf_counter()
+        refs = list(self.learner.publish.options(num_returns="streaming").remote(self._version))
+        manifest: WeightsManifest = ray.get(refs.pop())
+        published = time.perf_counter() - started
+        loads = self._everywhere("load", manifest, refs)
+        seconds = self._timed_copy(started)
+        self._held = refs  # as production does: the version before goes only now
+        self.phases.append(
+            {
+                "merge_s": manifest.extra["merge_s"],
+                "put_s": manifest.extra["put_s"],
+                "publish_s": published,
+                "fetch_s": max(fetch for fetch, _ in loads),
+                "load_s": max(load for _, load in loads),
+            }
+        )
+        return seconds
+
+    def calls(self) -> tuple[float, float]:
+        started = time.perf_counter()
+        ray.get(self.learner.send_each.remote(self.receivers, False))
+        return self._timed_copy(started)
+
+    def torch_calls(self) -> tuple[float, float]:
+        started = time.perf_counter()
+        ray.get(self.learner.send_each.remote(self.receivers, True))
+        return self._timed_copy(started)
+
+    def file(self) -> tuple[float, float]:
+        started = time.perf_counter()
+        ray.get(self.learner.save.remote(str(self._file)))
+        self._everywhere("load_file", str(self._file))
+        return self._timed_copy(started)
+
+    def memcpy(self) -> tuple[float, float]:
+        seconds: float = ray.get(self.learner.memcpy.remote())
+        return seconds, seconds
+
+    def round(self) -> dict[str, tuple[float, float]]:
+        """Every way once; what one leaves behind is dropped before the next."""
+        found = {}
+        for name in ("memcpy", "sync", "calls", "torch_calls", "file"):
+            found[name] = getattr(self, name)()
+            self._everywhere("forget")
+        self._file.unlink()
+        return found
+
+    def close(self) -> None:
+        for actor in (self.learner, *self.receivers):
+            ray.kill(actor)
+
+
+def measure(num_bytes: int, num_receivers: int, rounds: int, shm: Path) -> dict[str, Any]:
+    """Medians of one size, as rates and ratios."""
+    bench = Bench(num_bytes, num_receivers, shm)
+    times = [bench.round() for _ in range(rounds + 1)][1:]
+    rates = {
+        name: [bench.num_bytes / statistics.median(one[name][at] for one in times) / 1e9 for at in (0, 1)]
+        for name in times[0]
+    }
+    ratios = {
+        name: statistics.median(one[name][0] / one["sync"][0] for one in times) for name in times[0] if name != "sync"
+    }
+    phases = {name: statistics.median(one[name] for one in bench.phases[1:]) for name in bench.phases[0]}
+    bench.close()
+    return {
+        "gigabytes": bench.num_bytes / 1e9,
+        "tensors": bench.num_tensors,
+        "receivers": num_receivers,
+        "views_gb_per_s": {name: rate for name, (rate, _) in rates.items()},
+        "copied_gb_per_s": {name: rate for name, (_, rate) in rates.items() if name != "memcpy"},
+        "sync_rate_over": ratios,
+        "bars_met": {name: ratios[name] >= bar for name, bar in BARS.items()},
+        "phases_s": phases,
+    }
+
+
+@contextlib.contextmanager
+def local_ray(object_store_bytes: int) -> Iterator[Path]:
+    """A cluster of its own with this object store; yields a folder in /dev/shm. Both end with the context."""
+    scratch = tempfile.mkdtemp(prefix="rm-", dir="/tmp")  # Unix sockets want a short path
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    try:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=scratch,
+            runtime_env={"env_vars": environment | {"VLLM_LOGGING_LEVEL": "ERROR"}},
+        )
+        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="rm-") as shm:
+            yield Path(shm)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def memory_needed(num_bytes: float, num_receivers: int) -> float:
+    """The learner's tensors, two versions in the object store, the file, a parameter per shape in each receiver."""
+    return num_bytes * (1 + 2 + 1 + 0.2 * num_receivers) + (1 + 0.7 * num_receivers) * 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    results, skipped = [], []
+    for gigabytes, receivers in product(arguments.gigabytes, arguments.receivers):
+        needed, free = memory_needed(gigabytes * 1e9, receivers), psutil.virtual_memory().available
+        if needed > free:
+            why = f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+            print(f"skipped: {gigabytes:g} GB to {receivers} receivers {why}")
+            skipped.append({"gigabytes": gigabytes, "receivers": receivers, "why": why})
+            continue
+        with local_ray(int(gigabytes * 2.6e9) + 10**8) as shm:
+            results.append(measure(int(gigabytes * 1e9), receivers, arguments.rounds, shm))
+    ways = ("sync", "memcpy", "calls", "torch_calls", "file")
+    for title, key, columns in (
+        ("GB/s from the learner's memory to loaded views", "views_gb_per_s", ways),
+        ("GB/s from the learner's memory to copied parameters", "copied_gb_per_s", (ways[0], *ways[2:])),
+        ("How many times as fast the sync is, to loaded views", "sync_rate_over", ways[1:]),
+    ):
+        rows = [[round(one["gigabytes"], 2), one["receivers"], *(one[key][way] for way in columns)] for one in results]
+        print_table(title, ["GB", "receivers", *columns], rows)
+    finish("weight_sync", {"sizes": results, "skipped": skipped, "bars": BARS}, write=arguments.write)
+
+
+if __name__ == "__main__":
+    main()
