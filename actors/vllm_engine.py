@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.attestation import Probe
 from actors.codec import ChatFrame
 from actors.engine import Bucket, LoadReport, check_repeat_guard
 from actors.images import open_image
@@ -21,6 +22,9 @@ from actors.settings import DecodeSettings, EngineSettings
 from protocol.contracts import Completion, RolloutRequest, WeightsManifest
 from protocol.errors import EngineError, PromptTooLongError, SyncError
 from protocol.vocab import TokenCodec
+
+PROBED_TOKENS = 5
+"""Likeliest tokens per position whose probabilities a probe reports."""
 
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
@@ -92,11 +96,15 @@ class VllmEngine:
         return len(self._requests)
 
     def submit(self, request: RolloutRequest) -> None:
+        params = self._params.clone()
+        params.seed = request.seed if self._decode.temperature > 0 else None
+        self._add(request, params)
+        self._requests[str(request.key)] = request
+
+    def _add(self, request: RolloutRequest, params: Any) -> None:
         from vllm.exceptions import VLLMValidationError
 
         image = open_image(request)
-        params = self._params.clone()
-        params.seed = request.seed if self._decode.temperature > 0 else None
         prompt = {"prompt": self._frame.prompt_text, "multi_modal_data": {"image": image}}
         try:
             self._engine.add_request(str(request.key), prompt, params)
@@ -105,7 +113,6 @@ class VllmEngine:
                 f"{request.record.source}: the engine refused the prompt ({error}); "
                 f"raise rollout_matching.vllm.max_model_len (now {self._max_model_len}) or drop the record"
             ) from error
-        self._requests[str(request.key)] = request
 
     def _sampling_params(self) -> Any:
         """What all requests share; each adds its seed."""
@@ -172,6 +179,31 @@ class VllmEngine:
             num_tensors=len(manifest.tensors),
             load_seconds=loaded - started,
             resume_seconds=time.monotonic() - loaded,
+        )
+
+    def weight_checksums(self) -> dict[str, str]:
+        """vLLM's own digest of every tensor that it serves; on CPU linear weights are repacked and not among them."""
+        per_worker: list[dict[str, str]] = self._engine.collective_rpc("compute_weight_checksums")
+        return {name: digest for worker in per_worker for name, digest in worker.items()}
+
+    def probe(self, request: RolloutRequest) -> Probe:
+        """A greedy answer with the probabilities behind it. Nothing else may be running."""
+        from vllm import SamplingParams
+
+        assert not self._requests, "a probe runs alone"
+        limit = self._decode.max_new_tokens
+        self._add(request, SamplingParams(temperature=0, max_tokens=limit, logprobs=PROBED_TOKENS, detokenize=False))
+        while not (finished := [output for output in self._engine.step() if output.finished]):
+            pass
+        answer = finished[0].outputs[0]
+        logprobs = [
+            sorted((entry.logprob for entry in position.values()), reverse=True)[:PROBED_TOKENS]
+            for position in answer.logprobs
+        ]
+        return Probe(
+            name=str(request.key),
+            token_ids=np.asarray(answer.token_ids, dtype=np.int32),
+            logprobs=np.asarray(logprobs, dtype=np.float32),
         )
 
     def abort_all(self) -> None:

@@ -17,6 +17,11 @@ from protocol.errors import ConfigError, Interrupted, RecordError, RollmatchErro
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
+ATTEST = (
+    "compare an engine that is sent this checkpoint's export with one that is started on it: weights, greedy answers "
+    "and probabilities; exit code 1 when they differ"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
@@ -51,6 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         _with_config(commands.add_parser(name, help=text, description=text)).set_defaults(run=run)
     _add_render(commands)
+    evaluate = commands.choices["evaluate"]
+    evaluate.add_argument("--attest", type=Path, metavar="CHECKPOINT", help=ATTEST)
+    evaluate.add_argument("--attest_records", type=int, default=8, help="validation records that both engines answer")
     _add_import_coco(commands)
     _add_replay(commands)
     return parser
@@ -81,6 +89,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    if arguments.attest is not None:
+        return _attest(arguments)
     from deploy.launch import evaluate_only
     from deploy.tables import print_metrics
 
@@ -88,6 +98,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     print_metrics(metrics)
     print(json.dumps(metrics))
     return DONE
+
+
+def _attest(arguments: argparse.Namespace) -> int:
+    from deploy.attest import attest, print_attestation
+
+    found = attest(_load(arguments), arguments.attest, arguments.attest_records)
+    print_attestation(found)
+    print(json.dumps(found.as_json()))
+    return DONE if found.export.same else FAILED
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -117,6 +117,14 @@ def names_on_disk(start: Path) -> set[str] | None:
         return None
     with safe_open(start / "model.safetensors", "pt") as file:
         return set(file.keys())
+
+
+def read_merged(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything that `write_merged` wrote, shard by shard."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 it is no mapping
+                yield name, file.get_tensor(name)
 
 
 def check_names(ours: Iterable[str], start: Path, tied: set[str]) -> None:

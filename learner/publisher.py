@@ -10,7 +10,7 @@ is the only one. Nothing here waits; the caller that iterates sets the pace.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -55,19 +55,13 @@ class Publisher:
             yield bucket
             put_s += time.monotonic() - yielded
         if self._keep:
-            yield WeightsManifest(
-                version=version,
-                full=full,
-                tensors=tuple(packer.entries),
-                bucket_checksums=tuple(packer.checksums),
-                changed_tensors=packer.changed_tensors,
-                extra={
-                    "optimizer_steps": float(self.steps_since_publish),
-                    "merge_s": time.monotonic() - started - put_s,
-                    "put_s": put_s,
-                    "rounding_lost_share": rounding.lost_share,
-                },
-            )
+            report = {
+                "optimizer_steps": float(self.steps_since_publish),
+                "merge_s": time.monotonic() - started - put_s,
+                "put_s": put_s,
+                "rounding_lost_share": rounding.lost_share,
+            }
+            yield packer.manifest(version, full, report)
         self.steps_since_publish = 0
 
     def _packed(self, packer: _Packer, rounding: Rounding, full: bool) -> Iterator[Bucket]:
@@ -86,6 +80,18 @@ class Publisher:
         return differs
 
 
+def publish_as_is(
+    tensors: Iterable[tuple[str, Tensor]], version: int, bucket_bytes: int
+) -> Iterator[Bucket | WeightsManifest]:
+    """A full publish of tensors that are merged and rounded already: those of an export."""
+    packer = _Packer(bucket_bytes)
+    for name, tensor in tensors:
+        data = _bytes(tensor)
+        yield from packer.add(name, tensor, data, checksum(data))
+    yield from packer.flush()
+    yield packer.manifest(version, True, {})
+
+
 class _Packer:
     """Groups tensors into buckets; a tensor larger than a bucket gets one of its own."""
 
@@ -94,19 +100,19 @@ class _Packer:
         self._pending: list[npt.NDArray[np.uint8]] = []
         self._digests: list[str] = []
         self._fill = 0
-        self.entries: list[TensorEntry] = []
-        self.checksums: list[str] = []
+        self._entries: list[TensorEntry] = []
+        self._checksums: list[str] = []
         self.changed_tensors = 0
 
     def add(self, name: str, tensor: Tensor, data: npt.NDArray[np.uint8], digest: str) -> Iterator[Bucket]:
         if self._pending and self._fill + data.nbytes > self._limit:
             yield from self.flush()
-        self.entries.append(
+        self._entries.append(
             TensorEntry(
                 name=name,
                 dtype=str(tensor.dtype).removeprefix("torch."),
                 shape=tuple(tensor.shape),
-                bucket=len(self.checksums),
+                bucket=len(self._checksums),
                 index=len(self._pending),
                 num_bytes=data.nbytes,
             )
@@ -120,9 +126,20 @@ class _Packer:
         if not self._pending:
             return
         bucket = tuple(self._pending)
-        self.checksums.append(combined(self._digests))
+        self._checksums.append(combined(self._digests))
         self._pending, self._digests, self._fill = [], [], 0
         yield bucket
+
+    def manifest(self, version: int, full: bool, extra: dict[str, float]) -> WeightsManifest:
+        """Describes what was yielded."""
+        return WeightsManifest(
+            version=version,
+            full=full,
+            tensors=tuple(self._entries),
+            bucket_checksums=tuple(self._checksums),
+            changed_tensors=self.changed_tensors,
+            extra=extra,
+        )
 
 
 def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.attest import attest
 from deploy.launch import evaluate_only, train
 from protocol.config import RunConfig
 from tests.integration.conftest import read_lines
@@ -40,3 +41,10 @@ def test_two_windows_with_two_learner_ranks_train_on_what_the_engines_serve(
     fresh = evaluate_only(demo_config(f"model.model={merged}"))
     assert served == {name: fresh[name] for name in served}
     assert served != {name: summary["before"][name] for name in served}, "or the comparison could not fail"
+
+    # The same by vLLM's own digests and probabilities, for a full publish of the export.
+    attestation = attest(demo_config(), merged.parent, num_records=2)
+    assert attestation.export.same
+    assert attestation.export.max_logprob_difference == 0.0
+    assert attestation.start.differing_weights, "the digests see that the publish moved weights"
+    assert attestation.start.max_logprob_difference > 0.01, "and so do the probabilities"

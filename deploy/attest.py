@@ -1,0 +1,146 @@
+"""`rollmatch evaluate --attest CHECKPOINT`: does an engine that takes a publish serve what the checkpoint exports?
+
+Engines run one after another, so that one GPU is enough. The first is probed before and after it takes the publish:
+before, to show how much of the export the probes can see at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from actors.attestation import LOGPROB_TOLERANCE, AttestedEngine, Comparison, Served, compare
+from actors.engine import LoadReport
+from actors.ray_calls import get
+from actors.settings import ActorSettings
+from actors.vllm_engine import engine_environment
+from deploy.check import require_clean
+from deploy.cluster import ray_session
+from deploy.launch import validation_records
+from learner.export import read_merged
+from learner.publisher import publish_as_is
+from protocol.config import RunConfig
+from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest, WeightsManifest
+from protocol.errors import ConfigError, SyncError
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation:
+    """The verdict is `export.same`."""
+
+    export: Comparison
+    """The engine that took the publish, and one that was started on the export."""
+    start: Comparison
+    """The same engine before and after: what the publish moved, as far as the probes see it."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"same": self.export.same, "export": asdict(self.export), "moved": asdict(self.start)}
+
+
+def attest(config: RunConfig, checkpoint: Path, num_records: int) -> Attestation:
+    """Starts two engines in turn and compares them.
+
+    Raises ConfigError where there is no export or no validation record; SyncError when the publish does not attest.
+    """
+    require_clean(config)
+    export = checkpoint / "merged"
+    if not export.is_dir():
+        raise ConfigError(f"--attest: {checkpoint} has no folder merged; name a checkpoint-N folder of a run")
+    records = validation_records(config)[:num_records]
+    if not records:
+        raise ConfigError("custom.val_jsonl: is missing, and the probes need records; name a file of records")
+    settings = ActorSettings.from_config(config)
+    started_on_export = replace(settings, engine=replace(settings.engine, model=str(export)))
+    with ray_session(config):
+        before, live = _served_live(config, settings, export, _requests(records))
+        fresh = _Engine(config, started_on_export)
+        try:
+            return Attestation(compare(live, fresh.served(_requests(records))), compare(before, live))
+        finally:
+            fresh.close()
+
+
+def print_attestation(found: Attestation, *, console: Console | None = None) -> None:
+    """One row per kind of evidence."""
+    table = Table(title="The publish against the export: " + ("the same" if found.export.same else "DIFFERENT"))
+    for column in ("evidence", "compared", "moved by the publish", "differ from the export"):
+        table.add_column(column, justify="left" if column == "evidence" else "right")
+    export, start = found.export, found.start
+    weights, answers = len(start.differing_weights), len(start.differing_answers)
+    table.add_row("weights (vLLM's digests)", f"{export.num_weights}", f"{weights}", f"{len(export.differing_weights)}")
+    table.add_row("greedy answers", f"{export.num_answers}", f"{answers}", f"{len(export.differing_answers)}")
+    table.add_row(
+        f"log-probabilities (limit {LOGPROB_TOLERANCE:g})",
+        f"{export.num_answers} answers",
+        f"{start.max_logprob_difference:.3g}",
+        f"{export.max_logprob_difference:.3g}",
+    )
+    console = console or Console()
+    console.print(table)
+    for name in (*export.differing_weights[:5], *export.differing_answers[:5]):
+        console.print(f"differs: {name}")
+
+
+class _Engine:
+    """One engine in a process of its own; every call has a deadline of the configuration."""
+
+    def __init__(self, config: RunConfig, settings: ActorSettings) -> None:
+        self._limits = config.rollout
+        self._sync_s = config.sync.timeout_s
+        self._handle = (
+            ray.remote(AttestedEngine)
+            .options(
+                num_cpus=config.cluster.cpus_per_actor,
+                num_gpus=config.cluster.gpus_per_actor,
+                runtime_env={"env_vars": engine_environment(settings.engine)},
+            )
+            .remote(settings)
+        )
+        self._name = f"an engine on {settings.engine.model}"
+
+    def served(self, requests: Sequence[RolloutRequest]) -> Served:
+        limit = self._limits.startup_timeout_s + len(requests) * self._limits.request_timeout_s
+        served: Served = get(self._handle.served.remote(requests), limit, f"{self._name} to answer the probes")
+        return served
+
+    def load(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
+        what = f"{self._name} to load version {manifest.version}"
+        report: LoadReport = get(self._handle.load.remote(manifest, refs), self._sync_s, what)
+        if (report.version, report.bucket_checksums) != (manifest.version, manifest.bucket_checksums):
+            raise SyncError(f"{self._name}: serves version {report.version}, sent was {manifest.version}")
+
+    def close(self) -> None:
+        ray.kill(self._handle)
+
+
+def _served_live(
+    config: RunConfig, settings: ActorSettings, export: Path, requests: Sequence[RolloutRequest]
+) -> tuple[Served, Served]:
+    """What an engine on the start checkpoint serves before and after it takes the export as a publish."""
+    engine = _Engine(config, settings)
+    try:
+        before = engine.served(requests)
+        refs, manifest = [], None
+        for item in publish_as_is(read_merged(export), 1, config.sync.bucket_bytes):
+            if isinstance(item, WeightsManifest):
+                manifest = item
+            else:
+                refs.append(ray.put(item))
+        assert manifest is not None, "a publish ends with its manifest"
+        engine.load(manifest, refs)
+        return before, engine.served(requests)
+    finally:
+        engine.close()
+
+
+def _requests(records: Sequence[Record]) -> list[RolloutRequest]:
+    return [
+        RolloutRequest(key=RequestKey(record=record.index, epoch=EVALUATION_EPOCH), record=record, seed=0)
+        for record in records
+    ]
