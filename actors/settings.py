@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from actors.adapter import lora_options
 from protocol.config import RunConfig
 from protocol.config.rollout_matching import RolloutMatchingConfig
 from protocol.matching import MatchSettings
@@ -96,7 +97,7 @@ class ActorSettings:
                 attn_impl=config.model.attn_impl,
                 watches_repeats=matching.repeat_terminate.enabled,
                 export_stats=config.metrics.vllm,
-                options=matching.vllm.engine_options(),
+                options=matching.vllm.engine_options() | lora_options(config),
             ),
             decode=DecodeSettings.from_config(matching),
             system_prompt=system_prompt,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.adapter import adapter_request, load_adapter
 from actors.attestation import Probe
 from actors.codec import ChatFrame
 from actors.engine import Bucket, LoadReport, check_repeat_guard
@@ -64,6 +65,8 @@ class VllmEngine:
         self._decode = decode
         self._max_model_len = settings.max_model_len
         self._requests: dict[str, RolloutRequest] = {}
+        self._adapter: Any = None
+        """What every request names once an adapter was published."""
         options = dict(settings.options)
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
@@ -107,7 +110,7 @@ class VllmEngine:
         image = open_image(request)
         prompt = {"prompt": self._frame.prompt_text, "multi_modal_data": {"image": image}}
         try:
-            self._engine.add_request(str(request.key), prompt, params)
+            self._engine.add_request(str(request.key), prompt, params, lora_request=self._adapter)
         except (VLLMValidationError, ValueError) as error:
             raise PromptTooLongError(
                 f"{request.record.source}: the engine refused the prompt ({error}); "
@@ -158,11 +161,7 @@ class VllmEngine:
 
     def load_weights(self, manifest: WeightsManifest, buckets: Sequence[Bucket]) -> LoadReport:
         started = time.monotonic()
-        call = self._engine.collective_rpc
-        if manifest.tensors:
-            call("start_weight_update")
-            call("update_weights", args=({"manifest": manifest, "buckets": buckets},))
-            call("finish_weight_update")
+        received = self._load(manifest, buckets)
         self._engine.set_weight_version(str(manifest.version))
         loaded = time.monotonic()
         # What older weights computed must not answer for the new ones: prompt prefixes, then image embeddings. Running
@@ -175,11 +174,26 @@ class VllmEngine:
         self._engine.reset_encoder_cache()
         return LoadReport(
             version=self.version,
-            bucket_checksums=call("received_checksums")[0] if manifest.tensors else (),
+            bucket_checksums=received,
             num_tensors=len(manifest.tensors),
             load_seconds=loaded - started,
             resume_seconds=time.monotonic() - loaded,
         )
+
+    def _load(self, manifest: WeightsManifest, buckets: Sequence[Bucket]) -> tuple[str, ...]:
+        """Digests of the bytes that were loaded."""
+        if manifest.adapter is not None:
+            received = load_adapter(self._engine, manifest, buckets)
+            self._adapter = adapter_request()
+        elif manifest.tensors:
+            call = self._engine.collective_rpc
+            call("start_weight_update")
+            call("update_weights", args=({"manifest": manifest, "buckets": buckets},))
+            call("finish_weight_update")
+            received = call("received_checksums")[0]
+        else:
+            received = ()
+        return received
 
     def weight_checksums(self) -> dict[str, str]:
         """vLLM's own digest of every tensor that it serves; on CPU linear weights are repacked and not among them."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from learner.adapter_weights import AdapterWeights
 from learner.merge import MergedWeights, ParameterSource, Rounding
 from protocol.checksums import checksum, combined
 from protocol.contracts import Bucket, TensorEntry, WeightsManifest
@@ -25,7 +26,14 @@ from protocol.contracts import Bucket, TensorEntry, WeightsManifest
 class Publisher:
     """Remembers what was published last, so that a publish can send, and count, only what changed."""
 
-    def __init__(self, weights: MergedWeights, source: ParameterSource, bucket_bytes: int, *, is_first: bool) -> None:
+    def __init__(
+        self,
+        weights: MergedWeights | AdapterWeights,
+        source: ParameterSource,
+        bucket_bytes: int,
+        *,
+        is_first: bool,
+    ) -> None:
         self._weights = weights
         self._source = source
         self._bucket_bytes = bucket_bytes
@@ -61,7 +69,8 @@ class Publisher:
                 "put_s": put_s,
                 "rounding_lost_share": rounding.lost_share,
             }
-            yield packer.manifest(version, full, report)
+            adapter = self._weights.description if isinstance(self._weights, AdapterWeights) else None
+            yield packer.manifest(version, full, report, adapter)
         self.steps_since_publish = 0
 
     def _packed(self, packer: _Packer, rounding: Rounding, full: bool) -> Iterator[Bucket]:
@@ -130,7 +139,9 @@ class _Packer:
         self._pending, self._digests, self._fill = [], [], 0
         yield bucket
 
-    def manifest(self, version: int, full: bool, extra: dict[str, float]) -> WeightsManifest:
+    def manifest(
+        self, version: int, full: bool, extra: dict[str, float], adapter: str | None = None
+    ) -> WeightsManifest:
         """Describes what was yielded."""
         return WeightsManifest(
             version=version,
@@ -138,6 +149,7 @@ class _Packer:
             tensors=tuple(self._entries),
             bucket_checksums=tuple(self._checksums),
             changed_tensors=self.changed_tensors,
+            adapter=adapter,
             extra=extra,
         )
 

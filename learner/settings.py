@@ -112,6 +112,8 @@ class LearnerSettings:
     """Tokens a packed row may hold."""
     bucket_bytes: int = 256 * 2**20
     """Size at which a weight bucket is closed; one larger tensor gets a bucket of its own."""
+    publishes_adapter: bool = False
+    """Publish the adapter itself, not merged weights (SPEC A18)."""
     head_chunk_rows: int = 0
     """Rows of logits alive at once; 0 picks a chunk of about 128 MiB."""
     num_threads: int = 1
@@ -153,6 +155,7 @@ class LearnerSettings:
             packing=training.packing,
             max_length=config.global_max_length,
             bucket_bytes=config.sync.bucket_bytes,
+            publishes_adapter=config.matching.vllm.enable_lora,
             num_threads=max(1, int(config.cluster.cpus_per_learner)),
             image_threads=config.data.dataloader_num_workers,
             collective_timeout_s=config.cluster.step_timeout_s,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from learner.adapter_weights import AdapterWeights
 from learner.collate import Batch, collate_nothing, collate_packed, collate_padded
 from learner.deepspeed_engine import TrainEngine, join
 from learner.export import check_names, start_folder, write_adapter, write_merged
@@ -48,7 +49,8 @@ class LearnerWorker:
         check_names(self._weights.names(), start, tied={"lm_head.weight"})
         self._engine = TrainEngine(self._policy, settings)
         self._encoder = PromptEncoder(settings)
-        self._publisher = Publisher(self._weights, self._engine, settings.bucket_bytes, is_first=self._engine.rank == 0)
+        served = AdapterWeights(self._policy, self._weights.dtype) if settings.publishes_adapter else self._weights
+        self._publisher = Publisher(served, self._engine, settings.bucket_bytes, is_first=self._engine.rank == 0)
         self._publisher.remember()
         self.step = 0
         """Optimizer steps of the run so far, skipped ones included."""

@@ -303,5 +303,8 @@ class WeightsManifest:
     """Hex digest of each bucket, recomputed by the receiver."""
     changed_tensors: int
     """How many differ from the version before; 0 after an optimizer step is an error (SPEC A17)."""
+    adapter: str | None = None
+    """The text of peft's `adapter_config.json` where the tensors are an adapter on the start checkpoint; None where
+    they are the checkpoint's own, merged."""
     extra: dict[str, float] = field(default_factory=dict)
     """Timings and rounding report of the producer."""

@@ -41,7 +41,6 @@ def test_the_defaults_ask_for_nothing_that_is_missing() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (f"{MATCHING}.vllm.enable_lora", True),
         ("custom.val_sample_with_replacement", True),
         ("training.eval_strategy", "epoch"),
         ("data.dataset_shuffle", False),
