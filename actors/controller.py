@@ -120,7 +120,12 @@ class Controller:
     def _is_last(self) -> bool:
         return self.state.step >= self._settings.max_steps
 
+    def _leave_device(self) -> None:
+        if self._settings.takes_turns:
+            self._pool.sleep()
+
     def _save(self) -> None:
+        self._leave_device()
         self._observer.phase("save", f"the checkpoint of step {self.state.step}")
         path = self._keeper.save(self.state, self._boundary)
         self._observer.event("checkpoint", path=str(path), position=self._boundary)
@@ -256,6 +261,7 @@ class Controller:
         lengths = [entry.meta.length for entry in entries]
         planning = time.monotonic()
         plan = self._plan(lengths)
+        self._leave_device()
         started = time.monotonic()
         self._observer.phase("train", "the learner's optimizer step")
         result = self._meanwhile(lambda: self._learner.train_step(plan, [entry.ref for entry in entries]))

@@ -80,6 +80,10 @@ class RolloutEngine(Protocol):
         computed for them is computed again. SyncError when bytes or version differ from the manifest."""
         ...
 
+    def sleep(self) -> None:
+        """Frees the device while nothing is running; the next request or publish wakes the engine. Idempotent."""
+        ...
+
     def abort_all(self) -> None:
         """Forgets every request that is not completed."""
         ...

@@ -94,6 +94,8 @@ class LoopSettings:
     save_last: bool = True
     learning: bool = True
     """False where the learning rate is 0 throughout: then a publish may change nothing."""
+    takes_turns: bool = False
+    """Engines leave their device before the learner uses it (`cluster.colocate`)."""
     skip_publish: bool = False
     """Test switch: train, but never publish; SPEC A17 must stop the run."""
 

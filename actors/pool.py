@@ -152,6 +152,17 @@ class RolloutPool:
         live = [member for member in self._members if member.is_live]
         return bool(live) and all(self._is_current(member) for member in live)
 
+    def sleep(self) -> None:
+        """Every live engine leaves its device; one that does not within the sync's deadline is restarted."""
+        calls = [
+            (member, member.handle.sleep.options(**CONTROL).remote()) for member in self._members if member.is_live
+        ]
+        for member, call in calls:
+            try:
+                get(call, self._settings.sync_timeout_s, f"{member.name} to leave its device (sync.timeout_s)")
+            except InfrastructureFailure as error:
+                self._fail(member, error)
+
     def serve_start_checkpoint(self) -> None:
         """Lets the engines answer with the checkpoint they started from: evaluation without a learner."""
         self._serves_start = True

@@ -128,6 +128,10 @@ class RolloutActor:
         waited = time.monotonic() - fetched - report.load_seconds
         return replace(report, fetch_seconds=fetched - started, wait_seconds=waited)
 
+    def sleep(self) -> None:
+        """Leaves the device to others until the next request or publish."""
+        self.loop.ask(lambda engine: engine.sleep())
+
     def progress(self) -> EngineProgress:
         """The heartbeat."""
         return self.loop.progress

@@ -140,6 +140,9 @@ class ScriptedEngine:
             load_seconds=self._pace.load_s,
         )
 
+    def sleep(self) -> None:
+        """There is nothing to free."""
+
     def abort_all(self) -> None:
         self._waiting.clear()
         self._running.clear()

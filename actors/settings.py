@@ -97,7 +97,9 @@ class ActorSettings:
                 attn_impl=config.model.attn_impl,
                 watches_repeats=matching.repeat_terminate.enabled,
                 export_stats=config.metrics.vllm,
-                options=matching.vllm.engine_options() | lora_options(config),
+                options=matching.vllm.engine_options()
+                | lora_options(config)
+                | ({"enable_sleep_mode": True} if config.cluster.colocate else {}),
             ),
             decode=DecodeSettings.from_config(matching),
             system_prompt=system_prompt,

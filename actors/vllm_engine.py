@@ -65,6 +65,7 @@ class VllmEngine:
         self._decode = decode
         self._max_model_len = settings.max_model_len
         self._requests: dict[str, RolloutRequest] = {}
+        self._asleep = False
         self._adapter: Any = None
         """What every request names once an adapter was published."""
         options = dict(settings.options)
@@ -108,6 +109,7 @@ class VllmEngine:
         from vllm.exceptions import VLLMValidationError
 
         image = open_image(request)
+        self._wake()
         prompt = {"prompt": self._frame.prompt_text, "multi_modal_data": {"image": image}}
         try:
             self._engine.add_request(str(request.key), prompt, params, lora_request=self._adapter)
@@ -161,6 +163,7 @@ class VllmEngine:
 
     def load_weights(self, manifest: WeightsManifest, buckets: Sequence[Bucket]) -> LoadReport:
         started = time.monotonic()
+        self._wake()
         received = self._load(manifest, buckets)
         self._engine.set_weight_version(str(manifest.version))
         loaded = time.monotonic()
@@ -219,6 +222,17 @@ class VllmEngine:
             token_ids=np.asarray(answer.token_ids, dtype=np.int32),
             logprobs=np.asarray(logprobs, dtype=np.float32),
         )
+
+    def sleep(self) -> None:
+        assert not self._requests, "an engine sleeps between two windows"
+        if not self._asleep:
+            self._engine.sleep(level=1)  # weights to host memory: a partial publish needs the others to be there
+            self._asleep = True
+
+    def _wake(self) -> None:
+        if self._asleep:
+            self._engine.wake_up()
+            self._asleep = False
 
     def abort_all(self) -> None:
         self._engine.abort_request(list(self._requests), internal=False)

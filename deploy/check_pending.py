@@ -24,7 +24,6 @@ class Pending(NamedTuple):
 
 
 CHANGES_TRAINING = (
-    Pending(f"{MATCHING}.offload.enabled", lambda c: c.matching.offload.enabled, "set it to false"),
     Pending("sync.backend", lambda c: c.sync.backend != "object_store", "write object_store"),
     Pending(
         "custom.val_sample_with_replacement",

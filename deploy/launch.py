@@ -135,6 +135,7 @@ def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
         desc_enabled=config.matching.desc_monitor.enabled,
         learning=training.learning_rate > 0,
         skip_publish=config.sync.debug_skip_publish,
+        takes_turns=config.cluster.colocate,
     )
 
 
@@ -183,6 +184,11 @@ def _start(
     stack.callback(learner.close)
     pool = _pool(config, records[0], placement)
     stack.callback(pool.close)
+    if cluster.colocate:  # an engine measures the free memory when it starts, and leaves before the learner comes
+        pool.start()
+        pool.sleep()
+        learner.start()
+        return pool, learner
     with ThreadPoolExecutor(max_workers=2) as threads:
         starting: list[Future[Any]] = [threads.submit(pool.start), threads.submit(learner.start)]
         for future in starting:

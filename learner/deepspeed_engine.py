@@ -25,6 +25,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import comm
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from deepspeed.utils import logger, safe_get_full_fp32_param
 from torch import Tensor, nn
 
@@ -43,6 +44,17 @@ OWNED = {
     "scheduler": "training.lr_scheduler_type",
 }
 """Keys of DeepSpeed's JSON that another setting decides; `auto` is accepted, a value is refused."""
+
+OFFLOADED = {
+    "model": (OffloadStateTypeEnum.lp_params,),
+    "optimizer": (
+        OffloadStateTypeEnum.optim_states,
+        OffloadStateTypeEnum.hp_params,
+        OffloadStateTypeEnum.lp_grads,
+        OffloadStateTypeEnum.contiguous_grad_buffer,
+    ),
+}
+"""DeepSpeed's states behind the two words of `rollout_matching.offload`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +188,17 @@ class TrainEngine:
             if master is not None:
                 return master.detach()
         return parameter.detach().float()
+
+    def offload(self, parts: Sequence[str]) -> None:
+        """Moves `model` and `optimizer` states to host memory; ZeRO 1 to 3 only."""
+        states = [state for part in parts for state in OFFLOADED[part]]
+        self._engine.offload_states(include=states, pin_memory=self.device.type == "cuda")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def reload(self) -> None:
+        """Inverse of `offload`."""
+        self._engine.reload_states()
 
     def save(self, folder: Path) -> None:
         """Optimizer state, masters and what is trained; frozen parameters are in the start checkpoint."""

@@ -114,6 +114,8 @@ class LearnerSettings:
     """Size at which a weight bucket is closed; one larger tensor gets a bucket of its own."""
     publishes_adapter: bool = False
     """Publish the adapter itself, not merged weights (SPEC A18)."""
+    offload: tuple[str, ...] = ()
+    """What goes to host memory between a publish and the next training step: `model`, `optimizer` (SPEC A19)."""
     head_chunk_rows: int = 0
     """Rows of logits alive at once; 0 picks a chunk of about 128 MiB."""
     num_threads: int = 1
@@ -156,6 +158,7 @@ class LearnerSettings:
             max_length=config.global_max_length,
             bucket_bytes=config.sync.bucket_bytes,
             publishes_adapter=config.matching.vllm.enable_lora,
+            offload=config.matching.offload.parts,
             num_threads=max(1, int(config.cluster.cpus_per_learner)),
             image_threads=config.data.dataloader_num_workers,
             collective_timeout_s=config.cluster.step_timeout_s,

@@ -30,6 +30,7 @@ from learner.merge import MergedWeights, Rounding
 from learner.model import HeadOutput, build_policy
 from learner.prompt_encoder import Prompt, PromptEncoder
 from learner.publisher import Publisher
+from learner.residence import Residence
 from learner.results import PeerError, RankStep, Seconds
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings
@@ -48,6 +49,7 @@ class LearnerWorker:
         self._weights = MergedWeights(self._policy, getattr(torch, settings.torch_dtype))
         check_names(self._weights.names(), start, tied={"lm_head.weight"})
         self._engine = TrainEngine(self._policy, settings)
+        self._residence = Residence(self._engine, settings.offload)
         self._encoder = PromptEncoder(settings)
         served = AdapterWeights(self._policy, self._weights.dtype) if settings.publishes_adapter else self._weights
         self._publisher = Publisher(served, self._engine, settings.bucket_bytes, is_first=self._engine.rank == 0)
@@ -67,6 +69,7 @@ class LearnerWorker:
             PromptMismatchError, ImageError: on the rank it happened, before any gradient; PeerError on the others.
         """
         started = time.monotonic()
+        self._residence.enter()
         segments = [segment for pack in micro_batches for segment in pack]
         prompts, counts = self._prepare(segments, sum(1 for pack in micro_batches if pack))
         seconds = Seconds(fetch=fetch_s + time.monotonic() - started)
@@ -85,10 +88,19 @@ class LearnerWorker:
 
     def publish(self, version: int, full: bool) -> Iterator[Bucket | WeightsManifest]:
         """See `Publisher.publish`: buckets and then the manifest on rank 0, nothing elsewhere. Collective."""
-        yield from self._publisher.publish(version, full)
+        self._residence.enter()
+        for item in self._publisher.publish(version, full):
+            if isinstance(item, WeightsManifest):
+                self._residence.leave()  # before the driver can wake an engine on this device
+            yield item
+        self._residence.leave()
 
     def save_checkpoint(self, folder: Path) -> None:
         """This rank's part of a checkpoint. Collective."""
+        with self._residence.visit():
+            self._save(folder)
+
+    def _save(self, folder: Path) -> None:
         self._engine.save(folder / "deepspeed")
         own = folder / "ranks" / f"{self._engine.rank}.pt"
         own.parent.mkdir(exist_ok=True)
@@ -102,6 +114,7 @@ class LearnerWorker:
 
         A rank that has no file of its own (the run has more ranks than before) keeps its fresh random generators.
         """
+        self._residence.enter()
         self._engine.load(folder / "deepspeed")
         own = folder / "ranks" / f"{self._engine.rank}.pt"
         saved = torch.load(own if own.exists() else own.with_name("0.pt"), weights_only=False)
@@ -112,6 +125,10 @@ class LearnerWorker:
 
     def export_merged(self, folder: Path) -> None:
         """Writes the merged model into `folder`. Collective; only rank 0 writes."""
+        with self._residence.visit():
+            self._export(folder)
+
+    def _export(self, folder: Path) -> None:
         tensors = self._weights.tensors(self._engine, Rounding(), only_changing=False, keep=self._engine.rank == 0)
         named = ((name, tensor) for name, tensor, _ in tensors)
         if self._engine.rank == 0:

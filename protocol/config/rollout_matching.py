@@ -61,7 +61,13 @@ class OffloadConfig(Section):
     @property
     def active(self) -> bool:
         """Something would be moved."""
-        return self.enabled and (self.offload_model or self.offload_optimizer)
+        return bool(self.parts)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is moved: `model`, `optimizer`."""
+        wanted = {"model": self.offload_model, "optimizer": self.offload_optimizer}
+        return tuple(name for name, asked in wanted.items() if self.enabled and asked)
 
 
 class DescMonitorConfig(Section):

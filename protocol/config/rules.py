@@ -16,7 +16,7 @@ MATCHING = "custom.extra.rollout_matching"
 
 def cross_problems(config: RunConfig) -> Iterator[Problem]:
     """Every pair of settings that cannot work together."""
-    for rule in (_data, _generation, _adapter, _precision, _schedule, _capacity, _devices, _offload):
+    for rule in (_data, _generation, _adapter, _precision, _schedule, _capacity, _devices, _offload, _colocation):
         yield from rule(config)
 
 
@@ -143,3 +143,33 @@ def _offload(config: RunConfig) -> Iterator[Problem]:
             "set deepspeed.config to zero1, zero2 or zero3, or offload.enabled to false"
         )
         yield Problem((f"{MATCHING}.offload", "deepspeed.config", "deepspeed.enabled"), message)
+
+
+def _colocation(config: RunConfig) -> Iterator[Problem]:
+    cluster, offload = config.cluster, config.matching.offload
+    if offload.active and cluster.gpus_per_learner == 0:
+        message = "moves states between a GPU and host memory, but cluster.gpus_per_learner is 0; set enabled to false"
+        yield Problem((f"{MATCHING}.offload.enabled", "cluster.gpus_per_learner"), message)
+    if not cluster.colocate:
+        return
+    shares = cluster.gpus_per_actor, cluster.gpus_per_learner
+    if 0 in shares or sum(shares) > 1:
+        message = (
+            f"engine and learner share one GPU by turns, got cluster.gpus_per_actor {shares[0]:g} and gpus_per_learner "
+            f"{shares[1]:g}; write 0.5 for both, or set it to false (on CPU no engine can sleep)"
+        )
+        yield Problem(("cluster.colocate", "cluster.gpus_per_actor", "cluster.gpus_per_learner"), message)
+    if (config.rollout.num_actors, cluster.num_learners) != (1, 1):
+        message = (
+            f"is for one actor and one learner, got {config.rollout.num_actors} and {cluster.num_learners}; write 1"
+        )
+        yield Problem(("cluster.colocate", "rollout.num_actors", "cluster.num_learners"), message)
+    if config.rollout.max_staleness > 0:
+        message = f"needs rollout.max_staleness 0, got {config.rollout.max_staleness}: they take turns; write 0"
+        yield Problem(("cluster.colocate", "rollout.max_staleness"), message)
+    if offload.parts != ("model", "optimizer"):
+        message = "needs offload.enabled, offload_model and offload_optimizer true, or the learner stays where it is"
+        yield Problem(("cluster.colocate", f"{MATCHING}.offload"), message)
+    if config.matching.rollout_backend != "vllm":
+        message = "needs rollout_backend vllm, which can sleep; write vllm"
+        yield Problem(("cluster.colocate", f"{MATCHING}.rollout_backend"), message)

@@ -94,6 +94,10 @@ class ClusterConfig(Section):
     """CPU cores per learner rank; also its number of threads."""
     cpus_per_actor: PositiveFloat = 1.0
     """CPU cores per rollout actor; also its number of threads on CPU."""
+    colocate: bool = False
+    """One actor and one learner rank share a GPU by turns: the engine sleeps while the learner trains, the learner's
+    states go to host memory while it generates. Needs `rollout_matching.offload` with both parts, `max_staleness` 0,
+    and shares of the GPU that add up to 1 at most. Not verified on a GPU."""
     learner_resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom Ray resources that each learner rank takes, such as `{trainer: 1}`."""
     actor_resources: dict[str, PositiveFloat] = Field(default_factory=dict)

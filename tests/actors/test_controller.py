@@ -77,6 +77,9 @@ class FakePool:
         )
         return Outcome(key=request.key, meta=meta, new_tokens=50), f"ref of {request.key}"
 
+    def sleep(self) -> None:
+        self._log.append(f"sleep, {self.num_open} in flight")
+
     def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         self._log.append(f"sync {manifest.version}, {self.num_open} in flight")
         self.version = manifest.version
@@ -200,6 +203,18 @@ def test_a_window_is_rolled_out_trained_and_published_before_the_next_begins() -
         *("train 4", "train 4", "sync 2, 0 in flight"),
     ]
     assert (state.step, state.version, state.accepted, state.trained) == (4, 2, 8, 8)
+
+
+def test_engines_that_share_the_learners_device_leave_it_before_each_training_and_each_save() -> None:
+    loop = build(max_steps=2, takes_turns=True)
+    loop.controller.run()
+
+    assert loop.log == [
+        "sync 0, 0 in flight",
+        *("sleep, 0 in flight", "train 4", "sync 1, 0 in flight"),
+        *("sleep, 0 in flight", "train 4", "sync 2, 0 in flight"),
+        "sleep, 0 in flight",  # the last checkpoint
+    ]
 
 
 def test_an_optimizer_step_that_trains_a_window_again_generated_nothing() -> None:

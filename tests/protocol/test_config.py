@@ -18,6 +18,13 @@ from protocol.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 MATCHING = "custom.extra.rollout_matching"
+BOTH_PARTS = {"enabled": True, "offload_model": True, "offload_optimizer": True}
+SHARED_GPU = {
+    "cluster__colocate": True,
+    "cluster__gpus_per_actor": 0.5,
+    "cluster__gpus_per_learner": 0.5,
+    "matching__offload": BOTH_PARTS,
+}
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
@@ -237,6 +244,20 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
         (
             {"matching__offload": {"enabled": True, "offload_model": True}, "deepspeed__config": "zero0"},
             f"{MATCHING}.offload: DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only",
+        ),
+        (
+            {"matching__offload": {"enabled": True, "offload_optimizer": True}},
+            f"{MATCHING}.offload.enabled: moves states between a GPU and host memory",
+        ),
+        (
+            {"cluster__colocate": True, "matching__offload": BOTH_PARTS, "cluster__gpus_per_learner": 1},
+            "cluster.colocate: engine and learner share one GPU by turns, got cluster.gpus_per_actor 0",
+        ),
+        (SHARED_GPU | {"rollout__num_actors": 2}, "cluster.colocate: is for one actor and one learner, got 2 and 1"),
+        (SHARED_GPU | {"rollout__max_staleness": 1}, "cluster.colocate: needs rollout.max_staleness 0, got 1"),
+        (
+            SHARED_GPU | {"matching__offload": {"enabled": True, "offload_model": True}},
+            "cluster.colocate: needs offload.enabled, offload_model and offload_optimizer true",
         ),
         (
             {"tuner": {"freeze_llm": True, "freeze_vit": True, "freeze_aligner": True}},
