@@ -1,16 +1,19 @@
 """Merged weights as buckets with a manifest: what one publish hands to the engines.
 
-    merge, round ──► digest of each tensor ──► bucket: a tuple of the tensors' own memory ──► manifest
-                                                  └─ yielded: the object store copies it once, into shared memory
+    merge, round ──► bucket: a tuple of the tensors' own memory ──► manifest
+             │          └─ yielded: the object store copies it once, into shared memory
+             └─ digest of each tensor, in a thread beside that copy
 
 A bucket is not assembled here: pickle hands each array to the object store out of band, so the copy into shared memory
-is the only one. Nothing here waits; the caller that iterates sets the pace.
+is the only one. The caller that iterates sets the pace; the manifest waits for the last digest, which waits for nobody.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -57,11 +60,14 @@ class Publisher:
                 did change is counted, not used to leave it out: an engine loads a fused layer whole or not at all.
         """
         started, put_s = time.monotonic(), 0.0
-        packer, rounding = _Packer(self._bucket_bytes), Rounding()
-        for bucket in self._packed(packer, rounding, full):
-            yielded = time.monotonic()
-            yield bucket
-            put_s += time.monotonic() - yielded
+        rounding = Rounding()
+        with ThreadPoolExecutor(max_workers=1) as hashing:
+            packer = _Packer(self._bucket_bytes, hashing)
+            for bucket in self._packed(packer, rounding, full):
+                yielded = time.monotonic()
+                yield bucket
+                put_s += time.monotonic() - yielded
+            changed = sum(self._note(name, digest) for name, digest in packer.digests())
         if self._keep:
             report = {
                 "optimizer_steps": float(self.steps_since_publish),
@@ -70,20 +76,18 @@ class Publisher:
                 "rounding_lost_share": rounding.lost_share,
             }
             adapter = self._weights.description if isinstance(self._weights, AdapterWeights) else None
-            yield packer.manifest(version, full, report, adapter)
+            yield packer.manifest(version, full, changed, report, adapter)
         self.steps_since_publish = 0
 
     def _packed(self, packer: _Packer, rounding: Rounding, full: bool) -> Iterator[Bucket]:
         for name, tensor, can_change in self._weights.tensors(
             self._source, rounding, only_changing=not full, keep=self._keep
         ):
-            data = _bytes(tensor)
-            digest = checksum(data)
-            packer.changed_tensors += can_change and self._note(name, digest)
-            yield from packer.add(name, tensor, data, digest)
+            yield from packer.add(name, tensor, can_change)
         yield from packer.flush()
 
     def _note(self, name: str, digest: str) -> bool:
+        """Whether the tensor differs from the one published before."""
         differs = self._digests.get(name) != digest
         self._digests[name] = digest
         return differs
@@ -93,41 +97,39 @@ def publish_as_is(
     tensors: Iterable[tuple[str, Tensor]], version: int, bucket_bytes: int
 ) -> Iterator[Bucket | WeightsManifest]:
     """A full publish of tensors that are merged and rounded already: those of an export."""
-    packer = _Packer(bucket_bytes)
-    for name, tensor in tensors:
-        data = _bytes(tensor)
-        yield from packer.add(name, tensor, data, checksum(data))
-    yield from packer.flush()
-    yield packer.manifest(version, True, {})
+    with ThreadPoolExecutor(max_workers=1) as hashing:
+        packer = _Packer(bucket_bytes, hashing)
+        for name, tensor in tensors:
+            yield from packer.add(name, tensor, can_change=True)
+        yield from packer.flush()
+        yield packer.manifest(version, full=True, changed_tensors=0, extra={}, adapter=None)
 
 
 class _Packer:
     """Groups tensors into buckets; a tensor larger than a bucket gets one of its own."""
 
-    def __init__(self, bucket_bytes: int) -> None:
+    def __init__(self, bucket_bytes: int, hashing: Executor) -> None:
         self._limit = bucket_bytes
+        self._hashing = hashing
         self._pending: list[npt.NDArray[np.uint8]] = []
-        self._digests: list[str] = []
         self._fill = 0
-        self._entries: list[TensorEntry] = []
-        self._checksums: list[str] = []
-        self.changed_tensors = 0
+        self._num_buckets = 0
+        self._tensors: list[tuple[TensorEntry, Future[str], bool]] = []
 
-    def add(self, name: str, tensor: Tensor, data: npt.NDArray[np.uint8], digest: str) -> Iterator[Bucket]:
+    def add(self, name: str, tensor: Tensor, can_change: bool) -> Iterator[Bucket]:
+        data = _bytes(tensor)
         if self._pending and self._fill + data.nbytes > self._limit:
             yield from self.flush()
-        self._entries.append(
-            TensorEntry(
-                name=name,
-                dtype=str(tensor.dtype).removeprefix("torch."),
-                shape=tuple(tensor.shape),
-                bucket=len(self._checksums),
-                index=len(self._pending),
-                num_bytes=data.nbytes,
-            )
+        entry = TensorEntry(
+            name=name,
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            shape=tuple(tensor.shape),
+            bucket=self._num_buckets,
+            index=len(self._pending),
+            num_bytes=data.nbytes,
         )
+        self._tensors.append((entry, self._hashing.submit(checksum, data), can_change))
         self._pending.append(data)
-        self._digests.append(digest)
         self._fill += data.nbytes
 
     def flush(self) -> Iterator[Bucket]:
@@ -135,20 +137,25 @@ class _Packer:
         if not self._pending:
             return
         bucket = tuple(self._pending)
-        self._checksums.append(combined(self._digests))
-        self._pending, self._digests, self._fill = [], [], 0
+        self._num_buckets += 1
+        self._pending, self._fill = [], 0
         yield bucket
 
+    def digests(self) -> Iterator[tuple[str, str]]:
+        """Name and digest of the tensors that training can change."""
+        return ((entry.name, digest.result()) for entry, digest, can_change in self._tensors if can_change)
+
     def manifest(
-        self, version: int, full: bool, extra: dict[str, float], adapter: str | None = None
+        self, version: int, full: bool, changed_tensors: int, extra: dict[str, float], adapter: str | None
     ) -> WeightsManifest:
         """Describes what was yielded."""
+        by_bucket = groupby(self._tensors, key=lambda tensor: tensor[0].bucket)
         return WeightsManifest(
             version=version,
             full=full,
-            tensors=tuple(self._entries),
-            bucket_checksums=tuple(self._checksums),
-            changed_tensors=self.changed_tensors,
+            tensors=tuple(entry for entry, _, _ in self._tensors),
+            bucket_checksums=tuple(combined(digest.result() for _, digest, _ in tensors) for _, tensors in by_bucket),
+            changed_tensors=changed_tensors,
             adapter=adapter,
             extra=extra,
         )

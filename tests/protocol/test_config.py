@@ -242,7 +242,7 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
         ({"sync__backend": "nccl"}, "sync.backend: nccl needs GPUs on both sides"),
         ({"deepspeed__config": None}, "deepspeed.config: is required when enabled is true"),
         (
-            {"matching__offload": {"enabled": True, "offload_model": True}, "deepspeed__config": "zero0"},
+            {"matching__offload": BOTH_PARTS, "deepspeed__config": "zero0", "cluster__gpus_per_learner": 1},
             f"{MATCHING}.offload: DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only",
         ),
         (
