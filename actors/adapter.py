@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.weight_buckets import tensor_views, verify_buckets
 from protocol.config import RunConfig
 from protocol.contracts import Bucket, WeightsManifest
 from protocol.errors import ConfigError, SyncError
@@ -48,8 +49,6 @@ def load_adapter(engine: Any, manifest: WeightsManifest, buckets: Sequence[Bucke
     SyncError where bytes are not those of the manifest, or vLLM does not take the adapter.
     """
     from safetensors.torch import save_file
-
-    from actors.vllm_plugin import tensor_views, verify_buckets
 
     assert manifest.adapter is not None
     received = verify_buckets(manifest, buckets)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from actors.codec import ChatFrame
+from actors.codec import ChatFrame, HubCodec
 from actors.engine import LoadReport
 from actors.rollout_actor import load_processor
 from actors.settings import ActorSettings
@@ -75,7 +75,8 @@ class AttestedEngine:
 
         processor = load_processor(settings.engine.model)
         frame = ChatFrame(processor, settings.system_prompt, settings.user_prompt)
-        self._engine = VllmEngine(settings.engine, settings.decode, frame, processor)
+        codec = HubCodec(processor.tokenizer)
+        self._engine = VllmEngine(settings.engine, settings.decode, frame, codec, processor)
 
     def load(self, manifest: WeightsManifest, refs: Sequence[Any]) -> LoadReport:
         """As a rollout actor loads a publish."""

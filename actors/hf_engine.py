@@ -131,6 +131,9 @@ class HfEngine:
             load_seconds=time.monotonic() - started,
         )
 
+    def sleep(self) -> None:
+        raise NotImplementedError("cluster.colocate is refused with the hf backend, which cannot leave its device")
+
     def abort_all(self) -> None:
         self._waiting.clear()
 

@@ -205,11 +205,10 @@ class VllmEngine:
 
     def probe(self, request: RolloutRequest) -> Probe:
         """A greedy answer with the probabilities behind it. Nothing else may be running."""
-        from vllm import SamplingParams
-
         assert not self._requests, "a probe runs alone"
-        limit = self._decode.max_new_tokens
-        self._add(request, SamplingParams(temperature=0, max_tokens=limit, logprobs=PROBED_TOKENS, detokenize=False))
+        params = self._params.clone()
+        params.temperature, params.logprobs = 0.0, PROBED_TOKENS
+        self._add(request, params)
         while not (finished := [output for output in self._engine.step() if output.finished]):
             pass
         answer = finished[0].outputs[0]

@@ -6,7 +6,7 @@ A learner process holds bf16 tensors: the 713 of a 4B Qwen3-VL, in its shapes, s
 are processes of their own. Ways:
 
     sync         the product's path: `learner.publisher` in a streaming generator → object store → one call per
-                 receiver → `vllm_plugin.verify_buckets` and `tensor_views`. Digests are computed on both sides.
+                 receiver → `actors.weight_buckets`, checks and views. Digests are computed on both sides.
     torch calls  one Ray call per tensor and receiver, each answered before the next is made, with the torch tensor as
                  its argument: as such loops are usually written. No digests.
     calls        the same with a numpy array over the tensor's memory, which Ray transports best: the harder rival. What
@@ -139,7 +139,7 @@ class Receiver:
 
     def load(self, manifest: WeightsManifest, refs: Sequence[Any]) -> tuple[float, float]:
         """Seconds of the fetch and of check and views."""
-        from actors.vllm_plugin import tensor_views, verify_buckets
+        from actors.weight_buckets import tensor_views, verify_buckets
 
         started = time.perf_counter()
         buckets = ray.get(list(refs))

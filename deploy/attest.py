@@ -49,6 +49,8 @@ def attest(config: RunConfig, checkpoint: Path, num_records: int) -> Attestation
     Raises ConfigError where there is no export or no validation record; SyncError when the publish does not attest.
     """
     require_clean(config)
+    if config.matching.rollout_backend != "vllm":
+        raise ConfigError("custom.extra.rollout_matching.rollout_backend: --attest compares vLLM engines; write vllm")
     export = checkpoint / "merged"
     if not export.is_dir():
         raise ConfigError(f"--attest: {checkpoint} has no folder merged; name a checkpoint-N folder of a run")

@@ -54,6 +54,9 @@ def _adapter(config: RunConfig) -> Iterator[Problem]:
         return
     if tuner.train_type != "lora":
         yield Problem((path, "tuner.train_type"), "needs tuner.train_type lora, got full; set it to false")
+    if config.matching.rollout_backend != "vllm":
+        message = f"needs rollout_backend vllm, got {config.matching.rollout_backend}; set it to false (merged weights)"
+        yield Problem((path, f"{MATCHING}.rollout_backend"), message)
     if tuner.use_dora or tuner.modules_to_save:
         which = "tuner.use_dora" if tuner.use_dora else "tuner.modules_to_save"
         message = f"cannot serve an adapter with {which}, which vLLM does not read; set it to false (merged weights)"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deploy.check_pending import CHANGES_TRAINING, MATCHING, check_pending
+from deploy.check_pending import CHANGES_TRAINING, check_pending
 from protocol.config import RunConfig, config_from_mapping
 
 
