@@ -23,11 +23,14 @@ from actors.vllm_engine import engine_environment
 from deploy.check import require_clean
 from deploy.cluster import ray_session
 from deploy.launch import validation_records
+from deploy.placement import Placement, reserve
 from learner.export import read_merged
 from learner.publisher import publish_as_is
 from protocol.config import RunConfig
 from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest, WeightsManifest
 from protocol.errors import ConfigError, SyncError
+
+LORA_OPTIONS = frozenset({"enable_lora", "max_lora_rank", "max_loras", "enable_tower_connector_lora"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,11 @@ def attest(config: RunConfig, checkpoint: Path, num_records: int) -> Attestation
     records = validation_records(config)[:num_records]
     if not records:
         raise ConfigError("custom.val_jsonl: is missing, and the probes need records; name a file of records")
-    settings = ActorSettings.from_config(config)
+    settings = _serving_merged_weights(ActorSettings.from_config(config))
     started_on_export = replace(settings, engine=replace(settings.engine, model=str(export)))
-    with ray_session(config):
-        before, live = _served_live(config, settings, export, _requests(records))
-        fresh = _Engine(config, started_on_export)
+    with ray_session(config), reserve(config, learners=False) as placement:
+        before, live = _served_live(config, settings, placement, export, _requests(records))
+        fresh = _Engine(config, started_on_export, placement)
         try:
             return Attestation(compare(live, fresh.served(_requests(records))), compare(before, live))
         finally:
@@ -92,14 +95,13 @@ def print_attestation(found: Attestation, *, console: Console | None = None) -> 
 class _Engine:
     """One engine in a process of its own; every call has a deadline of the configuration."""
 
-    def __init__(self, config: RunConfig, settings: ActorSettings) -> None:
+    def __init__(self, config: RunConfig, settings: ActorSettings, placement: Placement) -> None:
         self._limits = config.rollout
         self._sync_s = config.sync.timeout_s
         self._handle = (
             ray.remote(AttestedEngine)
             .options(
-                num_cpus=config.cluster.cpus_per_actor,
-                num_gpus=config.cluster.gpus_per_actor,
+                **placement.options("actor", 0),
                 runtime_env={"env_vars": engine_environment(settings.engine)},
             )
             .remote(settings)
@@ -122,10 +124,10 @@ class _Engine:
 
 
 def _served_live(
-    config: RunConfig, settings: ActorSettings, export: Path, requests: Sequence[RolloutRequest]
+    config: RunConfig, settings: ActorSettings, placement: Placement, export: Path, requests: Sequence[RolloutRequest]
 ) -> tuple[Served, Served]:
     """What an engine on the start checkpoint serves before and after it takes the export as a publish."""
-    engine = _Engine(config, settings)
+    engine = _Engine(config, settings, placement)
     try:
         before = engine.served(requests)
         refs, manifest = [], None
@@ -139,6 +141,12 @@ def _served_live(
         return before, engine.served(requests)
     finally:
         engine.close()
+
+
+def _serving_merged_weights(settings: ActorSettings) -> ActorSettings:
+    """An export is merged, also where the run pushed adapters."""
+    options = {name: value for name, value in settings.engine.options.items() if name not in LORA_OPTIONS}
+    return replace(settings, engine=replace(settings.engine, options=options))
 
 
 def _requests(records: Sequence[Record]) -> list[RolloutRequest]:
