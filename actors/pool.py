@@ -250,7 +250,7 @@ class RolloutPool:
         for member, batch in self._queue.plan(self._members):
             member.moved()
             method = member.handle.rollout.options(num_returns="streaming")
-            member.streams.append(AnswerStream(method.remote(batch)))
+            member.streams.append(AnswerStream(method.remote(batch), len(batch)))
 
     def _watch(self) -> None:
         """Deadlines, heartbeats, due restarts."""

@@ -20,30 +20,38 @@ class ActorLost(EngineError):
 class AnswerStream:
     """One running `rollout` call: pairs of (segment, outcome), as far as they have arrived."""
 
-    def __init__(self, generator: Any) -> None:
+    def __init__(self, generator: Any, num_requests: int) -> None:
         self.generator = generator
+        self._left = num_requests
         self._segment: Any = None
 
     def take(self, what: str) -> Iterator[tuple[Outcome, Any]]:
-        """Each answer that is here, with its segment's reference (None without one); StopIteration's end is `ended`.
+        """Each answer that is here, with its segment's reference (None without one).
 
-        The segment comes first, so an outcome that arrived vouches for it.
+        The segment comes first. Nearly always an outcome that arrived vouches for it; where the process died at that
+        very moment, Ray may hand over a reference that cannot be read, which the learner reports like a lost object.
+
+        Raises what `get` raises when the call failed, before or instead of an answer.
         """
-        while ray.wait([self.generator], timeout=0, fetch_local=False)[0]:
+        while self._left and ray.wait([self.generator], timeout=0, fetch_local=False)[0]:
             try:
                 ref = next(self.generator)
             except StopIteration:
-                self.ended = True
-                return
+                if self._segment is not None:
+                    get(self._segment, 60.0, what)  # the stream's last reference holds the error that ended it
+                raise ActorLost(f"{what}: the stream ended with {self._left} requests unanswered") from None
             if self._segment is None:
                 self._segment = ref
                 continue
             outcome: Outcome = get(ref, 60.0, what)
             segment, self._segment = self._segment, None
+            self._left -= 1
             yield outcome, segment if outcome.meta is not None else None
 
-    ended = False
-    """True when every request of the call was answered."""
+    @property
+    def ended(self) -> bool:
+        """Every request of the call was answered."""
+        return self._left == 0
 
 
 def get(ref: Any, timeout_s: float, what: str) -> Any:

@@ -74,7 +74,7 @@ class LearnerRank:
         started = time.monotonic()
         refs = [ref for pack in packs for ref in pack]
         missing = [ref for ref in refs if ref not in self._segments]
-        arrived, lost = _get_all(missing, timeout_s)
+        arrived, lost = get_all(missing, timeout_s)
         known = self._segments | arrived
         self._segments = {ref: known[ref] for ref in refs if ref in known}
         self._packs = [[self._segments.get(ref) for ref in pack] for pack in packs]
@@ -110,19 +110,23 @@ class LearnerRank:
         return self._worker
 
 
-def _get_all(
+LOST = (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError, ray.exceptions.RayTaskError)
+"""How a segment fails to be there: its node is gone, or its process died or failed while it handed the segment over."""
+
+
+def get_all(
     refs: Sequence[ray.ObjectRef], timeout_s: float
 ) -> tuple[dict[ray.ObjectRef, Segment], list[ray.ObjectRef]]:
     """What the references hold, and those whose objects are lost."""
     try:
         return dict(zip(refs, ray.get(list(refs), timeout=timeout_s), strict=True)), []
-    except ray.exceptions.ObjectLostError:
+    except LOST:
         pass  # one by one, to learn which
     found, lost = {}, []
     for ref in refs:
         try:
             found[ref] = ray.get(ref, timeout=timeout_s)
-        except ray.exceptions.ObjectLostError:
+        except LOST:
             lost.append(ref)
     return found, lost
 

@@ -1,0 +1,105 @@
+"""A pool of simulated actors on real Ray, for the fault suite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from actors.pool import CONTROL_THREADS, MAX_CALLS, PoolSettings, RolloutPool
+from actors.simulation import Simulation
+from protocol.contracts import GroundTruth, Record, Shape
+from tests.faults.faulty_actors import FaultySimulatedActor
+from tests.faults.harness import CountingLearner, FaultRun, tiny_publish
+
+STORE = 200 * 2**20
+
+
+class DrawnRecords:
+    """Records with a few objects and no image."""
+
+    def __len__(self) -> int:
+        return 10_000
+
+    def get(self, index: int, epoch: int = 0) -> Record:
+        objects = tuple(
+            GroundTruth(index=n, desc=f"thing {n}", shape=Shape("bbox_2d", (100 * n, 50, 100 * n + 80, 400)))
+            for n in range(1, 2 + index % 5)
+        )
+        return Record(index=index, source=f"drawn:{index}", images=("-",), width=8, height=8, objects=objects)
+
+
+def simulated_run(
+    nodes: TwoNodes | None,
+    *,
+    seed: int,
+    num_actors: int = 3,
+    max_staleness: int = 1,
+    in_flight: Any = "drain",
+    step_s: float = 0.02,
+) -> FaultRun:
+    """Rollouts of some tenths of a second; deadlines of a few seconds."""
+    remote = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS, concurrency_groups=CONTROL_THREADS)(FaultySimulatedActor)
+
+    def spawn(name: str) -> Any:
+        first = nodes is not None and name.startswith("actor-0")
+        return remote.options(resources={"losable": 1} if first else {}).remote(Simulation(step_s=step_s))
+
+    limits = PoolSettings(
+        num_actors=num_actors,
+        max_in_flight_per_actor=64,
+        startup_timeout_s=60,
+        stall_timeout_s=4,
+        sync_timeout_s=20,
+        max_restarts=5,
+        max_retries=5,
+        in_flight=in_flight,
+        heartbeat_s=0.5,
+        restart_backoff_s=0.1,
+    )
+    return FaultRun(
+        pool=RolloutPool(limits, spawn, None),
+        records=DrawnRecords(),
+        learner=CountingLearner(tiny_publish, step_s=0.1),
+        max_staleness=max_staleness,
+        recovery_s=90,
+        lose_node=nodes.lose if nodes else None,
+        seed=seed,
+    )
+
+
+class TwoNodes:
+    """A head node and one that can be lost, on one machine.
+
+    All objects go through the object store, as large ones do.
+    """
+
+    def __init__(self) -> None:
+        system = {
+            "max_direct_call_object_size": 100,
+            "health_check_period_ms": 500,
+            "health_check_failure_threshold": 4,
+        }
+        self._cluster = Cluster(
+            initialize_head=True,
+            connect=True,
+            head_node_args={
+                "num_cpus": 2,
+                "include_dashboard": False,
+                "object_store_memory": STORE,
+                "_system_config": system,
+            },
+        )
+        self._node = self._add()
+
+    def lose(self) -> None:
+        self._cluster.remove_node(self._node, allow_graceful=False)
+        self._node = self._add()
+
+    def close(self) -> None:
+        ray.shutdown()
+        self._cluster.shutdown()
+
+    def _add(self) -> Any:
+        return self._cluster.add_node(num_cpus=1, resources={"losable": 1}, object_store_memory=STORE)
