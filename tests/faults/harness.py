@@ -1,24 +1,25 @@
 """Faults against the real pool, buffer and controller on real Ray, one after another, while a run goes on.
 
-    main thread      Controller.run(): collect → train → publish, with a learner that only counts
-    injector thread  waits until every actor works → injects → waits until every actor works again (recovery time)
+    loop thread  Controller.run(): collect → train → publish, with a learner that only counts
+    main thread  waits until every actor works → injects → waits until every actor works again (recovery time)
 
 | who waits | for what | who ends the wait |
 |---|---|---|
 | the injector | every actor SYNCED at the published version and busy | the pool; or `recovery_s`, which fails the run |
 | the controller | segments, attestations | the pool's own deadlines: what is tested |
 
-After the last fault the injector sets `controller.stop`. What must hold then is in `FaultRun.verify`.
+After the last fault the main thread sets `controller.stop`. What must hold then is in `FaultRun.verify`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +99,6 @@ class FaultRun:
     """Kills the node that the first actor lives on, with its objects, and adds another."""
     seed: int = 0
     recoveries: list[tuple[str, float]] = field(default_factory=list)
-    error: BaseException | None = None
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
@@ -126,19 +126,16 @@ class FaultRun:
 
     def run(self, kinds: Sequence[str]) -> None:
         """Injects each of `kinds` in turn; raises what went wrong, then checks what must hold."""
-        injector = threading.Thread(target=self._inject_all, args=(kinds,), name="injector")
         self.pool.start()
-        injector.start()
-        try:
-            self.controller.run()
-        except Interrupted:
-            pass
-        finally:
-            self.controller.stop = True
-            injector.join()
-            self.pool.close()
-        if self.error is not None:
-            raise self.error
+        with ThreadPoolExecutor(1, thread_name_prefix="loop") as threads:
+            self._loop = threads.submit(self.controller.run)
+            try:
+                self._inject_all(kinds)
+            finally:
+                self.controller.stop = True
+            with contextlib.suppress(Interrupted):
+                self._loop.result(self.recovery_s)
+        self.pool.close()
         self.verify()
 
     def verify(self) -> None:
@@ -154,14 +151,10 @@ class FaultRun:
         assert max(staleness) <= self.max_staleness
 
     def _inject_all(self, kinds: Sequence[str]) -> None:
-        try:
-            for kind in kinds:
-                self._wait(self._healthy, f"a healthy pool before {kind}")
-                time.sleep(self._rng.uniform(0, 0.3))
-                self.recoveries.append((kind, self._inject(kind)))
-        except BaseException as error:
-            self.error = error
-        self.controller.stop = True
+        for kind in kinds:
+            self._wait(self._healthy, f"a healthy pool before {kind}")
+            time.sleep(self._rng.uniform(0, 0.3))
+            self.recoveries.append((kind, self._inject(kind)))
 
     def _inject(self, kind: str) -> float:
         """Seconds from the fault until the run is as before."""
@@ -200,6 +193,7 @@ class FaultRun:
                 raise AssertionError(
                     f"seed {self.seed}: waited {self.recovery_s:.0f} s for {what}: {self.pool.status()}"
                 )
-            if self.controller.stop:
-                raise AssertionError("the controller ended before the last fault")
+            if self._loop.done():
+                self._loop.result()
+                raise AssertionError("the loop ended before the last fault")
             time.sleep(0.02)

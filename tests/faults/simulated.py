@@ -34,6 +34,7 @@ def simulated_run(
     nodes: TwoNodes | None,
     *,
     seed: int,
+    scratch: Path | None = None,
     num_actors: int = 3,
     max_staleness: int = 1,
     in_flight: Any = "drain",
