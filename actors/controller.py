@@ -242,8 +242,9 @@ class Controller:
             check_fresh(meta, self.state.version, self._settings.max_staleness)
         totals = RolloutTotals.of(meta.stats for meta in metas)
         self.state.versions_used |= {version for meta in metas for version in (meta.first_version, meta.last_version)}
+        descs = self._settings.desc_enabled and self.state.step % self._settings.desc_every == 0
         return (
-            totals.rollout_metrics(self._settings.top_k, desc_enabled=self._settings.desc_enabled)
+            totals.rollout_metrics(self._settings.top_k, desc_enabled=descs)
             | generation_metrics([outcome.new_tokens for outcome in arrived], seconds)
             | policy_metrics(metas, self.state.version)
             | {

@@ -91,6 +91,8 @@ class LoopSettings:
     capacity: int
     """Tokens of a full pack, for the fill metric."""
     desc_enabled: bool = False
+    desc_every: int = 1
+    """Optimizer steps between two reports of the desc monitor."""
     save_last: bool = True
     learning: bool = True
     """False where the learning rate is 0 throughout: then a publish may change nothing."""

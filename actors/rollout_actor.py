@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.codec import ChatFrame, HubCodec
+from actors.desc_monitor import DescMonitor
 from actors.engine import Bucket, EngineProgress, LoadReport, RolloutEngine
 from actors.engine_loop import Answer, EngineLoop, InFlight
 from actors.engines import build_engine
@@ -32,7 +33,6 @@ from protocol.contracts import (
     SegmentStats,
     WeightsManifest,
 )
-from protocol.desc import count_exact
 from protocol.errors import ContractError, DataFailure, EngineError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
@@ -92,6 +92,7 @@ class RolloutActor:
     def start(self, warmup: RolloutRequest | None) -> ActorReady:
         """Builds the engine and answers one request, which warms caches up. Slow: the caller sets the deadline."""
         started = time.monotonic()
+        self._descs = DescMonitor(self._settings.descs)
         self.loop = EngineLoop(self._open(), self._settings.decode.batch_size)
         self.loop.start()
         answers = self.rollout([warmup]) if warmup else ()
@@ -182,11 +183,10 @@ class RolloutActor:
             settings=settings.target,
             duplicates=count_duplicates(parsed.predictions),
         )
-        descs = count_exact((parsed.predictions[p].desc, record.objects[t].desc) for p, t, _ in matched.pairs)
+        descs = [(parsed.predictions[p].desc, record.objects[t].desc) for p, t, _ in matched.pairs]
         stats = replace(
             target.stats,
-            desc_pairs_total=descs.total,
-            desc_exact_ok=descs.exact,
+            **self._descs.compare(descs, evaluates=request.evaluates),
             repeat_terminated=int(completion.repeat_terminated),
             decode_mode=settings.decode.mode,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from actors.adapter import lora_options
+from actors.desc_monitor import DescSettings
 from protocol.config import RunConfig
 from protocol.config.rollout_matching import RolloutMatchingConfig
 from protocol.matching import MatchSettings
@@ -78,6 +79,7 @@ class ActorSettings:
     user_prompt: str
     match: MatchSettings
     target: TargetSettings
+    descs: DescSettings = field(default_factory=DescSettings)
     trace: bool = False
     """Send along what recording and dumps need: a few KB per training rollout."""
 
@@ -119,6 +121,7 @@ class ActorSettings:
                 ot_epsilon=matching.ot_epsilon,
                 ot_iters=matching.ot_iters,
             ),
+            descs=DescSettings.from_config(config),
             trace=config.rollout.record_bytes > 0
             or matching.monitor_dump.enabled
             or matching.debug_dump_parse_failures,

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from deploy.check_data import check_data
+from deploy.check_encoder import check_encoder
 from deploy.check_model import check_model
 from deploy.check_pending import check_pending
-from deploy.findings import Finding, error, print_findings, warning
+from deploy.findings import Finding, error, print_findings
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.metric_table import check_evaluation_metric
@@ -54,12 +55,7 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
             "custom.extra.rollout_matching.vllm.tensor_parallel_size",
             f"is {parallel} but cluster.gpus_per_actor is 0; give each actor {parallel} GPUs, or write 1",
         )
-    monitor = config.matching.desc_monitor
-    if monitor.enabled and monitor.mode != "exact" and not Path(monitor.semantic_model).is_dir():
-        yield warning(
-            "custom.extra.rollout_matching.desc_monitor.semantic_model",
-            f"{monitor.semantic_model} is no local folder; without network semantics are off (desc_sem_enabled 0)",
-        )
+    yield from check_encoder(config)
 
 
 def _raised(call: Callable[[], object]) -> Iterator[Finding]:

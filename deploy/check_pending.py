@@ -39,14 +39,7 @@ CHANGES_TRAINING = (
     Pending("training.eval_strategy", lambda c: c.training.eval_strategy == "epoch", "write steps and eval_steps"),
 )
 
-ONLY_SHOWS = (
-    Pending(
-        f"{MATCHING}.desc_monitor.mode",
-        lambda c: c.matching.desc_monitor.enabled and c.matching.desc_monitor.mode != "exact",
-        "descriptions are compared exactly, not by meaning",
-    ),
-    Pending("training.logging_steps", lambda c: c.training.logging_steps > 1, "every step is logged"),
-)
+ONLY_SHOWS = (Pending("training.logging_steps", lambda c: c.training.logging_steps > 1, "every step is logged"),)
 
 
 def check_pending(config: RunConfig) -> Iterator[Finding]:

@@ -133,6 +133,7 @@ def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
         top_k=config.matching.candidate_top_k,
         capacity=config.global_max_length,
         desc_enabled=config.matching.desc_monitor.enabled,
+        desc_every=config.matching.desc_monitor.every(training.logging_steps),
         learning=training.learning_rate > 0,
         skip_publish=config.sync.debug_skip_publish,
         takes_turns=config.cluster.colocate,

@@ -219,6 +219,12 @@ class SegmentStats:
     encoded_len: int = 0
     desc_pairs_total: int = 0
     desc_exact_ok: int = 0
+    desc_sem_segments: int = 0
+    """1 where the encoder compared them as well (SPEC 16)."""
+    desc_sem_ok: int = 0
+    """Pairs that are equal or similar enough."""
+    desc_sem_sim_sum: float = 0.0
+    desc_sem_sim_count: int = 0
     repeat_terminated: int = 0
     """1 where the repeat guard ended the rollout."""
     decode_mode: str = "greedy"

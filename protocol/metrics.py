@@ -28,7 +28,6 @@ __all__ = [
     "METRICS",
     "Metric",
     "RolloutTotals",
-    "SemanticTotals",
     "assert_known",
     "check_evaluation_metric",
     "evaluation_timing",
@@ -43,26 +42,6 @@ __all__ = [
 
 _SUMMED = tuple(each.name for each in fields(SegmentStats) if each.name != "decode_mode")
 _LENGTHS = ("prompt", "rollout", "train", "append", "encoded")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SemanticTotals:
-    """What the semantic half of the desc monitor adds to `SegmentStats` (SPEC 16)."""
-
-    enabled: bool
-    """Every process that took part had the encoder."""
-    ok: int = 0
-    """Pairs that are equal or similar enough."""
-    similarity_sum: float = 0.0
-    similarity_count: int = 0
-
-    def __add__(self, other: SemanticTotals) -> SemanticTotals:
-        return SemanticTotals(
-            enabled=self.enabled and other.enabled,
-            ok=self.ok + other.ok,
-            similarity_sum=self.similarity_sum + other.similarity_sum,
-            similarity_count=self.similarity_count + other.similarity_count,
-        )
 
 
 @dataclass(slots=True)
@@ -114,9 +93,7 @@ class RolloutTotals:
             lengths={name: self.lengths[name] + other.lengths[name] for name in _LENGTHS},
         )
 
-    def rollout_metrics(
-        self, top_k: int, *, desc_enabled: bool = False, semantics: SemanticTotals | None = None
-    ) -> dict[str, float]:
+    def rollout_metrics(self, top_k: int, *, desc_enabled: bool = False) -> dict[str, float]:
         """`rollout/*` of one training event (SPEC 15, 16); a match here is a supervised pair.
 
         `top_k` is `candidate_top_k`, for the denominator of the gating rate. The desc keys are there when
@@ -158,12 +135,10 @@ class RolloutTotals:
         }
         counts |= self._detection(matched) | self._per_sample(matched) | self._length_statistics()
         if desc_enabled:
-            counts |= self._desc(semantics)
+            counts |= self._desc()
         return {f"rollout/{name}": float(value) for name, value in counts.items()}
 
-    def evaluation_metrics(
-        self, *, desc_enabled: bool = False, semantics: SemanticTotals | None = None
-    ) -> dict[str, float]:
+    def evaluation_metrics(self, *, desc_enabled: bool = False) -> dict[str, float]:
         """`eval_rollout_*` of one evaluation (SPEC 17); a match here is a matched pair, supervised or not."""
         s, n = self.sums, self.num_segments
         detection = self._detection(s["matched_pairs"])
@@ -182,7 +157,7 @@ class RolloutTotals:
             "samples": n,
         }
         if desc_enabled:
-            counts |= self._desc(semantics)
+            counts |= self._desc()
         return {f"eval_rollout_{name}": float(value) for name, value in counts.items()}
 
     def _detection(self, matched: float) -> dict[str, float]:
@@ -214,15 +189,17 @@ class RolloutTotals:
             found[f"{name}_len_p90"] = percentile(values, 90)
         return found
 
-    def _desc(self, semantics: SemanticTotals | None) -> dict[str, float]:
-        pairs = self.sums["desc_pairs_total"]
+    def _desc(self) -> dict[str, float]:
+        """Semantics count only when every segment's process had the encoder."""
+        s, pairs = self.sums, self.sums["desc_pairs_total"]
+        semantic = self.num_segments > 0 and s["desc_sem_segments"] == self.num_segments
         found: dict[str, float] = {
             "desc_pairs_total": pairs,
-            "desc_exact_acc_on_matched": rate(self.sums["desc_exact_ok"], pairs, empty=1.0),
-            "desc_sem_enabled": float(semantics is not None and semantics.enabled),
+            "desc_exact_acc_on_matched": rate(s["desc_exact_ok"], pairs, empty=1.0),
+            "desc_sem_enabled": float(semantic),
         }
-        if semantics is not None and semantics.enabled:
-            found["desc_sem_acc_on_matched"] = rate(semantics.ok, pairs, empty=1.0)
-            found["desc_sem_sim_mean"] = rate(semantics.similarity_sum, semantics.similarity_count)
-            found["desc_sem_sim_count"] = semantics.similarity_count
+        if semantic:
+            found["desc_sem_acc_on_matched"] = rate(s["desc_sem_ok"], pairs, empty=1.0)
+            found["desc_sem_sim_mean"] = rate(s["desc_sem_sim_sum"], s["desc_sem_sim_count"])
+            found["desc_sem_sim_count"] = s["desc_sem_sim_count"]
         return found

@@ -78,7 +78,7 @@ class DescMonitorConfig(Section):
     mode: Annotated[Literal["exact", "semantic", "both"], AnyCase] = "semantic"
     """`exact` compares normalised text; the others embed it as well."""
     every_steps: NonNegativeInt = 0
-    """Optimizer steps between two runs in training; 0: `training.logging_steps`."""
+    """Optimizer steps between two reports in training; 0: `training.logging_steps`."""
     max_pairs: Annotated[int, Field(ge=0)] = 0
     """Pairs looked at per segment; 0: 64 in training, all in evaluation."""
     semantic_model: NonEmpty = "sentence-transformers/all-MiniLM-L6-v2"

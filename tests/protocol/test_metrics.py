@@ -13,7 +13,6 @@ from protocol.metric_table import as_markdown
 from protocol.metrics import (
     METRICS,
     RolloutTotals,
-    SemanticTotals,
     assert_known,
     check_evaluation_metric,
     evaluation_timing,
@@ -47,6 +46,7 @@ ONE = SegmentStats(
     desc_pairs_total=1,
     desc_exact_ok=1,
 )
+SEMANTIC = dataclasses.replace(ONE, desc_sem_segments=1, desc_sem_ok=1, desc_sem_sim_sum=0.9, desc_sem_sim_count=1)
 EXCLUDED = dataclasses.replace(ONE, matched_for_supervision=0, excluded_from_supervision=1, train_len=9, rollout_len=9)
 EMPTY = SegmentStats(gt_objects=1, decode_mode="beam")
 
@@ -120,20 +120,22 @@ def test_desc_keys_are_there_only_when_the_monitor_ran() -> None:
     assert exact["eval_rollout_desc_exact_acc_on_matched"] == 1.0
     assert exact["eval_rollout_desc_sem_enabled"] == 0.0
     assert "eval_rollout_desc_sem_sim_mean" not in exact
-    both = SemanticTotals(enabled=True, ok=1, similarity_sum=0.9, similarity_count=1)
-    assert totals.rollout_metrics(5, desc_enabled=True, semantics=both)["rollout/desc_sem_sim_mean"] == 0.9
+    compared = RolloutTotals.of([SEMANTIC]).rollout_metrics(5, desc_enabled=True)
+    assert compared["rollout/desc_sem_sim_mean"] == 0.9
 
 
 def test_desc_accuracy_without_pairs_is_one() -> None:
-    semantics = SemanticTotals(enabled=True)
-    metrics = RolloutTotals.of([EMPTY]).evaluation_metrics(desc_enabled=True, semantics=semantics)
+    compared = dataclasses.replace(EMPTY, desc_sem_segments=1)
+    metrics = RolloutTotals.of([compared]).evaluation_metrics(desc_enabled=True)
     assert metrics["eval_rollout_desc_exact_acc_on_matched"] == 1.0
     assert metrics["eval_rollout_desc_sem_acc_on_matched"] == 1.0
     assert metrics["eval_rollout_desc_sem_sim_mean"] == 0.0
 
 
 def test_semantics_count_only_when_every_process_had_the_encoder() -> None:
-    assert not (SemanticTotals(enabled=True, ok=3) + SemanticTotals(enabled=False)).enabled
+    for metrics in (RolloutTotals.of([SEMANTIC, ONE]), RolloutTotals()):
+        assert metrics.rollout_metrics(5, desc_enabled=True)["rollout/desc_sem_enabled"] == 0.0
+    assert RolloutTotals.of([SEMANTIC]).rollout_metrics(5, desc_enabled=True)["rollout/desc_sem_enabled"] == 1.0
 
 
 def test_generation_statistics_are_absent_when_nothing_was_generated() -> None:
@@ -178,9 +180,9 @@ def test_policy_metrics_name_the_oldest_and_the_newest_version() -> None:
 
 
 def test_every_name_that_is_made_here_is_in_the_table() -> None:
-    totals, semantics = RolloutTotals.of([ONE]), SemanticTotals(enabled=True)
-    assert_known(totals.rollout_metrics(5, desc_enabled=True, semantics=semantics))
-    assert_known(totals.evaluation_metrics(desc_enabled=True, semantics=semantics))
+    totals = RolloutTotals.of([SEMANTIC])
+    assert_known(totals.rollout_metrics(5, desc_enabled=True))
+    assert_known(totals.evaluation_metrics(desc_enabled=True))
     assert_known(evaluation_timing(1, 1, 1.0))
     assert_known(generation_metrics([1], 1.0))
     assert_known(packing_metrics(PackPlan(micro_batches=(((0,),),)), [1], 10))

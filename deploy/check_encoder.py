@@ -1,0 +1,59 @@
+"""The desc monitor's part of `rollmatch check`: the text encoder's files, read as far as their headers."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.findings import Finding, error
+from protocol.config import RunConfig
+
+_WHERE = "custom.extra.rollout_matching.desc_monitor.semantic_model"
+_OTHERWISE = "or set desc_monitor.mode to exact"
+_NEEDED = ("config.json", "tokenizer.json", "model.safetensors")
+
+
+def check_encoder(config: RunConfig) -> Iterator[Finding]:
+    """What would keep an actor from loading the encoder; nothing where semantics are not asked for."""
+    monitor = config.matching.desc_monitor
+    if not monitor.enabled or monitor.mode == "exact":
+        return
+    if importlib.util.find_spec("sentence_transformers") is None:
+        yield error(_WHERE, f"needs the package sentence-transformers, which is missing; install it, {_OTHERWISE}")
+        return
+    files = {name: _find(monitor.semantic_model, name) for name in _NEEDED}
+    missing = [name for name, path in files.items() if path is None]
+    if missing:
+        place = (
+            "a folder that lacks" if Path(monitor.semantic_model).is_dir() else "no folder; the local hub cache lacks"
+        )
+        yield error(
+            _WHERE,
+            f"{monitor.semantic_model} is {place} {', '.join(missing)}; name the folder of a sentence-transformers "
+            f"model, or download it beforehand, {_OTHERWISE}",
+        )
+        return
+    weights = files["model.safetensors"]
+    assert weights is not None
+    yield from _readable(weights)
+
+
+def _find(model: str, name: str) -> Path | None:
+    if Path(model).is_dir():
+        path = Path(model) / name
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model, name) if model.count("/") == 1 else None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _readable(weights: Path) -> Iterator[Finding]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as raised:
+        yield error(_WHERE, f"{weights} cannot be read ({raised}); fetch the file again, {_OTHERWISE}")
