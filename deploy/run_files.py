@@ -1,0 +1,129 @@
+"""A run as its folder tells it: what the report and the live view read. Nothing here needs the run to live."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.environment import NAME as ENVIRONMENT
+from deploy.recorder import RecordedRollout, read_rollouts
+from deploy.timeline import Span
+from protocol.errors import ConfigError
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneSpan:
+    """One bar of the timeline."""
+
+    lane: str
+    """`driver`, `actor-0`, `rank-0`, ..."""
+    name: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunData:
+    """Everything that is in a run's folder."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    """As written at the start, every setting in effect."""
+    environment: dict[str, Any]
+    summary: dict[str, Any] | None
+    """None while the run lives, or where it failed."""
+    error: str | None
+    """What ended it."""
+    steps: list[Row]
+    """One per optimizer step, in order; of a step that was repeated after a crash, the later."""
+    evaluations: list[Row]
+    spans: list[LaneSpan]
+    events: list[dict[str, Any]]
+    rollouts: list[RecordedRollout] = field(default_factory=list)
+
+    def setting(self, path: str, default: Any = None) -> Any:
+        """`setting("training.max_steps")`."""
+        value: Any = self.config
+        for name in path.split("."):
+            if not isinstance(value, dict) or name not in value:
+                return default
+            value = value[name]
+        return value
+
+    def series(self, name: str) -> tuple[list[float], list[float]]:
+        """Steps and values of a metric, of training or evaluation; steps without it are left out."""
+        rows = self.evaluations if name.startswith("eval_") else self.steps
+        found = [(row["step"], row[name]) for row in rows if name in row]
+        return [step for step, _ in found], [value for _, value in found]
+
+
+def read_run(folder: Path, *, with_rollouts: bool = True) -> RunData:
+    """Reads a run's folder; ConfigError where it is none."""
+    if not (folder / "metrics.jsonl").is_file():
+        raise ConfigError(f"{folder}: holds no metrics.jsonl; name the folder of a run, e.g. runs/demo")
+    rows = [_numbers(line) for line in _lines(folder / "metrics.jsonl")]
+    events = _lines(folder / "events.jsonl")
+    ends = [event for event in events if event.get("kind") == "end"]
+    summary = _json(folder / "summary.json")
+    return RunData(
+        name=folder.resolve().name,
+        folder=folder,
+        config=_yaml(folder / "config.yaml"),
+        environment=_json(folder / ENVIRONMENT) or {},
+        summary=summary,
+        error=ends[-1]["error"] if ends and summary is None else None,
+        steps=_by_step(row for row in rows if "loss/total" in row or "rollout/segments" in row),
+        evaluations=_by_step(row for row in rows if "eval_rollout_f1" in row),
+        spans=_spans(events),
+        events=events,
+        rollouts=list(read_rollouts(folder)) if with_rollouts else [],
+    )
+
+
+def _by_step(rows: Any) -> list[Row]:
+    latest = {row["step"]: row for row in rows}
+    return [latest[step] for step in sorted(latest)]
+
+
+def _numbers(line: dict[str, Any]) -> Row:
+    """Numbers that are not finite stand in the file as text."""
+    return {name: float(value) for name, value in line.items()}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; one that is being written has no end yet and is left out."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return data
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def _spans(events: Sequence[dict[str, Any]]) -> list[LaneSpan]:
+    found = []
+    for event in events:
+        if event["kind"] == "span":
+            span = Span(event["start"], event["end"])
+            found.append(LaneSpan(lane=event["lane"], name=event["name"], span=span))
+        elif event["kind"] == "optimizer_step":
+            start = event["time"] - event["seconds"]
+            for rank, busy in enumerate(event["busy_s"]):
+                found.append(LaneSpan(lane=f"rank-{rank}", name="train", span=Span(start, start + busy)))
+    return sorted(found, key=lambda each: each.span)

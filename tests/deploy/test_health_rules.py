@@ -1,0 +1,98 @@
+"""Health in words: each rule speaks when its condition holds, with numbers and step, and is silent otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deploy.health_rules import RULES, HealthFinding, Level, findings
+
+
+def rows(count: int = 100, **metrics: Any) -> list[dict[str, float]]:
+    """One row per step; a metric is a number or a function of the step. `__` stands for `/`."""
+    made = []
+    for step in range(1, count + 1):
+        values = {name.replace("__", "/"): value(step) if callable(value) else value for name, value in metrics.items()}
+        made.append({"step": float(step)} | values)
+    return made
+
+
+def said(
+    steps: list[dict[str, float]], evaluations: list[dict[str, float]] | None = None, **settings: Any
+) -> list[HealthFinding]:
+    return findings(steps, evaluations or [], lambda path, default: settings.get(path.split(".")[-1], default))
+
+
+def test_truncation_is_told_with_its_rise_and_its_step() -> None:
+    (found,) = said(rows(rollout__parse_truncated_rate=lambda step: 0.01 if step <= 80 else 0.37))
+    assert found.level is Level.BAD
+    assert found.text == (
+        "truncation rose from 1 % to 37 % after step 80: raise max_new_tokens or the guard (repeat_terminate)."
+    )
+
+
+def test_a_share_that_was_high_all_along_did_not_rise() -> None:
+    (found,) = said(rows(rollout__parse_truncated_rate=0.4))
+    assert found.text.startswith("truncation is 40 %:")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "settings", "title", "level"),
+    [
+        ({"rollout__f1": lambda step: 0.6 if step < 50 else 0.2}, {}, "F1 has collapsed", Level.BAD),
+        ({"rollout__f1": lambda step: step / 200}, {}, "F1 rises", Level.GOOD),
+        ({"rollout__gt_per_sample": 2.0, "rollout__pred_per_sample": 4.4}, {}, "Too many predictions", Level.BAD),
+        (
+            {"rollout__precision": lambda s: 0.8 - s / 400, "rollout__recall": lambda s: 0.4 + s / 400},
+            {},
+            "Recall without precision",
+            Level.WATCH,
+        ),
+        ({"rollout__parse_obj_drop_frac": 0.2}, {}, "Invalid objects", Level.BAD),
+        ({"rollout__duplicate_rate": 0.2}, {}, "Duplicates", Level.BAD),
+        ({"rollout__gen_new_tokens_p90": 256.0}, {"max_new_tokens": 256}, "Rollouts reach their limit", Level.WATCH),
+        ({"time__wait_rollouts_s": 7.0, "time__step_s": 10.0}, {}, "The learner waits", Level.WATCH),
+        ({"policy__staleness_max": 2.0}, {"max_staleness": 2}, "Staleness at its bound", Level.WATCH),
+        ({"packing__post_rollout_fill": 0.4}, {"packing_min_fill_ratio": 0.65}, "Packs are half empty", Level.WATCH),
+        ({"train__skipped_steps": lambda step: float(step == 7)}, {}, "Skipped optimizer steps", Level.BAD),
+        ({"rollout__actor_restarts": lambda step: float(step == 7)}, {}, "Actors were restarted", Level.WATCH),
+        ({"rollout__oversize_dropped": 1.0}, {}, "Targets too long", Level.WATCH),
+        ({"dump__failed": 1.0}, {}, "Dumps could not be written", Level.WATCH),
+        ({"dump__dropped": 1.0}, {}, "Dumps were dropped", Level.WATCH),
+        ({"rollout__quarantined": 3.0}, {}, "Records in quarantine", Level.WATCH),
+    ],
+)
+def test_each_condition_has_its_finding(
+    metrics: dict[str, Any], settings: dict[str, Any], title: str, level: Level
+) -> None:
+    found = [each for each in said(rows(**metrics), **settings) if each.title == title]
+    assert [each.level for each in found] == [level]
+
+
+def test_an_evaluation_that_falls_three_times_says_stop() -> None:
+    evaluations = [
+        {"step": float(step), "eval_rollout_f1": value} for step, value in enumerate([0.5, 0.7, 0.68, 0.65, 0.6])
+    ]
+    assert "F1 falls" in [found.title for found in said(rows(), evaluations)]
+    assert "F1 falls" not in [found.title for found in said(rows(), evaluations[:4])]
+
+
+def test_a_healthy_run_says_so_and_a_run_without_steps_too() -> None:
+    healthy = rows(
+        rollout__parse_truncated_rate=0.01,
+        rollout__gt_per_sample=2.0,
+        rollout__pred_per_sample=2.1,
+        packing__post_rollout_fill=0.9,
+        train__skipped_steps=0.0,
+        time__wait_rollouts_s=1.0,
+        time__step_s=10.0,
+    )
+    assert [found.title for found in said(healthy)] == ["Nothing stands out"]
+    assert [found.title for found in said([])] == ["No optimizer step yet"]
+
+
+def test_the_worst_comes_first_and_numbers_that_are_not_finite_do_no_harm() -> None:
+    found = said(rows(rollout__f1=lambda s: float("nan") if s == 3 else s / 200, rollout__duplicate_rate=0.2))
+    assert [each.level for each in found] == [Level.BAD, Level.GOOD]
+    assert len(RULES) == 15
