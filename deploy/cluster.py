@@ -33,6 +33,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
     # Accelerators are assigned by Ray only where a GPU was asked for; without this a CPU actor would see them all.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # Ray's 60 s are too few on a busy laptop
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
     if config.cluster.address is not None:
         ray.init(address=config.cluster.address, log_to_driver=False)

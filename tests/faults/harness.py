@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ class FaultRun:
         """Seconds from the fault until the run is as before."""
         victim = self.pool._members[0] if kind == "node_lost" else self._rng.choice(self.pool._members)
         causes, steps = victim.causes.total(), self.learner.steps
-        started = time.monotonic()
+        started, pid = time.monotonic(), victim.pid
         if kind in ARMED:
             ray.get(victim.handle.arm.options(concurrency_group="control").remote(kind), timeout=30)
         elif kind == "node_lost":
@@ -174,6 +175,8 @@ class FaultRun:
         if kind not in HARMLESS:
             self._wait(lambda: victim.causes.total() > causes, f"the pool to notice {kind}")
         self._wait(self._healthy, f"recovery from {kind}")
+        if kind in KILLED:
+            self._wait(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} of the actor to end after {kind}")
         self._wait(lambda: self.learner.steps > steps + 1, f"training to go on after {kind}")
         return time.monotonic() - started
 

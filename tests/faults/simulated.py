@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -77,21 +79,11 @@ class TwoNodes:
     """
 
     def __init__(self) -> None:
-        system = {
-            "max_direct_call_object_size": 100,
-            "health_check_period_ms": 500,
-            "health_check_failure_threshold": 4,
-        }
-        self._cluster = Cluster(
-            initialize_head=True,
-            connect=True,
-            head_node_args={
-                "num_cpus": 2,
-                "include_dashboard": False,
-                "object_store_memory": STORE,
-                "_system_config": system,
-            },
-        )
+        # The test utility hands no token to its second node; the cluster is private to this process.
+        assert os.environ.get("RAY_AUTH_MODE") == "disabled", "start this process with RAY_AUTH_MODE=disabled"
+        system = {"max_direct_call_object_size": 100}
+        head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": STORE, "_system_config": system}
+        self._cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
         self._node = self._add()
 
     def lose(self) -> None:
