@@ -39,7 +39,7 @@ from actors.simulated_answers import AnswerModel, lvis_like_record
 from actors.simulation import SimulatedActor, Simulation
 from benchmarks.reporting import finish, print_table
 from benchmarks.silent import FreshLearner, SilentKeeper, SilentObserver
-from deploy.demo.scenes import main as write_scenes
+from deploy.demo.scenes import TRAIN_SEED, VALIDATION_SEED, write_scenes
 from protocol.contracts import Record
 from protocol.packing import plan_packs
 
@@ -87,7 +87,8 @@ def real(steps: int, rounds: int) -> dict[str, Any]:
     """Medians of runs that take turns."""
     found: dict[int, list[dict[str, float]]] = {0: [], 1: []}
     with tempfile.TemporaryDirectory() as folder:
-        write_scenes([str(Path(folder) / "data")])
+        write_scenes(Path(folder) / "data", "train", 2000, TRAIN_SEED)
+        write_scenes(Path(folder) / "data", "val", 256, VALIDATION_SEED)
         for seed in range(1, rounds + 1):
             for staleness in (0, 1):
                 found[staleness].append(train_once(staleness, steps, Path(folder), seed))
