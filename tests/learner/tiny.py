@@ -48,14 +48,16 @@ def build_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def model_config(tokenizer: Tokenizer, *, tied: bool = True) -> Qwen3VLConfig:
+def model_config(tokenizer: Tokenizer, *, tied: bool = True, **text: int) -> Qwen3VLConfig:
+    """`text` replaces values of the language model's section."""
     ids = {name: tokenizer.token_to_id(f"<|{name}|>") for name in ("image_pad", "video_pad")}
     frame = {name: tokenizer.token_to_id(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    hidden = text.get("hidden_size", 64)
     return Qwen3VLConfig(
         text_config={
             "vocab_size": tokenizer.get_vocab_size(),
-            "hidden_size": 64,
+            "hidden_size": hidden,
             "intermediate_size": 96,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
@@ -64,6 +66,7 @@ def model_config(tokenizer: Tokenizer, *, tied: bool = True) -> Qwen3VLConfig:
             "max_position_embeddings": 4096,
             "tie_word_embeddings": tied,
             "rope_parameters": rope,
+            **text,
         },
         vision_config={
             "depth": 2,
@@ -73,7 +76,7 @@ def model_config(tokenizer: Tokenizer, *, tied: bool = True) -> Qwen3VLConfig:
             "patch_size": 16,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "out_hidden_size": 64,
+            "out_hidden_size": hidden,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
         },
@@ -85,8 +88,8 @@ def model_config(tokenizer: Tokenizer, *, tied: bool = True) -> Qwen3VLConfig:
     )
 
 
-def write_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0) -> Path:
-    """Config, weights, tokenizer and processor."""
+def write_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0, **text: int) -> Path:
+    """Config, weights, tokenizer and processor; `text` as in `model_config`."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -104,7 +107,7 @@ def write_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0) -> Path:
         (folder / name).write_text(json.dumps(content))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(model_config(tokenizer, tied=tied))
+    model = Qwen3VLForConditionalGeneration(model_config(tokenizer, tied=tied, **text))
     with torch.no_grad():  # large enough that the logits are far from uniform
         for parameter in model.parameters():
             if parameter.ndim > 1:
