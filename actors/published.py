@@ -54,13 +54,17 @@ class PublishedWeights:
         return manifest, refs
 
 
+FROM_PRODUCER = ("merge_s", "put_s", "rounding_lost_share")
+"""Names of `manifest.extra` that are metrics under `sync/`."""
+
+
 def sync_metrics(manifest: WeightsManifest, reports: Sequence[LoadReport], wall_s: float) -> dict[str, float]:
     """What one publish cost, phase by phase; of the engines, the slowest in each. `wall_s`: as the driver saw it."""
 
     def slowest(name: str) -> float:
         return max((float(getattr(report, name)) for report in reports), default=0.0)
 
-    producer = {f"sync/{name}": manifest.extra[name] for name in ("merge_s", "put_s") if name in manifest.extra}
+    producer = {f"sync/{name}": manifest.extra[name] for name in FROM_PRODUCER if name in manifest.extra}
     return producer | {
         "sync/fetch_s": slowest("fetch_seconds"),
         "sync/load_s": slowest("load_seconds"),

@@ -17,7 +17,7 @@ import ray
 
 from learner.checkpoint import Checkpoint, replacing
 from learner.ranks import LearnerRank, failure_of, wait_all
-from learner.results import StepResult, combine
+from learner.results import SkipLimit, StepResult, combine
 from learner.settings import LearnerSettings
 from protocol.contracts import PackPlan, WeightsManifest
 from protocol.errors import ContractError, DeadlineError, LearnerError, SegmentsLost
@@ -46,6 +46,7 @@ class LearnerGroup:
         self._place = place or (lambda rank: {})
         self._start_timeout_s = start_timeout_s
         self._step_timeout_s = step_timeout_s
+        self._skips = SkipLimit(settings.max_skipped_steps)
         self._ranks: list[Any] = []
 
     def start(self) -> None:
@@ -79,7 +80,9 @@ class LearnerGroup:
             plan: positions into `segment_refs`.
             segment_refs: Segments in the object store; each rank fetches only its own.
 
-        Raises SegmentsLost, with nothing trained and the group whole, when objects are gone.
+        Raises:
+            SegmentsLost: objects are gone; nothing was trained, and the group is whole.
+            NonFiniteError: one step more than `max_skipped_steps` in a row was skipped.
         """
         for number, packs in enumerate(plan.micro_batches):
             if len(packs) != self._num_workers:
@@ -98,7 +101,9 @@ class LearnerGroup:
             lost = {ref for refs in wait_all(fetches, limit, "fetch") for ref in refs}
             if not lost:
                 calls = {number: rank.train_step.remote() for number, rank in ranks.items()}
-                return combine(wait_all(calls, limit, "train_step"))
+                result = combine(wait_all(calls, limit, "train_step"))
+                self._skips.note(result)
+                return result
         positions = tuple(position for position, ref in enumerate(segment_refs) if ref in lost)
         raise SegmentsLost(
             f"{len(positions)} of {len(segment_refs)} segments are no longer in the object store (the first at "

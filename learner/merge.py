@@ -60,10 +60,6 @@ class Rounding:
     lost: int = 0
     """Those of them that are unchanged after rounding."""
 
-    @property
-    def lost_share(self) -> float:
-        return self.lost / self.updated if self.updated else 0.0
-
 
 @dataclass(slots=True)
 class MergedWeights:

@@ -73,8 +73,9 @@ class Publisher:
                 "optimizer_steps": float(self.steps_since_publish),
                 "merge_s": time.monotonic() - started - put_s,
                 "put_s": put_s,
-                "rounding_lost_share": rounding.lost_share,
             }
+            if rounding.updated:
+                report["rounding_lost_share"] = rounding.lost / rounding.updated
             adapter = self._weights.description if isinstance(self._weights, AdapterWeights) else None
             yield packer.manifest(version, full, changed, report, adapter)
         self.steps_since_publish = 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 
 from learner.losses import LossSums
 from protocol.contracts import RequestKey
-from protocol.errors import LearnerError
+from protocol.errors import LearnerError, NonFiniteError
 
 
 class PeerError(LearnerError):
@@ -48,9 +49,11 @@ class RankStep:
     learning_rate: float
     """Of the first parameter group (language, where it is trained)."""
     skipped: bool
-    """The gradient was not finite: no parameter moved."""
+    """Loss or gradient was not finite: no parameter moved on any rank."""
     non_finite_keys: tuple[RequestKey, ...] = ()
     """Segments of the micro-batches whose loss was not finite on this rank."""
+    skipped_keys: tuple[RequestKey, ...] = ()
+    """All of this rank's segments, where the step was skipped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,8 @@ class StepResult:
     num_tokens: int
     skipped: bool
     non_finite_keys: tuple[RequestKey, ...] = ()
+    """Of a skipped step: segments of the micro-batches whose loss was not finite; all of the step's segments where only
+    the gradient was not."""
     forward_s: float = 0.0
     """Slowest rank, like the other times."""
     backward_s: float = 0.0
@@ -117,7 +122,30 @@ def combine(ranks: Sequence[RankStep]) -> StepResult:
         learning_rate=ranks[0].learning_rate,
         num_tokens=sum(rank.num_tokens for rank in ranks),
         skipped=ranks[0].skipped,
-        non_finite_keys=tuple(key for rank in ranks for key in rank.non_finite_keys),
+        non_finite_keys=_all(rank.non_finite_keys for rank in ranks) or _all(rank.skipped_keys for rank in ranks),
         busy_s=tuple(rank.seconds.busy for rank in ranks),
         **slowest,
     )
+
+
+def _all(keys: Iterable[tuple[RequestKey, ...]]) -> tuple[RequestKey, ...]:
+    return tuple(itertools.chain.from_iterable(keys))
+
+
+class SkipLimit:
+    """Counts skipped steps in a row, so that a run whose weights or data are broken ends instead of idling."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_a_row = 0
+
+    def note(self, result: StepResult) -> None:
+        """NonFiniteError when this step is the one too many."""
+        self._in_a_row = self._in_a_row + 1 if result.skipped else 0
+        if self._in_a_row > self._limit:
+            names = ", ".join(str(key) for key in result.non_finite_keys)
+            raise NonFiniteError(
+                f"training.max_skipped_steps: {self._in_a_row} optimizer steps in a row were skipped, {self._limit} "
+                f"are allowed (last loss {result.loss}, gradient norm {result.grad_norm}); the last one trained "
+                f"{names}: look at these records, lower training.learning_rate, or compute in bfloat16 or float32"
+            )

@@ -104,6 +104,8 @@ class LearnerSettings:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
     """DeepSpeed's own JSON; `auto` and absent values are filled in by `deepspeed_config`."""
+    max_skipped_steps: int = 5
+    """Skipped optimizer steps in a row that the group bears."""
     seed: int = 17
     gradient_checkpointing: bool = False
     packing: bool = True
@@ -152,6 +154,7 @@ class LearnerSettings:
             optimizer=_optimizer(training),
             schedule=_schedule(training, steps),
             deepspeed=config.deepspeed.resolve(),
+            max_skipped_steps=training.max_skipped_steps,
             seed=training.seed,
             gradient_checkpointing=training.gradient_checkpointing,
             packing=training.packing,

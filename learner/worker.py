@@ -84,7 +84,7 @@ class LearnerWorker:
             sums, loss, seconds = sums + part, loss + share, seconds + spent
             if not math.isfinite(share):
                 broken.extend(batch.keys)
-        return self._finish(sums, loss, seconds, sum(len(s.input_ids) for s in segments), tuple(broken))
+        return self._finish(sums, loss, seconds, segments, tuple(broken))
 
     def publish(self, version: int, full: bool) -> Iterator[Bucket | WeightsManifest]:
         """See `Publisher.publish`: buckets and then the manifest on rank 0, nothing elsewhere. Collective."""
@@ -178,7 +178,12 @@ class LearnerWorker:
         return sums, share, Seconds(forward=middle - started, backward=time.monotonic() - middle)
 
     def _finish(
-        self, sums: LossSums, loss: float, seconds: Seconds, num_tokens: int, broken: tuple[RequestKey, ...]
+        self,
+        sums: LossSums,
+        loss: float,
+        seconds: Seconds,
+        segments: Sequence[Segment],
+        broken: tuple[RequestKey, ...],
     ) -> RankStep:
         started = time.monotonic()
         rates = [learning_rate(peak, self.step, self._settings.schedule) for peak in self._engine.peak_rates]
@@ -188,12 +193,13 @@ class LearnerWorker:
         return RankStep(
             sums=sums,
             loss=loss,
-            num_tokens=num_tokens,
+            num_tokens=sum(len(segment.input_ids) for segment in segments),
             seconds=seconds + Seconds(optimizer=time.monotonic() - started),
             grad_norm=outcome.grad_norm,
             learning_rate=rates[0],
             skipped=not outcome.applied,
             non_finite_keys=broken,
+            skipped_keys=() if outcome.applied else tuple(segment.key for segment in segments),
         )
 
 

@@ -14,6 +14,7 @@
     │   ├── LearnerError               a learner rank failed; carries that rank's traceback
     │   ├── SegmentsLost               objects of a window are gone: request their records again
     │   └── DeadlineError              a wait ended without what it waited for
+    ├── NonFiniteError                 step after step has no finite loss or gradient: fatal for the run
     ├── SyncError                      an engine does not serve the weights that were published: fatal for that engine
     │   └── NothingChangedError        a publish after an optimizer step changed no tensor: fatal for the run
     └── Interrupted                    somebody asked the run to stop, and it did, between two windows
@@ -85,6 +86,10 @@ class SegmentsLost(InfrastructureFailure):
 
 class DeadlineError(InfrastructureFailure):
     """A wait ran out of time; the message says what it waited for and how long."""
+
+
+class NonFiniteError(RollmatchError):
+    """Steps are skipped again and again for a loss or gradient that is not finite; names the segments of the last."""
 
 
 class SyncError(RollmatchError):

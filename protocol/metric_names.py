@@ -75,8 +75,8 @@ _add(
         ),
         "rollout/actor_restarts": ("Rollout actors restarted.", "Above 0: read the actor's log."),
         "train/skipped_steps": (
-            "Optimizer steps skipped for a gradient that is not finite.",
-            "Above 0: lower the rate.",
+            "Optimizer steps skipped for a loss or gradient that is not finite.",
+            "Above 0: lower the rate. max_skipped_steps in a row and one more end the run.",
         ),
         "train/restarts": ("Learner group restarts from a checkpoint.", "Above 0: read the failed rank's traceback."),
         "train/tokens": "Segment tokens trained, over all ranks.",
@@ -146,6 +146,10 @@ _add(
         "packing/post_rollout_fill": (
             "Tokens / (forwards x capacity), over all ranks.",
             "Below packing_min_fill_ratio: larger windows, fewer ranks or a smaller global_max_length.",
+        ),
+        "sync/rounding_lost_share": (
+            "Share of the elements that adapters moved whose move is lost in the serving dtype; absent without.",
+            "Near 1: engines serve the start weights; raise the rate, or serve float32.",
         ),
         "packing/post_rollout_segments": "Segments per pack.",
         "packing/post_rollout_buffer": "Segments carried to a later step.",

@@ -75,6 +75,8 @@ class TrainingConfig(Section):
     """Added to the root of the second moment."""
     max_grad_norm: NonNegativeFloat = 0.5
     """Gradients are scaled down to this norm; 0 does not clip."""
+    max_skipped_steps: NonNegativeInt = 5
+    """Optimizer steps in a row that may be skipped for a loss or gradient that is not finite; one more ends the run."""
     seed: NonNegativeInt = 17
     """Seed of everything that is drawn: order, sampling, dropout, initialisation of adapters."""
     bf16: bool | None = None

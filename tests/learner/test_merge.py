@@ -116,9 +116,21 @@ def test_rounding_reports_what_the_serving_dtype_swallows(checkpoint: Path) -> N
         weights = MergedWeights(disturbed(settings, scale), torch.bfloat16)
         tensors = list(weights.tensors(Unpartitioned(), rounding, only_changing=True))
         assert {tensor.dtype for _, tensor, _ in tensors} == {torch.bfloat16}
-        reports.append(rounding.lost_share)
+        reports.append(rounding.lost / rounding.updated)
     assert reports[0] > 0.5
     assert reports[1] < 0.1
+
+
+def test_a_publish_reports_lost_updates_only_where_adapters_moved_something(checkpoint: Path) -> None:
+    shares = []
+    for scale in (0.0, 1e-5):
+        weights = MergedWeights(disturbed(tiny.settings(checkpoint, tuner=LORA), scale), torch.bfloat16)
+        *_, manifest = Publisher(weights, Unpartitioned(), 10**6, is_first=True).publish(1, full=False)
+        assert isinstance(manifest, WeightsManifest)
+        shares.append(manifest.extra.get("rounding_lost_share"))
+    assert shares[0] is None
+    assert shares[1] is not None
+    assert 0.5 < shares[1] < 1
 
 
 def test_adapter_loads_in_plain_peft(checkpoint: Path, tmp_path: Path, packed: Batch) -> None:

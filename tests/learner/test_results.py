@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from learner.losses import LossSums
-from learner.results import RankStep, Seconds, combine
+from learner.results import RankStep, Seconds, SkipLimit, combine
 from protocol.contracts import RequestKey
+from protocol.errors import NonFiniteError
 
 
-def rank(sums: LossSums, loss: float, seconds: Seconds, keys: tuple[RequestKey, ...] = ()) -> RankStep:
+def rank(
+    sums: LossSums,
+    loss: float,
+    seconds: Seconds,
+    keys: tuple[RequestKey, ...] = (),
+    skipped_keys: tuple[RequestKey, ...] = (),
+) -> RankStep:
     return RankStep(
         sums=sums,
         loss=loss,
@@ -17,8 +26,9 @@ def rank(sums: LossSums, loss: float, seconds: Seconds, keys: tuple[RequestKey, 
         seconds=seconds,
         grad_norm=2.5,
         learning_rate=1e-4,
-        skipped=bool(keys),
+        skipped=bool(keys or skipped_keys),
         non_finite_keys=keys,
+        skipped_keys=skipped_keys,
     )
 
 
@@ -49,3 +59,24 @@ def test_a_skipped_step_names_the_segments_of_every_rank() -> None:
     assert result.skipped
     assert result.non_finite_keys == keys
     assert result.metrics()["train/skipped_steps"] == pytest.approx(1.0)
+
+
+def test_where_only_the_gradient_was_not_finite_all_segments_are_named() -> None:
+    keys = (RequestKey(3), RequestKey(4))
+    ranks = [rank(LossSums(), 0.0, Seconds(), skipped_keys=(key,)) for key in keys]
+    assert combine(ranks).non_finite_keys == keys
+    ranks.append(rank(LossSums(), 0.0, Seconds(), keys[:1], skipped_keys=keys))
+    assert combine(ranks).non_finite_keys == keys[:1]
+
+
+def test_one_skip_more_than_allowed_in_a_row_ends_the_run_and_names_the_last_segments() -> None:
+    limit = SkipLimit(2)
+    good = combine([rank(LossSums(), 1.0, Seconds())])
+    skips = [combine([rank(LossSums(), math.nan, Seconds(), (RequestKey(number),))]) for number in range(3)]
+    for result in (*skips[:2], good, *skips[:2]):
+        limit.note(result)
+    with pytest.raises(NonFiniteError, match=r"max_skipped_steps: 3 optimizer steps.*trained record=2") as caught:
+        limit.note(skips[2])
+    assert "record=1" not in str(caught.value)
+    with pytest.raises(NonFiniteError, match="1 optimizer steps in a row were skipped, 0 are allowed"):
+        SkipLimit(0).note(skips[0])
