@@ -19,7 +19,7 @@ from deploy.check_data import check_data
 from deploy.check_encoder import check_encoder
 from deploy.check_model import check_model
 from deploy.check_pending import check_pending
-from deploy.findings import Finding, error, print_findings
+from deploy.findings import Finding, error, print_findings, warning
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.metric_table import check_evaluation_metric
@@ -54,6 +54,11 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
         yield error(
             "custom.extra.rollout_matching.vllm.tensor_parallel_size",
             f"is {parallel} but cluster.gpus_per_actor is 0; give each actor {parallel} GPUs, or write 1",
+        )
+    if config.matching.vllm.swap_space is not None:
+        yield warning(
+            "custom.extra.rollout_matching.vllm.swap_space",
+            "has no effect: vLLM computes a preempted rollout's cache again instead of swapping it; remove the key",
         )
     yield from check_encoder(config)
 

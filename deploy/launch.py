@@ -89,6 +89,9 @@ def evaluate_only(config: RunConfig) -> dict[str, float]:
     validation = validation_records(config)
     if not validation:
         raise ConfigError("custom.val_jsonl: is missing, and there is nothing to evaluate on; name a file of records")
+    if config.matching.vllm.load_format == "dummy":
+        message = "is dummy, and without a learner nobody publishes weights; remove the key to evaluate model.model"
+        raise ConfigError(f"custom.extra.rollout_matching.vllm.load_format: {message}")
     with ray_session(config), reserve(config, learners=False) as placement, contextlib.ExitStack() as stack:
         pool = _pool(config, validation[0], placement)
         stack.callback(pool.close)

@@ -125,7 +125,10 @@ def _devices(config: RunConfig) -> Iterator[Problem]:
             f"must be at most 1, got {cluster.gpus_per_learner}: a rank drives one GPU; raise cluster.num_learners"
         )
         yield Problem(("cluster.gpus_per_learner",), message)
-    if parallel > 1 and cluster.gpus_per_actor not in (0, parallel):
+    if config.matching.rollout_backend == "hf" and cluster.gpus_per_actor > 1:
+        message = f"must be at most 1 with rollout_backend hf, got {cluster.gpus_per_actor:g}; raise rollout.num_actors"
+        yield Problem(("cluster.gpus_per_actor", f"{MATCHING}.rollout_backend"), message)
+    elif parallel > 1 and cluster.gpus_per_actor not in (0, parallel):
         message = (
             f"is {parallel} but cluster.gpus_per_actor is {cluster.gpus_per_actor:g}; give each actor that many GPUs"
         )

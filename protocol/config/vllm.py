@@ -56,7 +56,7 @@ class VllmConfig(Section):
     mm_encoder_tp_mode: Literal["weights", "data"] | None = None
     """How the vision encoder is spread over the GPUs of an engine."""
     infer_batch_size: int | None = None
-    """Accepted for runbook files; without effect: requests are admitted one by one. <= 0 or None: all."""
+    """Most rollouts that the engine is given at once; lowers `max_num_seqs` where it is smaller. <= 0 or null: all."""
 
     @model_validator(mode="before")
     @classmethod
@@ -71,4 +71,6 @@ class VllmConfig(Section):
         """What is set here, under vLLM's own names for its engine arguments; `swap_space` has none any more."""
         skipped = OWN_KEYS | {"swap_space"}
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in skipped}
+        if self.infer_batch_size is not None and self.infer_batch_size > 0:
+            values["max_num_seqs"] = min(self.max_num_seqs, self.infer_batch_size)
         return {name: value for name, value in values.items() if value is not None}

@@ -272,6 +272,12 @@ def test_tensor_parallel_without_gpus_is_an_error(tmp_path: Path) -> None:
     assert only_error(config).startswith(f"{MATCHING}.vllm.tensor_parallel_size: is 4 but cluster.gpus_per_actor is 0")
 
 
+def test_swap_space_is_accepted_with_a_warning(tmp_path: Path) -> None:
+    config = run(tmp_path, custom__rollout_matching={"vllm": {"max_model_len": 1024, "swap_space": 4}})
+    assert [str(each) for each in check_run(config) if f"{MATCHING}.vllm.swap_space" in str(each)]
+    assert errors(config) == []
+
+
 def test_findings_are_printed_with_errors_first() -> None:
     console = Console(width=120, file=io.StringIO())
     print_findings([note("b", "later"), error("a", "first")], console=console)

@@ -228,6 +228,10 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
             {"matching__vllm__tensor_parallel_size": 2, "cluster__gpus_per_actor": 1.0},
             f"{MATCHING}.vllm.tensor_parallel_size: is 2 but cluster.gpus_per_actor is 1",
         ),
+        (
+            {"matching__rollout_backend": "hf", "cluster__gpus_per_actor": 2.0},
+            "cluster.gpus_per_actor: must be at most 1 with rollout_backend hf, got 2",
+        ),
         ({"training__bf16": False}, "training.bf16: is false but model.torch_dtype is bfloat16"),
         ({"training__min_lr": 1.0}, "training.min_lr: must not exceed learning_rate"),
         ({"training__lr_scheduler_kwargs": {"min_lr": 1.0}}, "training.lr_scheduler_kwargs.min_lr: must not exceed"),
@@ -351,6 +355,13 @@ def test_vllm_options_carry_vllms_own_names_only() -> None:
     assert options["kv_cache_dtype"] == "fp8"
     assert not {"swap_space", "dtype", "max_model_len", "infer_batch_size", "sleep_level"} & set(options)
     assert None not in options.values()
+
+
+@pytest.mark.parametrize(("asked", "most"), [(0, 256), (None, 256), (-1, 256), (8, 8), (1000, 256)])
+def test_an_engine_is_given_at_most_infer_batch_size_rollouts_at_once(asked: int | None, most: int) -> None:
+    vllm = {"max_model_len": 4096, "infer_batch_size": asked}
+    options = config_from_mapping(minimal(matching__vllm=vllm)).matching.vllm.engine_options()
+    assert options["max_num_seqs"] == most
 
 
 @pytest.mark.parametrize("config", ["zero1", {"zero_optimization": {"stage": 1}}, "file"])
