@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ def evaluate(
     others: Callable[[Outcome, Any], None],
     progress: Callable[[int], None] = lambda answered: None,
 ) -> dict[str, float]:
-    """`eval_rollout_*` metrics of the current policy. Each record counts once (SPEC A11).
+    """`eval_rollout_*` metrics of the current policy. Each record counts as often as it is listed (SPEC A11).
 
     `others` takes the outcomes of training requests that arrive meanwhile; `progress` is told how many records were
     answered, before each wait, and may raise to end the evaluation.
@@ -28,12 +29,7 @@ def evaluate(
     Raises DataFailure when a validation record cannot be answered: a score over fewer samples would not be comparable.
     """
     started = time.monotonic()
-    requests = [
-        RolloutRequest(
-            key=RequestKey(record=record.index, epoch=EVALUATION_EPOCH), record=record, seed=0, min_version=version
-        )
-        for record in records
-    ]
+    requests = _requests(records, version)
     pool.submit(requests)
     totals = RolloutTotals()
     answered = 0
@@ -49,3 +45,14 @@ def evaluate(
             answered += 1
     timing = evaluation_timing(len(requests), 1, time.monotonic() - started)
     return totals.evaluation_metrics(desc_enabled=True) | timing
+
+
+def _requests(records: Sequence[Record], version: int) -> list[RolloutRequest]:
+    """A record that was drawn more than once is asked for as often, under a key of its own."""
+    drawn: Counter[int] = Counter()
+    requests = []
+    for record in records:
+        key = RequestKey(record=record.index, epoch=EVALUATION_EPOCH, rollout=drawn[record.index])
+        drawn[record.index] += 1
+        requests.append(RolloutRequest(key=key, record=record, seed=0, min_version=version))
+    return requests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from fractions import Fraction
 from typing import Any, Protocol
 
 from actors.rollout_actor import Outcome
@@ -85,8 +86,8 @@ class LoopSettings:
     m_steps: int
     max_steps: int
     max_staleness: int
-    eval_steps: int
-    """0: only before and after."""
+    eval_steps: int | Fraction
+    """Optimizer steps between two evaluations; 0: only before and after."""
     top_k: int
     capacity: int
     """Tokens of a full pack, for the fill metric."""

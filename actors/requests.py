@@ -23,9 +23,11 @@ class RecordSource(Protocol):
 class RequestStream:
     """Position p is row `p % N` of epoch `p // N`; the position is all that a resume needs."""
 
-    def __init__(self, records: RecordSource, seed: int, position: int = 0) -> None:
+    def __init__(self, records: RecordSource, seed: int, position: int = 0, *, shuffle: bool = True) -> None:
+        """`shuffle` False takes each epoch in the file's order."""
         self._records = records
         self._seed = seed
+        self._shuffle = shuffle
         self._epoch = -1
         self._rows: Sequence[int] | npt.NDArray[np.int64] = ()
         self.position = position
@@ -49,7 +51,9 @@ class RequestStream:
     def _request(self, position: int, min_version: int) -> RolloutRequest:
         epoch, offset = divmod(position, len(self._records))
         if epoch != self._epoch:
-            self._epoch, self._rows = epoch, epoch_permutation(len(self._records), self._seed, epoch)
+            size = len(self._records)
+            self._epoch = epoch
+            self._rows = epoch_permutation(size, self._seed, epoch) if self._shuffle else range(size)
         row = int(self._rows[offset])
         key = RequestKey(record=row, epoch=epoch)
         seed = request_seed(self._seed, key)

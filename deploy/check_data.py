@@ -55,7 +55,8 @@ def check_data(config: RunConfig, rules: ImageRules) -> list[Finding]:
     if custom.train_jsonl is not None:
         findings += _check_file(config, "custom.train_jsonl", custom.train_jsonl, custom.train_sample_limit, rules)
     if custom.val_jsonl is not None:
-        findings += _check_file(config, "custom.val_jsonl", custom.val_jsonl, custom.val_sample_limit, rules)
+        limit = None if custom.val_sample_with_replacement else custom.val_sample_limit
+        findings += _check_file(config, "custom.val_jsonl", custom.val_jsonl, limit, rules)
         if custom.train_jsonl and os.path.realpath(custom.train_jsonl) == os.path.realpath(custom.val_jsonl):
             findings.append(
                 warning("custom.val_jsonl", "is the training file: the evaluation says nothing about new images")

@@ -1,7 +1,8 @@
 """When a run saves, what it keeps, and where it resumes.
 
-    runs/NAME/checkpoint-40/    trainer.json, deepspeed/, ranks/, adapter/ and merged/ (see learner.checkpoint)
-    runs/NAME/best.json         which checkpoint is best by training.metric_for_best_model
+    runs/NAME/checkpoint-40/           trainer.json, deepspeed/, ranks/, adapter/ and merged/ (see learner.checkpoint)
+    runs/NAME/checkpoint-50.abandoned/ lay after the step that a resume went back to
+    runs/NAME/best.json                which checkpoint is best by training.metric_for_best_model
 
 A checkpoint is taken between two windows only: then nothing is half trained, and the position of the oldest request
 that was not trained is all that must be remembered of the data.
@@ -13,15 +14,15 @@ import itertools
 import json
 import logging
 import re
-import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from actors.loop import LoopState
+from deploy.history import copy_history, cut_back, lengths
+from deploy.ledger import check_ledger, read_ledger
+from learner.checkpoint import META, Checkpoint, mend_folder, remove_folder, replace_folder
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
-
-COMPLETE = "trainer.json"
 
 log = logging.getLogger("rollmatch")
 
@@ -31,65 +32,81 @@ class SavingLearner(Protocol):
 
     def save_checkpoint(self, path: Path, extra: dict[str, Any]) -> None: ...
 
-    def export_merged(self, path: Path) -> None: ...
+
+class ResumePoint(NamedTuple):
+    """Where a run goes on: a checkpoint, and what it remembers for the driver."""
+
+    path: Path
+    state: LoopState
+    position: int
+    """Position of the oldest request that was not trained."""
+    lengths: dict[str, int]
+    """Bytes of the run's files when it was taken; see `deploy.history`."""
+
+    @classmethod
+    def read(cls, path: Path) -> ResumePoint:
+        """ConfigError where the folder is no checkpoint of this version."""
+        extra = Checkpoint.read(path).extra
+        return cls(path, LoopState.from_mapping(extra), extra["position"], extra["history"])
 
 
 class CheckpointKeeper:
     """Saves when due, keeps `save_total_limit` checkpoints: the newest and the best always stay."""
 
-    def __init__(self, config: RunConfig, learner: SavingLearner, num_records: int) -> None:
-        steps_per_epoch = config.m_steps * num_records / config.training.effective_batch_size
+    def __init__(self, config: RunConfig, learner: SavingLearner, num_records: int, last_step: int = 0) -> None:
+        """`last_step`: of the checkpoint that the run continues from."""
+        steps_per_epoch = config.steps_per_epoch(num_records)
         self._training = config.training
         self._run_dir = config.run_dir
         self._learner = learner
-        self._every = {
-            "no": None,
-            "steps": config.training.save_steps,
-            "epoch": max(1, round(steps_per_epoch)),
-        }[config.training.save_strategy]
+        self._every = config.interval(config.training.save_strategy, config.training.save_steps, num_records)
         self._delay = max(config.training.save_delay_steps, config.training.save_delay_epochs * steps_per_epoch)
-        self._last = 0
+        self._last = last_step
 
     def due(self, step: int) -> bool:
         """Whether a multiple of the saving interval was crossed since the last save, after the delay."""
-        if self._every is None or step < self._delay:
+        if not self._every or step < self._delay:
             return False
         return step // self._every > self._last // self._every
 
     def save(self, state: LoopState, position: int) -> Path:
-        """Writes `checkpoint-STEP`, updates `best.json`, removes what is beyond the limit."""
+        """Writes `checkpoint-STEP` unless it is there, updates `best.json`, removes what is beyond the limit."""
         path = self._run_dir / f"checkpoint-{state.step}"
-        self._learner.save_checkpoint(path, state.as_mapping() | {"position": position})
-        self._learner.export_merged(path / "merged")
+        if state.step != self._last or not _is_complete(path):
+            files = {"history": lengths(self._run_dir)}
+            self._learner.save_checkpoint(path, state.as_mapping() | {"position": position} | files)
         self._last = state.step
-        self._note_best(state, path)
-        self._prune(newest=path)
+        self._prune({path.name, self._note_best(state) or path.name})
         return path
 
-    def _note_best(self, state: LoopState, path: Path) -> None:
-        name = self._training.metric_for_best_model
-        scores = [metrics[name] for step, metrics in state.evaluations if step == state.step and name in metrics]
+    def _note_best(self, state: LoopState) -> str | None:
+        """From the evaluations of checkpoints that exist, so that a resumed run decides as one that was not stopped."""
+        name, sign = self._training.metric_for_best_model, 1 if self._training.greater_is_better else -1
+        scores = {
+            f"checkpoint-{step}": metrics[name]
+            for step, metrics in state.evaluations
+            if name in metrics and _is_complete(self._run_dir / f"checkpoint-{step}")
+        }
         if not scores:
-            return  # not evaluated at this step: it cannot compete
-        best = self._best()
-        sign = 1 if self._training.greater_is_better else -1
-        if best is None or sign * scores[-1] > sign * best["value"]:
-            entry = {"checkpoint": path.name, "metric": name, "value": scores[-1]}
-            (self._run_dir / "best.json").write_text(json.dumps(entry) + "\n")
+            return None  # no checkpoint has been evaluated
+        best = max(scores, key=lambda checkpoint: sign * scores[checkpoint])
+        entry = {"checkpoint": best, "metric": name, "value": scores[best]}
+        partial = self._run_dir / ".best.json.writing"
+        partial.write_text(json.dumps(entry) + "\n")
+        partial.replace(self._run_dir / "best.json")
+        return best
 
-    def _best(self) -> dict[str, Any] | None:
-        file = self._run_dir / "best.json"
-        return json.loads(file.read_text()) if file.exists() else None
-
-    def _prune(self, newest: Path) -> None:
+    def _prune(self, kept: set[str]) -> None:
         limit = self._training.save_total_limit
         if limit is None:
             return
-        best = self._best()
-        kept = {newest.name, best["checkpoint"] if best else newest.name}
         others = [path for path in complete_checkpoints(self._run_dir) if path.name not in kept]
         for path in others[: max(0, len(others) + len(kept) - limit)]:
-            shutil.rmtree(path)
+            remove_folder(path)
+
+
+def _is_complete(path: Path) -> bool:
+    return (path / META).exists()
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
@@ -97,7 +114,7 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
     found = [
         (int(match[1]), path)
         for path in run_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / COMPLETE).exists()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and _is_complete(path)
     ]
     return [path for _, path in sorted(found)]
 
@@ -105,20 +122,57 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
 def resume_path(config: RunConfig) -> Path | None:
     """The checkpoint that `training.resume` names; None to start anew. ConfigError for a folder that is none."""
     resume = config.training.resume
-    existing = complete_checkpoints(config.run_dir)
+    if resume == "never":
+        return None
     if resume == "auto":
-        return existing[-1] if existing else None
-    if resume != "never":
-        if not (Path(resume) / COMPLETE).exists():
-            raise ConfigError(f"training.resume: {resume} holds no {COMPLETE}; name a checkpoint-STEP folder, or auto")
-        return Path(resume)
-    return None
+        return newest_checkpoint(config.run_dir)
+    if not _is_complete(Path(resume)):
+        raise ConfigError(f"training.resume: {resume} holds no {META}; name a checkpoint-STEP folder, or auto")
+    return Path(resume).resolve()
 
 
-def prepare_run_folder(run_dir: Path, *, fresh: bool) -> None:
-    """Makes the run's folder. A fresh start moves an earlier run of that name aside, to `NAME.1`, `NAME.2`, ..."""
-    if fresh and run_dir.exists():
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The last whole checkpoint of a run, if it has one."""
+    return next(reversed(complete_checkpoints(run_dir)), None)
+
+
+def begin_run(config: RunConfig) -> ResumePoint | None:
+    """Finds where the run starts and makes its folder ready: whole checkpoints and no line beyond that point.
+
+    A run that starts anew, or from a checkpoint of another run, moves an earlier run of its name aside, to `NAME.1`,
+    `NAME.2`, ...
+
+    Raises ConfigError, before anything was changed, where there is nothing to resume from.
+    """
+    run_dir = config.run_dir
+    mend_folder(run_dir)
+    path = resume_path(config)
+    point = ResumePoint.read(path) if path else None
+    if path is None or path.parent != run_dir.resolve():
+        _move_aside(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if path is not None and path.parent != run_dir.resolve():
+        copy_history(path.parent, run_dir)
+    rewind(run_dir, point)
+    return point
+
+
+def rewind(run_dir: Path, point: ResumePoint | None) -> None:
+    """Forgets what was written after `point`; None: everything. ConfigError where the ledger does not fit.
+
+    Later checkpoints get another name first: the history that they count on is cut.
+    """
+    for path in complete_checkpoints(run_dir):
+        if point is None or int(path.name.rpartition("-")[2]) > point.state.step:
+            log.warning("%s lies after the step that the run goes back to: renamed to %s.abandoned", path, path.name)
+            replace_folder(path, path.with_name(f"{path.name}.abandoned"))
+    cut_back(run_dir, point.lengths if point else {})
+    if point is not None:
+        check_ledger(read_ledger(run_dir), num_steps=point.state.step, num_trained=point.state.trained)
+
+
+def _move_aside(run_dir: Path) -> None:
+    if run_dir.exists():
         aside = next(p for n in itertools.count(1) if not (p := run_dir.with_name(f"{run_dir.name}.{n}")).exists())
         run_dir.rename(aside)
         log.info("an earlier run of this name is now %s", aside)
-    run_dir.mkdir(parents=True, exist_ok=True)

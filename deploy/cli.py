@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("check", _check, "report everything that is wrong with config, data and model; starts nothing"),
     ):
         _with_config(commands.add_parser(name, help=text, description=text)).set_defaults(run=run)
+    commands.choices["train"].add_argument(
+        "--resume", metavar="auto|PATH", help="go on from the newest checkpoint of the run, or from this one"
+    )
     _add_render(commands)
     evaluate = commands.choices["evaluate"]
     evaluate.add_argument("--attest", type=Path, metavar="CHECKPOINT", help=ATTEST)
@@ -73,7 +76,9 @@ def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _load(arguments: argparse.Namespace) -> RunConfig:
-    return load_config(arguments.config, base=arguments.base_config, overrides=arguments.overrides)
+    resume = getattr(arguments, "resume", None)
+    overrides = [*arguments.overrides, *([] if resume is None else [f"training.resume={resume}"])]
+    return load_config(arguments.config, base=arguments.base_config, overrides=overrides)
 
 
 def _train(arguments: argparse.Namespace) -> int:

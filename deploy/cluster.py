@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import ray
 
+from deploy.local_ray import LocalRay
 from deploy.placement import shares, totals
 from protocol.config import RunConfig
 
@@ -28,33 +27,22 @@ def required_cpus(config: RunConfig) -> int:
 def ray_session(config: RunConfig) -> Iterator[None]:
     """Connects to `cluster.address`, or starts a local cluster with its own directory and no open port to the outside.
 
-    A local cluster's processes end with this context, whatever happened inside.
+    A local cluster's processes end with this context, whatever happened inside, and with this process, however it ends.
     """
     # Accelerators are assigned by Ray only where a GPU was asked for; without this a CPU actor would see them all.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # Ray's 60 s are too few on a busy laptop
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
-    if config.cluster.address is not None:
-        ray.init(address=config.cluster.address, log_to_driver=False)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    # Unix sockets allow about 100 characters: the directory must be short.
-    scratch = Path(tempfile.mkdtemp(prefix="rm-", dir="/tmp"))
-    try:
-        ray.init(
-            address="local",
-            num_cpus=required_cpus(config),
-            include_dashboard=False,
-            object_store_memory=config.cluster.object_store_bytes,
-            log_to_driver=False,
-            _temp_dir=str(scratch),
-            runtime_env={"env_vars": environment},
-        )
+    cluster = config.cluster
+    with contextlib.ExitStack() as stack:
+        if cluster.address is not None:
+            address, runtime = cluster.address, {}
+        else:
+            options = {"num_cpus": required_cpus(config), "object_store_memory": cluster.object_store_bytes}
+            local = LocalRay(options, environment)
+            stack.callback(local.close)
+            address, runtime = local.address, {"runtime_env": {"env_vars": environment}}
+        stack.callback(ray.shutdown)
+        ray.init(address=address, log_to_driver=False, **runtime)
         yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)

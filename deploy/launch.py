@@ -1,18 +1,19 @@
 """From a configuration to a running service and back to nothing: the only file that joins actors and learner.
 
 Order of life: check → run directory → Ray → engines and learner at once → loop → checkpoint → everything closed, in
-reverse order, whatever happened.
+reverse order, whatever happened. When the learner fails, engines and learner are closed and the run goes on from its
+last checkpoint: the part from "engines and learner" on is repeated, by the very path that a resume takes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import signal
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -26,18 +27,19 @@ from actors.rollout_actor import Outcome, RolloutActor
 from actors.settings import ActorSettings
 from actors.vllm_engine import engine_environment
 from deploy.check import require_clean
-from deploy.checkpoints import CheckpointKeeper, prepare_run_folder, resume_path
+from deploy.checkpoints import CheckpointKeeper, ResumePoint, begin_run, newest_checkpoint, rewind
 from deploy.cluster import ray_session
 from deploy.environment import write_environment
 from deploy.observer import RunObserver
 from deploy.placement import Placement, reserve
+from deploy.signals import StopSignals
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings
 from protocol.config import RunConfig
 from protocol.contracts import EVALUATION_EPOCH, PackPlan, Record, RequestKey, RolloutRequest, segment_bytes
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, LearnerError
 from protocol.packing import padded_plan, plan_packs
-from protocol.records import RecordFile, read_records
+from protocol.records import RecordFile, read_records, sample_with_replacement
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -47,40 +49,103 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     require_clean(config)
     started = time.monotonic()
-    records = training_records(config)
-    validation = validation_records(config)
-    resumed = resume_path(config)
-    prepare_run_folder(config.run_dir, fresh=resumed is None)
+    data = Data(training_records(config), validation_records(config))
+    point = begin_run(config)
     config.dump(config.run_dir / "config.yaml")
     write_environment(config.run_dir)
     with contextlib.ExitStack() as stack:
-        observer = stack.enter_context(RunObserver(config, config.num_optimizer_steps(len(records))))
+        observer = stack.enter_context(RunObserver(config, config.num_optimizer_steps(len(data.training))))
+        if point is not None:
+            observer.resumed(point)
         stack.enter_context(ray_session(config))
-        observer.phase("start", "room on the cluster, then engines and learner ranks")
+        signals = stack.enter_context(StopSignals())
+        result = _run(config, data, point, observer, signals)
+        summary = summarise(config, result, time.monotonic() - started)
+        observer.finish(summary)
+    return summary
+
+
+class Data(NamedTuple):
+    """The records of a run."""
+
+    training: RecordFile
+    validation: list[Record]
+
+
+class RunResult(NamedTuple):
+    """How a run ended."""
+
+    state: LoopState
+    actor_restarts: int
+    """Of the last attempt."""
+    learner_restarts: int
+
+
+def _run(
+    config: RunConfig, data: Data, point: ResumePoint | None, observer: RunObserver, signals: StopSignals
+) -> RunResult:
+    """Runs to the end; when the learner fails, again from the last checkpoint, as a resume in a new process would.
+
+    Only a learner that was running is restarted: one that cannot start will not start the next time either.
+
+    Raises LearnerError, with its cause, after `cluster.max_learner_restarts` of them.
+    """
+    limit = config.cluster.max_learner_restarts
+    for failures in itertools.count():
+        with _service(config, data, point, observer) as (controller, pool):
+            try:
+                with signals.stop(controller):
+                    return RunResult(controller.run(), pool.num_restarts, failures)
+            except LearnerError as error:
+                if controller.stop:
+                    raise
+                cause = error
+        if failures == limit:
+            raise LearnerError(
+                f"the learner failed {failures + 1} times (cluster.max_learner_restarts is {limit}), last at step "
+                f"{controller.state.step}: {cause}"
+            ) from cause
+        last = newest_checkpoint(config.run_dir) or (point and point.path)
+        point = ResumePoint.read(last) if last else None
+        rewind(config.run_dir, point)
+        observer.restarted(point, cause)
+    raise AssertionError("the loop above does not end")
+
+
+@contextlib.contextmanager
+def _service(
+    config: RunConfig, data: Data, point: ResumePoint | None, observer: RunObserver
+) -> Iterator[tuple[Controller, RolloutPool]]:
+    """Engines and learner, started or resumed at `point`; both are closed with the context."""
+    num_records = len(data.training)
+    observer.phase("start", "room on the cluster, then engines and learner ranks")
+    with contextlib.ExitStack() as stack:
         placement = stack.enter_context(reserve(config))
-        pool, learner = _start(config, records, placement, stack)
-        extra = learner.load_checkpoint(resumed) if resumed else None
+        pool, learner = _start(config, data.training, placement, stack)
+        if point is not None:
+            learner.load_checkpoint(point.path)
         buffer = SegmentBuffer(
             config.buffer.max_bytes, config.buffer.max_segments, segment_bytes(config.global_max_length)
         )
         observer.watch(pool, buffer, ray.nodes() if config.metrics.vllm else ())
         controller = Controller(
-            loop_settings(config, len(records)),
+            loop_settings(config, num_records),
             pool=pool,
             learner=learner,
             buffer=buffer,
-            requests=RequestStream(records, config.training.seed, position=extra["position"] if extra else 0),
-            validation=validation,
+            requests=RequestStream(
+                data.training,
+                config.training.seed,
+                position=point.position if point else 0,
+                shuffle=config.data.dataset_shuffle,
+            ),
+            validation=data.validation,
             plan=planner(config),
             observer=observer,
-            keeper=CheckpointKeeper(config, learner, len(records)),
-            state=LoopState.from_mapping(extra) if extra else None,
+            keeper=CheckpointKeeper(config, learner, num_records, last_step=point.state.step if point else 0),
+            state=point.state if point else None,
         )
-        with _stops_between_windows(controller):
-            state = controller.run()
-        summary = summarise(config, state, pool.num_restarts, time.monotonic() - started)
-        observer.finish(summary)
-    return summary
+        yield controller, pool
 
 
 def evaluate_only(config: RunConfig) -> dict[str, float]:
@@ -105,10 +170,15 @@ def _no_training_outcome(outcome: Outcome, segment: Any) -> None:
 
 
 def validation_records(config: RunConfig) -> list[Record]:
-    """The validation set, in file order; empty without `custom.val_jsonl`."""
-    if config.custom.val_jsonl is None:
+    """The validation set, in file order or drawn with replacement; empty without `custom.val_jsonl`."""
+    custom = config.custom
+    if custom.val_jsonl is None:
         return []
-    return list(read_records(config.custom.val_jsonl, limit=config.custom.val_sample_limit))
+    if not custom.val_sample_with_replacement:
+        return list(read_records(custom.val_jsonl, limit=custom.val_sample_limit))
+    assert custom.val_sample_limit is not None, "the configuration has asked for it"
+    records = RecordFile(custom.val_jsonl)
+    return [records[int(row)] for row in sample_with_replacement(len(records), custom.val_sample_limit)]
 
 
 def training_records(config: RunConfig) -> RecordFile:
@@ -131,7 +201,7 @@ def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
         m_steps=config.m_steps,
         max_steps=config.num_optimizer_steps(num_records),
         max_staleness=config.rollout.max_staleness,
-        eval_steps=training.eval_steps or 0,
+        eval_steps=config.interval(training.eval_strategy, training.eval_steps, num_records),
         save_last=training.save_last_epoch,
         top_k=config.matching.candidate_top_k,
         capacity=config.global_max_length,
@@ -151,8 +221,9 @@ def planner(config: RunConfig) -> Callable[[Sequence[int]], PackPlan]:
     return partial(padded_plan, per_device_batch_size=config.training.per_device_train_batch_size, num_ranks=ranks)
 
 
-def summarise(config: RunConfig, state: LoopState, num_restarts: int, wall_s: float) -> dict[str, Any]:
+def summarise(config: RunConfig, result: RunResult, wall_s: float) -> dict[str, Any]:
     """What a person wants to know at the end."""
+    state = result.state
     before, after = (state.evaluations[0][1], state.evaluations[-1][1]) if state.evaluations else ({}, {})
     return {
         "f1_before": before.get("eval_rollout_f1"),
@@ -162,7 +233,8 @@ def summarise(config: RunConfig, state: LoopState, num_restarts: int, wall_s: fl
         "policy_versions": state.version,
         "versions_used": sorted(state.versions_used),
         "quarantined": state.quarantined,
-        "restarts": num_restarts,
+        "restarts": result.actor_restarts,
+        "learner_restarts": result.learner_restarts,
         "wall_s": round(wall_s, 1),
         "seed": config.training.seed,
         "prefix_policy": config.matching.prefix_policy,
@@ -177,6 +249,7 @@ def _start(
 ) -> tuple[RolloutPool, LearnerGroup]:
     """Engines and ranks start side by side; both are closed with `stack`, also when one of them fails."""
     cluster = config.cluster
+    threads = stack.enter_context(ThreadPoolExecutor(max_workers=2))  # left last: closing ends what they wait for
     learner = LearnerGroup(
         LearnerSettings.from_config(config, num_steps=config.num_optimizer_steps(len(records))),
         cluster.num_learners,
@@ -193,10 +266,9 @@ def _start(
         pool.sleep()
         learner.start()
         return pool, learner
-    with ThreadPoolExecutor(max_workers=2) as threads:
-        starting: list[Future[Any]] = [threads.submit(pool.start), threads.submit(learner.start)]
-        for future in starting:
-            future.result()
+    starting: list[Future[Any]] = [threads.submit(pool.start), threads.submit(learner.start)]
+    for future in as_completed(starting):
+        future.result()
     return pool, learner
 
 
@@ -227,20 +299,3 @@ def _pool(config: RunConfig, sample: Record, placement: Placement) -> RolloutPoo
     )
     warmup = RolloutRequest(key=RequestKey(sample.index, EVALUATION_EPOCH), record=sample, seed=0)
     return RolloutPool(limits, spawn, warmup)
-
-
-@contextlib.contextmanager
-def _stops_between_windows(controller: Controller) -> Iterator[None]:
-    """First SIGINT or SIGTERM: finish the window, save, leave. A second one: leave now, without saving."""
-
-    def ask(signum: int, _frame: object) -> None:
-        if controller.stop:
-            raise KeyboardInterrupt
-        controller.stop = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,12 +12,14 @@ from actors.buffer import SegmentBuffer
 from actors.loop import TrainedWindow
 from actors.pool import RolloutPool
 from actors.rollout_actor import Outcome
+from deploy.checkpoints import ResumePoint
 from deploy.ledger import Ledger
 from deploy.live import LiveMetrics, RolloutSide
 from deploy.phase_clock import PhaseClock
 from deploy.progress import TrainProgress
 from deploy.rollout_log import RolloutLog
-from deploy.step_metrics import StepMetrics
+from deploy.step_log import StepLog, Write
+from deploy.step_metrics import OVERSIZE, StepMetrics
 from deploy.timeline import Timeline
 from deploy.tracking import RunTracker
 from protocol.config import RunConfig
@@ -32,9 +34,16 @@ class RunObserver:
     def __init__(self, config: RunConfig, total_steps: int) -> None:
         """ConfigError when `metrics.port` is taken, or when a place in `training.report_to` cannot be had."""
         self._limit = config.quarantine.max_records
-        self._quarantined = 0
+        self._raises_oversize = config.template.truncation_strategy == "raise"
         self._quarantine_path = config.run_dir / "quarantine.jsonl"
+        self._quarantined = self._read_quarantine()
         self._tracker = RunTracker.of(config)
+        self._steps = StepLog(
+            self._tracker.log,
+            every=config.training.logging_steps,
+            first=config.training.logging_first_step,
+            last_step=total_steps,
+        )
         self._ledger = Ledger(config.run_dir)
         self._timeline = Timeline(self._tracker.event)
         self._rollouts = RolloutLog(config)
@@ -57,6 +66,7 @@ class RunObserver:
         self._progress.__exit__(kind, error, trace)
         self._rollouts.close()
         self._timeline.close()
+        self._steps.flush()
         if error is not None:
             self._tracker.event("end", error=f"{type(error).__name__}: {error}")
         self._tracker.close()
@@ -77,6 +87,8 @@ class RunObserver:
         if name == "rollout" and not self._looping:
             self._looping = True
             self._clock.take()  # the start and the first publish belong to no step
+        if name == "save":
+            self._steps.flush()  # what a checkpoint covers is in the files that it measures
         self._clock.enter(name)
         self._timeline.phase(name)
         self._progress.phase(name, waiting_for)
@@ -87,7 +99,9 @@ class RunObserver:
         self._step = step
         actors = self._side.pool.status() if self._side is not None else []
         self._timeline.flush()
-        self._log(self._metrics.complete(metrics, actors) | self._rollouts.step(step, metrics))
+        complete = self._metrics.complete(metrics, actors) | self._rollouts.step(step, metrics)
+        is_evaluation = "eval_rollout_f1" in metrics
+        self._log(complete, self._tracker.log if is_evaluation else self._steps.add)
 
     def outcome(self, outcome: Outcome) -> None:
         self._metrics.outcome(outcome)
@@ -101,10 +115,10 @@ class RunObserver:
         if self._live is not None:
             self._live.event(kind, fields)
         if kind == "checkpoint":
-            self._log(self._metrics.checkpoint())
+            self._log(self._metrics.checkpoint(), self._tracker.log)
 
-    def _log(self, metrics: dict[str, float]) -> None:
-        self._tracker.log(self._step, metrics)
+    def _log(self, metrics: dict[str, float], write: Write) -> None:
+        write(self._step, metrics)
         self._progress.step(metrics | {"step": self._step})
         if self._live is not None:
             self._live.step(self._step, metrics)
@@ -112,15 +126,50 @@ class RunObserver:
     def window(self, window: TrainedWindow) -> None:
         self._ledger.write(window)
 
+    def resumed(self, point: ResumePoint) -> None:
+        """The run continues from a checkpoint, to which the files were cut back before."""
+        self._rewind(point.state.step)
+        self._tracker.event("resume", checkpoint=str(point.path), step=point.state.step)
+
+    def restarted(self, point: ResumePoint | None, cause: Exception) -> None:
+        """The learner failed, and the run went back to a checkpoint, or to its start without one."""
+        step, path = (point.state.step, str(point.path)) if point else (0, None)
+        log.warning("the learner failed, the run goes back to step %d (%s): %s", step, path or "its start", cause)
+        self._rewind(step)
+        self._looping, self._side, self._metrics = False, None, StepMetrics(self._clock)
+        self._tracker.event("restart", checkpoint=path, step=step, cause=str(cause))
+        self._log({"train/restarts": 1.0}, self._tracker.log)
+
+    def _rewind(self, step: int) -> None:
+        self._step = step
+        self._steps.forget()
+        self._tracker.rewind(step)
+        self._quarantined = self._read_quarantine()
+
+    def _read_quarantine(self) -> set[str]:
+        if not self._quarantine_path.exists():
+            return set()
+        return {json.loads(line)["key"] for line in self._quarantine_path.read_text().splitlines()}
+
     def quarantine(self, outcome: Outcome) -> None:
-        """Writes the record down; DataFailure when there are more than `quarantine.max_records`."""
-        self._quarantined += 1
+        """Writes the record down, once.
+
+        Raises DataFailure when there are more than `quarantine.max_records`, or a target is too long and
+        `template.truncation_strategy` is `raise`.
+        """
+        if str(outcome.key) in self._quarantined:
+            return  # it was in flight when the checkpoint was taken that the run continues from
+        self._quarantined.add(str(outcome.key))
         with self._quarantine_path.open("a") as lines:
             lines.write(json.dumps({"key": str(outcome.key), "reason": outcome.failure}) + "\n")
         log.warning("quarantined %s: %s", outcome.key, outcome.failure)
-        if self._quarantined > self._limit:
+        if self._raises_oversize and (outcome.failure or "").startswith(OVERSIZE):
             raise DataFailure(
-                f"{self._quarantined} records are quarantined, quarantine.max_records is {self._limit}; "
+                f"{outcome.key}: {outcome.failure}, or write template.truncation_strategy: delete to leave it out"
+            )
+        if len(self._quarantined) > self._limit:
+            raise DataFailure(
+                f"{len(self._quarantined)} records are quarantined, quarantine.max_records is {self._limit}; "
                 f"look at {self._quarantine_path} and mend the data, or raise the limit"
             )
 

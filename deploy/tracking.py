@@ -5,8 +5,8 @@
     runs/demo/tensorboard/     the same numbers under the same names; below training.logging_dir where that is set
     runs/demo/summary.json     written once, at the end
 
-Files are appended to and flushed line by line, so they can be followed while the run lives and a resumed run goes on in
-them; after a crash a step may be there twice, and the later line counts.
+Files are appended to and flushed line by line, so they can be followed while the run lives. A resumed run goes on in
+them, cut back to its checkpoint (`deploy.history`); TensorBoard gets the mark at which it drops later steps itself.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class MetricWriter(Protocol):
 
     def write(self, step: int, timestamp: float, metrics: Mapping[str, float]) -> None: ...
 
+    def rewind(self, step: int) -> None:
+        """What was written for later steps counts no more."""
+
     def close(self) -> None: ...
 
 
@@ -41,12 +44,16 @@ class TensorBoardWriter:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._event, self._summary, self._session_log = event_pb2.Event, summary_pb2.Summary, event_pb2.SessionLog
         self._file = EventFileWriter(str(directory))
 
     def write(self, step: int, timestamp: float, metrics: Mapping[str, float]) -> None:
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
         self._file.add_event(self._event(wall_time=timestamp, step=step, summary=self._summary(value=values)))
+
+    def rewind(self, step: int) -> None:
+        start = self._session_log(status=self._session_log.START)
+        self._file.add_event(self._event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def close(self) -> None:
         self._file.close()
@@ -70,6 +77,9 @@ class WandbWriter:
 
     def write(self, step: int, timestamp: float, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def rewind(self, step: int) -> None:
+        """Nothing can be taken back there: it ignores steps that it has, so the first training of a step is shown."""
 
     def close(self) -> None:
         self._run.finish()
@@ -124,6 +134,11 @@ class RunTracker:
     def event(self, kind: str, **fields: Any) -> None:
         """Append something that happened; values that JSON lacks are written as their text."""
         _append(self._events, {"time": time.time(), "kind": kind} | fields)
+
+    def rewind(self, step: int) -> None:
+        """The run goes back to `step`: tells those whose files cannot be cut (the others: `deploy.history`)."""
+        for writer in self._writers:
+            writer.rewind(step)
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write summary.json in one piece: a reader sees the old file or the new one."""

@@ -4,6 +4,7 @@
     PATH/deepspeed/       DeepSpeed's state: masters, moments, what is trained; one file per rank
     PATH/ranks/           per rank: step counter and random generators
     PATH/adapter/         with adapters: as peft loads it
+    PATH/merged/          as plain transformers and vLLM load it
 
 Ranks on several machines need one file system. No torch is imported here.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 from protocol.errors import ConfigError
 
-FORMAT = 1
+FORMAT = 2
 META = "trainer.json"
 
 
@@ -46,53 +47,83 @@ class Checkpoint:
         with replacing(path) as folder:
             yield folder
             meta = {"format": FORMAT, "num_ranks": num_ranks, "zero_stage": zero_stage, "extra": extra}
-            _write_durably(folder / META, json.dumps(meta, indent=1) + "\n")
+            (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path, num_ranks: int, zero_stage: int) -> Checkpoint:
-        """ConfigError when the folder is no whole checkpoint, or was written by a run of another shape."""
+    def read(cls, path: Path) -> Checkpoint:
+        """ConfigError when the folder is no whole checkpoint of this format."""
         try:
             meta = json.loads((path / META).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"training.resume: {path} is no complete checkpoint ({error}); name a folder that holds {META}"
             ) from error
-        found = cls(num_ranks=meta["num_ranks"], zero_stage=meta["zero_stage"], extra=meta["extra"])
-        if found.zero_stage != zero_stage or (zero_stage > 0 and found.num_ranks != num_ranks):
+        if meta.get("format") != FORMAT:
             raise ConfigError(
-                f"training.resume: {path} was written by {found.num_ranks} ranks with ZeRO stage {found.zero_stage}, "
+                f"training.resume: {path} has format {meta.get('format')}, this version reads {FORMAT}; "
+                "start anew from its merged/ folder"
+            )
+        return cls(num_ranks=meta["num_ranks"], zero_stage=meta["zero_stage"], extra=meta["extra"])
+
+    def check_shape(self, path: Path, num_ranks: int, zero_stage: int) -> None:
+        """ConfigError where a run of this shape cannot take the state over."""
+        if self.zero_stage != zero_stage or (zero_stage > 0 and self.num_ranks != num_ranks):
+            raise ConfigError(
+                f"training.resume: {path} was written by {self.num_ranks} ranks with ZeRO stage {self.zero_stage}, "
                 f"this run has {num_ranks} with stage {zero_stage}; DeepSpeed's partitioned state cannot be dealt out "
                 "anew: set cluster.num_learners and deepspeed.config as they were, or start from its merged export"
             )
-        return found
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` that takes its name when the block ends without an error."""
+    """A new folder beside `path` that takes its name, with all files on disk, when the block ends without an error."""
     folder = path.with_name(f".{path.name}.writing")
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove(folder)
     folder.mkdir(parents=True)
     yield folder
-    if path.exists():
-        old = path.with_name(f".{path.name}.replaced")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        folder.rename(path)
-        shutil.rmtree(old)
+    for file in folder.rglob("*"):
+        _sync(file)
+    replace_folder(folder, path)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Renames `source`. A folder that has the name is removed after, so that a crash between leaves one of them."""
+    old = target.with_name(f".{target.name}.replaced")
+    _remove(old)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    _remove(old)
+    _sync(target.parent)
+
+
+def mend_folder(folder: Path) -> None:
+    """Puts back what a crash within `replace_folder` left without its name, removes what one left half written."""
+    for old in folder.glob(".*.replaced"):
+        path = old.with_name(old.name.removeprefix(".").removesuffix(".replaced"))
+        if not path.exists():
+            old.rename(path)
+    for left in (path for kind in ("replaced", "writing", "removed") for path in folder.glob(f".*.{kind}")):
+        _remove(left)
+
+
+def remove_folder(path: Path) -> None:
+    """Takes its name away first: a crash within leaves nothing that looks like a whole checkpoint."""
+    doomed = path.with_name(f".{path.name}.removed")
+    _remove(doomed)
+    path.rename(doomed)
+    _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
     else:
-        folder.rename(path)
-    _sync_folder(path.parent)
+        path.unlink(missing_ok=True)
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

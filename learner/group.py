@@ -15,12 +15,12 @@ from typing import Any
 
 import ray
 
-from learner.checkpoint import Checkpoint, replacing
+from learner.checkpoint import Checkpoint
 from learner.ranks import LearnerRank, failure_of, wait_all
 from learner.results import SkipLimit, StepResult, combine
 from learner.settings import LearnerSettings
 from protocol.contracts import PackPlan, WeightsManifest
-from protocol.errors import ContractError, DeadlineError, LearnerError, SegmentsLost
+from protocol.errors import ContractError, DeadlineError, LearnerDeadlineError, LearnerError, SegmentsLost
 
 
 class LearnerGroup:
@@ -134,18 +134,17 @@ class LearnerGroup:
         """Writes everything a resumed run needs, and `extra` beside it, under `path`; see `learner.checkpoint`."""
         with Checkpoint.writing(path, self._num_workers, self._settings.zero_stage, extra) as folder:
             self._everywhere(lambda rank: rank.save_checkpoint.remote(folder), "save_checkpoint")
+            merged = folder / "merged"
+            merged.mkdir()
+            self._everywhere(lambda rank: rank.export_merged.remote(merged), "export_merged")
 
     def load_checkpoint(self, path: Path) -> dict[str, Any]:
         """Restores all ranks; returns the `extra` that was saved."""
         path = path.absolute()
-        checkpoint = Checkpoint.read(path, self._num_workers, self._settings.zero_stage)
+        checkpoint = Checkpoint.read(path)
+        checkpoint.check_shape(path, self._num_workers, self._settings.zero_stage)
         self._everywhere(lambda rank: rank.load_checkpoint.remote(path), "load_checkpoint")
         return checkpoint.extra
-
-    def export_merged(self, path: Path) -> None:
-        """A folder that plain transformers and vLLM load: merged weights, configuration, tokenizer, processor."""
-        with replacing(path.absolute()) as folder:
-            self._everywhere(lambda rank: rank.export_merged.remote(folder), "export_merged")
 
     def close(self) -> None:
         """Kills the ranks; safe to call twice and on a group that never started."""
@@ -182,7 +181,7 @@ class LearnerGroup:
             left = max(0.0, deadline - time.monotonic())
             done, _ = ray.wait([stream, *waiting], num_returns=1, timeout=left, fetch_local=False)
             if not done:
-                raise DeadlineError(
+                raise LearnerDeadlineError(
                     f"{what}: learner rank 0 was not done after {self._step_timeout_s:.0f} s; raise "
                     "cluster.step_timeout_s if merging takes that long"
                 )

@@ -17,7 +17,7 @@ import ray
 from learner.results import PeerError
 from learner.settings import LearnerSettings
 from protocol.contracts import Bucket, Segment, WeightsManifest
-from protocol.errors import DeadlineError, LearnerError, RollmatchError
+from protocol.errors import LearnerDeadlineError, LearnerError, RollmatchError
 
 if TYPE_CHECKING:  # importing these imports torch
     from learner.results import RankStep
@@ -135,7 +135,7 @@ def wait_all(calls: Mapping[int, ray.ObjectRef], timeout_s: float, what: str) ->
     """Results in the order of `calls`, which holds one call per rank.
 
     Raises:
-        DeadlineError: not all ranks answered in `timeout_s`.
+        LearnerDeadlineError: not all ranks answered in `timeout_s`.
         What a rank raised, as soon as one does: its type where it is ours, else LearnerError, with the rank and its
         traceback in the message.
     """
@@ -146,7 +146,7 @@ def wait_all(calls: Mapping[int, ray.ObjectRef], timeout_s: float, what: str) ->
         done, waiting = ray.wait(waiting, num_returns=1, timeout=left, fetch_local=False)
         if not done:
             late = [rank for rank, call in calls.items() if call in waiting]
-            raise DeadlineError(
+            raise LearnerDeadlineError(
                 f"{what}: learner ranks {late} of {len(calls)} did not answer within {timeout_s:.0f} s; look at their "
                 "logs, or raise cluster.step_timeout_s if the work is that long"
             )

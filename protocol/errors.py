@@ -12,6 +12,7 @@
     ├── InfrastructureFailure          another machine, or a second try, may succeed: retry elsewhere
     │   ├── EngineError                an engine failed, stalled or answered garbage
     │   ├── LearnerError               a learner rank failed; carries that rank's traceback
+    │   │   └── LearnerDeadlineError   a learner rank did not answer in time; also a DeadlineError
     │   ├── SegmentsLost               objects of a window are gone: request their records again
     │   └── DeadlineError              a wait ended without what it waited for
     ├── NonFiniteError                 step after step has no finite loss or gradient: fatal for the run
@@ -90,6 +91,10 @@ class DeadlineError(InfrastructureFailure):
 
 class NonFiniteError(RollmatchError):
     """Steps are skipped again and again for a loss or gradient that is not finite; names the segments of the last."""
+
+
+class LearnerDeadlineError(LearnerError, DeadlineError):
+    """A learner rank did not answer in time; the message says to what and how long."""
 
 
 class SyncError(RollmatchError):

@@ -92,6 +92,9 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
     if training.eval_strategy == "steps" and training.eval_steps and config.custom.val_jsonl is None:
         message = f"is {training.eval_steps} but custom.val_jsonl is missing; name that file, or remove eval_steps"
         yield Problem(("training.eval_steps", "custom.val_jsonl"), message)
+    if training.eval_strategy == "epoch" and config.custom.val_jsonl is None:
+        message = "is epoch but custom.val_jsonl is missing; name that file, or write no"
+        yield Problem(("training.eval_strategy", "custom.val_jsonl"), message)
 
 
 def _capacity(config: RunConfig) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,16 @@ class RunConfig(Section):
         windows = num_records * self.training.num_train_epochs / self.training.effective_batch_size
         whole = math.floor(windows) if self.training.dataloader_drop_last else math.ceil(windows)
         return whole * self.m_steps
+
+    def steps_per_epoch(self, num_records: int) -> Fraction:
+        """Optimizer steps that one pass over `num_records` records takes."""
+        return Fraction(self.m_steps * num_records, self.training.effective_batch_size)
+
+    def interval(self, strategy: str, steps: int | None, num_records: int) -> Fraction:
+        """Optimizer steps between two evaluations, or checkpoints, of this strategy; 0: none."""
+        if strategy == "epoch":
+            return self.steps_per_epoch(num_records)
+        return Fraction(steps or 0) if strategy == "steps" else Fraction(0)
 
     def as_mapping(self) -> dict[str, Any]:
         """Every setting in effect as plain JSON values; `config_from_mapping` reads it back to an equal run."""

@@ -6,6 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -297,6 +298,20 @@ def test_evaluation_runs_before_at_each_multiple_and_after() -> None:
     loop = build(validation=3, eval_steps=2, max_steps=5)
     loop.controller.run()
     assert [step for step, _ in loop.controller.state.evaluations] == [0, 2, 4, 5]
+
+
+def test_an_epoch_that_ends_within_a_window_is_evaluated_after_that_window() -> None:
+    loop = build(validation=3, eval_steps=Fraction(10, 3), max_steps=11)
+    loop.controller.run()
+    assert [step for step, _ in loop.controller.state.evaluations] == [0, 4, 7, 10, 11]
+
+
+def test_a_record_that_was_drawn_twice_is_scored_twice() -> None:
+    loop = build(validation=3, max_steps=1)
+    loop.controller._validation = [Records().get(7), Records().get(7), Records().get(8)]
+    loop.controller.run()
+    (_, before), _ = loop.controller.state.evaluations
+    assert before["eval_rollout_samples"] == 3
 
 
 def test_a_stop_finishes_the_window_saves_and_leaves() -> None:

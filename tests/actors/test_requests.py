@@ -46,3 +46,9 @@ def test_a_rerun_of_a_record_samples_with_the_same_seed() -> None:
     assert request_seed(7, key) == request_seed(7, key)
     assert request_seed(7, key) != request_seed(8, key)
     assert request_seed(7, key) != request_seed(7, RequestKey(record=2, epoch=2))
+
+
+def test_without_shuffling_every_epoch_keeps_the_files_order() -> None:
+    taken = keys(RequestStream(Records(), seed=3, shuffle=False), 10)
+    assert [(key.epoch, key.record) for key in taken] == [(epoch, row) for epoch in (0, 1) for row in range(5)]
+    assert keys(RequestStream(Records(), seed=3, shuffle=False, position=7), 3) == taken[7:]

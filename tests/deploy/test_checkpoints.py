@@ -1,4 +1,4 @@
-"""Which checkpoints a run writes, keeps and resumes from."""
+"""Which checkpoints a run writes, keeps and resumes from, and what it forgets when it goes back to one."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ from typing import Any
 import pytest
 
 from actors.loop import LoopState
-from deploy.checkpoints import CheckpointKeeper, complete_checkpoints, prepare_run_folder, resume_path
+from deploy.checkpoints import (
+    CheckpointKeeper,
+    ResumePoint,
+    begin_run,
+    complete_checkpoints,
+    resume_path,
+    rewind,
+)
+from deploy.ledger import read_ledger
+from learner.checkpoint import Checkpoint
 from protocol.config import RunConfig, config_from_mapping
 from protocol.errors import ConfigError
 
 
 class FolderLearner:
-    """Writes the two folders a checkpoint has, with nothing of value in them."""
+    """Writes checkpoints with nothing in them but what the driver remembers."""
 
     def save_checkpoint(self, path: Path, extra: dict[str, Any]) -> None:
-        path.mkdir(parents=True)
-        (path / "trainer.json").write_text(json.dumps(extra))
-
-    def export_merged(self, path: Path) -> None:
-        path.mkdir()
+        with Checkpoint.writing(path, 1, 0, extra):
+            pass
 
 
 def config(folder: Path, **training: Any) -> RunConfig:
@@ -39,8 +45,9 @@ def config(folder: Path, **training: Any) -> RunConfig:
     return config_from_mapping(values, source="test")
 
 
-def state(step: int, f1: float | None = None) -> LoopState:
-    evaluations = [] if f1 is None else [(step, {"eval_rollout_f1": f1})]
+def state(step: int, *f1: float) -> LoopState:
+    """Evaluated after each of the steps up to `step`."""
+    evaluations = [(number, {"eval_rollout_f1": value}) for number, value in enumerate(f1, start=1)]
     return LoopState(step=step, evaluations=evaluations)
 
 
@@ -74,8 +81,9 @@ def test_an_epoch_of_delay_counts_in_steps(tmp_path: Path) -> None:
 
 def test_the_limit_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     saves = keeper(tmp_path, save_total_limit=2)
-    for step, f1 in ((1, 0.5), (2, 0.9), (3, 0.7), (4, 0.6)):
-        saves.save(state(step, f1), position=0)
+    f1 = (0.5, 0.9, 0.7, 0.6)
+    for step in range(1, 5):
+        saves.save(state(step, *f1[:step]), position=0)
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
     assert json.loads((tmp_path / "r" / "best.json").read_text()) == {
         "checkpoint": "checkpoint-2",
@@ -86,8 +94,8 @@ def test_the_limit_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 
 def test_a_smaller_value_can_be_the_better_one(tmp_path: Path) -> None:
     saves = keeper(tmp_path, greater_is_better=False)
-    for step, f1 in ((1, 0.5), (2, 0.9)):
-        saves.save(state(step, f1), position=0)
+    for step in (1, 2):
+        saves.save(state(step, *(0.5, 0.9)[:step]), position=0)
     assert json.loads((tmp_path / "r" / "best.json").read_text())["checkpoint"] == "checkpoint-1"
 
 
@@ -107,13 +115,100 @@ def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> No
 
 def test_a_fresh_start_moves_an_earlier_run_aside_and_a_resume_does_not(tmp_path: Path) -> None:
     run = tmp_path / "r"
-    prepare_run_folder(run, fresh=True)
-    (run / "metrics.jsonl").write_text("first")
-    prepare_run_folder(run, fresh=False)
-    assert (run / "metrics.jsonl").exists()
-    prepare_run_folder(run, fresh=True)
-    prepare_run_folder(run, fresh=True)
+    begin_run(config(tmp_path))
+    keeper(tmp_path).save(state(0), position=0)
+    (run / "note").write_text("first")
+    begin_run(config(tmp_path, resume="auto"))
+    assert (run / "note").exists()
+    begin_run(config(tmp_path))
+    begin_run(config(tmp_path, resume="auto"))
 
-    assert not (run / "metrics.jsonl").exists()
-    assert (tmp_path / "r.1" / "metrics.jsonl").read_text() == "first"
+    assert not (run / "note").exists()
+    assert (tmp_path / "r.1" / "note").read_text() == "first"
     assert (tmp_path / "r.2").exists()
+
+
+def train_to(folder: Path, last_step: int) -> None:
+    """A run of windows of one step and ten rollouts, with a checkpoint every second step."""
+    run, saves = folder / "r", keeper(folder, save_steps=2)
+    run.mkdir(exist_ok=True)
+    for step in range(1, last_step + 1):
+        with (run / "metrics.jsonl").open("a") as metrics, (run / "ledger.jsonl").open("a") as ledger:
+            metrics.write(json.dumps({"step": step}) + "\n")
+            keys = [f"record={10 * step + i}/epoch=0/rollout=0" for i in range(10)]
+            line = {"steps": [step, step], "version": step - 1, "rollout_versions": [step - 1] * 2, "keys": keys}
+            ledger.write(json.dumps(line) + "\n")
+        if saves.due(step):
+            saves.save(LoopState(step=step, trained=10 * step), position=10 * step)
+
+
+def steps(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resume_cuts_metrics_and_ledger_back_to_its_checkpoint(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=5)
+    with (tmp_path / "r" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 6, "loss')  # the crash
+    point = begin_run(config(tmp_path, resume="auto"))
+
+    assert point is not None
+    assert (point.state.step, point.position) == (4, 40)
+    assert steps(tmp_path / "r") == [1, 2, 3, 4]
+    assert [window.last_step for window in read_ledger(tmp_path / "r")] == [1, 2, 3, 4]
+
+
+def test_going_back_behind_a_later_checkpoint_takes_its_name_from_it(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=5)
+    begin_run(config(tmp_path, resume=str(tmp_path / "r" / "checkpoint-2")))
+
+    assert names(tmp_path) == ["checkpoint-2"]
+    assert (tmp_path / "r" / "checkpoint-4.abandoned").is_dir()
+    assert steps(tmp_path / "r") == [1, 2]
+
+
+def test_a_run_from_another_runs_checkpoint_begins_with_a_copy_of_its_history(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=5)
+    (tmp_path / "other").mkdir()
+    begin_run(config(tmp_path, run_name="other", resume=str(tmp_path / "r" / "checkpoint-4")))
+
+    assert steps(tmp_path / "other") == [1, 2, 3, 4]
+    assert steps(tmp_path / "r") == [1, 2, 3, 4, 5]
+    assert (tmp_path / "other.1").exists(), "what had the name before"
+
+
+def test_without_a_checkpoint_going_back_forgets_everything(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=1)
+    rewind(tmp_path / "r", None)
+    assert steps(tmp_path / "r") == []
+    assert read_ledger(tmp_path / "r") == []
+
+
+def test_a_ledger_that_lost_a_line_is_refused_by_name(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=4)
+    ledger = tmp_path / "r" / "ledger.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(ConfigError, match=r"training\.resume: .*ledger\.jsonl holds \d+ bytes, and \d+ when"):
+        begin_run(config(tmp_path, resume="auto"))
+
+
+def test_a_checkpoint_that_was_just_taken_is_not_written_again(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=2)
+    saves = keeper(tmp_path)
+    saves.save(state(2), position=0)
+    before = (tmp_path / "r" / "checkpoint-2").stat().st_mtime_ns
+    saves.save(state(2), position=0)
+    assert (tmp_path / "r" / "checkpoint-2").stat().st_mtime_ns == before
+
+
+def test_a_resumed_run_saves_at_the_steps_of_one_that_was_not_stopped(tmp_path: Path) -> None:
+    saves = CheckpointKeeper(config(tmp_path, save_steps=4), FolderLearner(), num_records=100, last_step=6)
+    assert [step for step in (7, 8, 9) if saves.due(step)] == [8, 9]
+
+
+def test_the_best_checkpoint_is_one_that_exists(tmp_path: Path) -> None:
+    saves = keeper(tmp_path)
+    evaluations = [(1, {"eval_rollout_f1": 0.9}), (2, {"eval_rollout_f1": 0.5})]
+    saves.save(LoopState(step=2, evaluations=evaluations), position=0)
+    assert json.loads((tmp_path / "r" / "best.json").read_text())["checkpoint"] == "checkpoint-2"
+    assert ResumePoint.read(tmp_path / "r" / "checkpoint-2").state.evaluations == evaluations

@@ -73,6 +73,14 @@ def test_an_unknown_metric_for_the_best_model_is_refused_with_the_nearest(
     assert "eval_rollout_f1" in error
 
 
+def test_the_resume_flag_sets_training_resume(
+    train: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = refused([*train, "--resume", str(tmp_path / "nowhere")], capsys, tmp_path)
+    assert error.startswith("rollmatch: training.resume:")
+    assert "nowhere is no folder" in error
+
+
 def test_every_command_has_a_line_of_help() -> None:
     text = build_parser().format_help()
     for name in ("train", "evaluate", "check", "import-coco", "replay"):

@@ -58,6 +58,18 @@ def test_tensorboard_holds_the_same_numbers_under_the_same_names(tmp_path: Path)
     assert tensorboard_scalars(tmp_path / "tensorboard") == {(3, "rollout/f1"): 0.5, (3, "loss/ce"): 1.25}
 
 
+def test_tensorboard_drops_the_steps_that_a_resumed_run_trains_again(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunTracker(tmp_path) as tracker:
+        for step, loss in ((1, 3.0), (2, 2.0), (3, 1.0)):
+            tracker.log(step, {"loss/ce": loss})
+        tracker.rewind(1)
+        tracker.log(2, {"loss/ce": 2.5})
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss/ce")
+    assert [(event.step, event.value) for event in shown] == [(1, 3.0), (2, 2.5)]
+
+
 def tensorboard_scalars(directory: Path) -> dict[tuple[int, str], float]:
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 

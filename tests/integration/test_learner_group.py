@@ -80,7 +80,6 @@ def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[
     assert manifest.extra["optimizer_steps"] == 1
     assert 0 < manifest.changed_tensors <= len(manifest.tensors) < 69
     group.save_checkpoint(tmp_path / "checkpoint-1", {"pending": [1, 2]})
-    group.export_merged(tmp_path / "merged")
     continued = group.train_step(PLAN, refs)
     group.close()
 
@@ -88,7 +87,7 @@ def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[
     arrays = ray.get(buckets)
     assert [bucket_checksum(bucket) for bucket in arrays] == list(manifest.bucket_checksums)
     published = unpack(manifest, arrays)
-    check_export(tmp_path / "merged", start, published)
+    check_export(tmp_path / "checkpoint-1" / "merged", start, published)
     check_adapter(tmp_path / "checkpoint-1" / "adapter", start)
 
     again = started(start)

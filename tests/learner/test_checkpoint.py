@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from learner.checkpoint import Checkpoint, replacing
+from learner.checkpoint import Checkpoint, mend_folder, remove_folder, replacing
 from protocol.errors import ConfigError
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     with Checkpoint.writing(tmp_path / "step-3", 2, 1, {"pending": ["record=1/epoch=0/rollout=0"]}) as folder:
         (folder / "state").write_text("x")
-    found = Checkpoint.read(tmp_path / "step-3", 2, 1)
+    found = Checkpoint.read(tmp_path / "step-3")
     assert found.extra == {"pending": ["record=1/epoch=0/rollout=0"]}
     assert (tmp_path / "step-3" / "state").read_text() == "x"
     assert [path.name for path in tmp_path.iterdir()] == ["step-3"]
@@ -42,7 +42,7 @@ def test_a_crash_while_replacing_keeps_the_old_one(tmp_path: Path) -> None:
 
 def test_a_folder_without_its_last_file_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"training\.resume: .* is no complete checkpoint"):
-        Checkpoint.read(tmp_path, 1, 0)
+        Checkpoint.read(tmp_path)
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 0), (2, 3)])
@@ -50,10 +50,33 @@ def test_partitioned_state_is_refused_by_a_run_of_another_shape(tmp_path: Path, 
     with Checkpoint.writing(tmp_path / "c", 2, 2, {}):
         pass
     with pytest.raises(ConfigError, match=r"2 ranks with ZeRO stage 2.*cluster\.num_learners"):
-        Checkpoint.read(tmp_path / "c", ranks, stage)
+        Checkpoint.read(tmp_path / "c").check_shape(tmp_path / "c", ranks, stage)
 
 
 def test_replicated_state_fits_any_number_of_ranks(tmp_path: Path) -> None:
     with Checkpoint.writing(tmp_path / "c", 2, 0, {}):
         pass
-    assert Checkpoint.read(tmp_path / "c", 5, 0).num_ranks == 2
+    Checkpoint.read(tmp_path / "c").check_shape(tmp_path / "c", 5, 0)
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    with Checkpoint.writing(tmp_path / "c", 2, 0, {}):
+        pass
+    meta = (tmp_path / "c" / "trainer.json").read_text().replace('"format": 2', '"format": 1')
+    (tmp_path / "c" / "trainer.json").write_text(meta)
+    with pytest.raises(ConfigError, match="has format 1, this version reads 2"):
+        Checkpoint.read(tmp_path / "c")
+
+
+def test_what_a_crash_between_two_renames_left_gets_its_name_back(tmp_path: Path) -> None:
+    for name in (".a.replaced", ".b.replaced", "b", ".c.writing", ".d.removed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "from").write_text(name)
+    mend_folder(tmp_path)
+    assert {path.name: (path / "from").read_text() for path in tmp_path.iterdir()} == {"a": ".a.replaced", "b": "b"}
+
+
+def test_a_removed_folder_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    remove_folder(tmp_path / "a")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,79 @@
+"""What a run has written down so far, and how a resume forgets what its checkpoint does not cover.
+
+A checkpoint remembers how long each file was when it was taken. A run that continues from it cuts the files back to
+that length: steps between checkpoint and crash are trained again, and no reader finds them twice. What happened to the
+run itself stays: starts, restarts and ends in events.jsonl, restart counts in metrics.jsonl.
+
+A run that continues from the checkpoint of another run begins with a copy of that run's files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy import ledger
+from protocol.errors import ConfigError
+
+FILES = (ledger.NAME, "metrics.jsonl", "events.jsonl", "quarantine.jsonl")
+
+OF_THE_RUN: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "events.jsonl": lambda line: line["kind"] in ("resume", "restart", "end"),
+    "metrics.jsonl": lambda line: "train/restarts" in line,
+}
+"""Lines that a cut keeps."""
+
+
+def lengths(run_dir: Path) -> dict[str, int]:
+    """Bytes of each file, which are on disk when this returns."""
+    return {name: _durable_size(run_dir / name) for name in FILES}
+
+
+def cut_back(run_dir: Path, lengths: Mapping[str, int]) -> None:
+    """Makes the files as long as a checkpoint remembers; no lengths: empty. May be repeated after a crash in it.
+
+    Raises ConfigError, before anything is changed, where a file is shorter than that.
+    """
+    for name in FILES:
+        wanted, found = lengths.get(name, 0), _size(run_dir / name)
+        if found < wanted:
+            raise ConfigError(
+                f"training.resume: {run_dir / name} holds {found} bytes, and {wanted} when the checkpoint was written; "
+                "put the run's file back, or start anew from the checkpoint's merged/ folder"
+            )
+    for name in FILES:
+        if (run_dir / name).exists():
+            _cut(run_dir / name, lengths.get(name, 0), OF_THE_RUN.get(name, lambda _: False))
+
+
+def copy_history(source: Path, run_dir: Path) -> None:
+    """The files of another run."""
+    for name in FILES:
+        if (source / name).exists():
+            shutil.copy(source / name, run_dir / name)
+
+
+def _cut(path: Path, length: int, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+    with path.open("rb+") as file:
+        file.seek(length)
+        whole = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]
+        kept = [line for line in whole if keep(json.loads(line))]
+        file.truncate(length)
+        file.seek(length)
+        file.writelines(kept)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _durable_size(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size

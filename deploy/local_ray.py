@@ -1,0 +1,122 @@
+"""A local Ray cluster in a session of its own, which lives exactly as long as the process that asked for it.
+
+    driver ──► this program ──► Ray's daemons ──► workers
+       stdin: open while the driver lives         die when their parent does
+
+A signal for the driver's process group (a shell's `timeout`, a job manager, Ctrl-C) then reaches the driver alone,
+which takes a checkpoint before it closes Ray. The program reads its standard input, where nobody ever writes: it ends
+when the driver closes it, or when the driver is gone, however it went. Then it ends Ray and removes Ray's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
+
+from protocol.errors import InfrastructureFailure
+
+log = logging.getLogger("rollmatch")
+
+GONE = signal.SIGUSR1
+STARTS = 3
+"""A daemon that misses its deadline on a busy machine is no reason to lose a run."""
+START_TIMEOUT_S = 120
+STOP_TIMEOUT_S = 60
+
+
+class LocalRay:
+    """The cluster from the driver's side."""
+
+    def __init__(self, options: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        """Starts a cluster with these options of `ray.init`, and with `environment` beside this process's own.
+
+        Raises InfrastructureFailure when it does not start, `STARTS` times.
+        """
+        enable_token_auth_by_default()  # as `ray.init` does where it starts a cluster, but not where it joins one
+        for attempt in range(1, STARTS + 1):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __spec__.name, json.dumps(dict(options))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **environment},
+                start_new_session=True,
+            )
+            try:
+                self.address = self._read_address()
+            except BaseException:
+                self.close()
+                raise
+            if self.address:
+                return
+            self.close()
+            log.warning("Ray did not start (exit code %d), try %d of %d", self._process.returncode, attempt, STARTS)
+        raise InfrastructureFailure(
+            f"a local Ray cluster did not start, {STARTS} times; its own error is above, or the machine is overloaded: "
+            "Ray's daemons have fixed deadlines of 15 to 30 s"
+        )
+
+    def _read_address(self) -> str:
+        """Empty where it did not start within START_TIMEOUT_S."""
+        assert self._process.stdout is not None
+        late = threading.Timer(START_TIMEOUT_S, self._process.kill)
+        late.start()
+        address = self._process.stdout.readline().strip()
+        late.cancel()
+        return address
+
+    def close(self) -> None:
+        """Ends the cluster and waits until it has ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # the daemons die with their parent
+            self._process.wait()
+        self._process.stdout.close()
+
+
+def serve(options: dict[str, Any]) -> None:
+    """Starts Ray, prints its address, and ends it when standard input ends."""
+    signal.signal(GONE, lambda *_: sys.exit())
+    threading.Thread(target=_watch_driver, daemon=True).start()
+    # Unix sockets allow about 100 characters: the directory must be short.
+    scratch = Path(tempfile.mkdtemp(prefix="rm-", dir="/tmp"))
+    try:
+        context = ray.init(
+            address="local", include_dashboard=False, log_to_driver=False, _temp_dir=str(scratch), **options
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):  # who signals every process of a job means the driver
+            signal.signal(number, signal.SIG_IGN)
+        print(context.address_info["gcs_address"], flush=True)
+        while True:
+            signal.pause()
+    finally:
+        signal.signal(GONE, signal.SIG_IGN)
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _watch_driver() -> None:
+    """Ends the program from the outside, also while Ray is still starting."""
+    sys.stdin.read()
+    os.kill(os.getpid(), GONE)
+
+
+if __name__ == "__main__":
+    serve(json.loads(sys.argv[1]))

@@ -1,0 +1,109 @@
+"""When a learner fails: how often, and from where, a run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.loop import LoopState
+from deploy import launch
+from deploy.checkpoints import CheckpointKeeper, ResumePoint
+from deploy.demo.scenes import write_scenes
+from deploy.signals import StopSignals
+from protocol.config import RunConfig
+from protocol.errors import EngineError, ImageError, LearnerError
+from tests.deploy.test_checkpoints import FolderLearner, config
+
+
+class Runs:
+    """In place of engines and learner: each attempt does what its turn in `script` says."""
+
+    def __init__(self, run_config: RunConfig, script: list[Any]) -> None:
+        self._config = run_config
+        self._script = iter(script)
+        self.started_at: list[int] = []
+        self.told: list[tuple[int, str]] = []
+
+    @contextlib.contextmanager
+    def service(
+        self, config: RunConfig, data: Any, point: ResumePoint | None, observer: Any
+    ) -> Iterator[tuple[Any, Any]]:
+        state = point.state if point else LoopState()
+        self.started_at.append(state.step)
+        yield SimpleNamespace(run=lambda: self._run(state), stop=False, state=state), SimpleNamespace(num_restarts=0)
+
+    def _run(self, state: LoopState) -> LoopState:
+        state.step += 2
+        CheckpointKeeper(self._config, FolderLearner(), 100).save(LoopState(step=state.step), position=0)
+        state.step += 1
+        outcome = next(self._script)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return state
+
+    def restarted(self, point: ResumePoint | None, cause: Exception) -> None:
+        self.told.append((point.state.step if point else 0, str(cause)))
+
+
+@pytest.fixture
+def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def run(*script: Any, limit: int = 3) -> tuple[Runs, Any]:
+        run_config = config(tmp_path).model_copy(
+            update={"cluster": config(tmp_path).cluster.model_copy(update={"max_learner_restarts": limit})}
+        )
+        run_config.run_dir.mkdir(parents=True)
+        runs = Runs(run_config, list(script))
+        monkeypatch.setattr(launch, "_service", runs.service)
+        # The runs below train no window, so that there is no ledger to look at.
+        monkeypatch.setattr(launch, "rewind", lambda run_dir, point: None)
+        return runs, lambda: launch._run(run_config, SimpleNamespace(), None, runs, StopSignals())  # type: ignore[arg-type]
+
+    return run
+
+
+def test_a_run_whose_learner_fails_goes_on_from_its_last_checkpoint(go: Any) -> None:
+    runs, run = go(LearnerError("rank 1 died"), LearnerError("rank 0 died"), "done")
+    result = run()
+    assert runs.started_at == [0, 2, 4]
+    assert runs.told == [(2, "rank 1 died"), (4, "rank 0 died")]
+    assert (result.state.step, result.learner_restarts) == (7, 2)
+
+
+def test_the_limit_ends_the_run_with_the_cause(go: Any) -> None:
+    causes = [LearnerError(f"failure {number}") for number in range(3)]
+    _, run = go(*causes, limit=2)
+    with pytest.raises(
+        LearnerError, match=r"failed 3 times \(cluster\.max_learner_restarts is 2\).*failure 2"
+    ) as raised:
+        run()
+    assert raised.value.__cause__ is causes[2]
+
+
+@pytest.mark.parametrize("error", [ImageError("gone"), EngineError("no engine"), ValueError("a bug")])
+def test_what_is_no_failure_of_the_learner_is_not_tried_again(go: Any, error: Exception) -> None:
+    runs, run = go(error)
+    with pytest.raises(type(error)):
+        run()
+    assert runs.started_at == [0]
+
+
+def test_an_interval_is_a_number_of_steps_or_an_epoch(tmp_path: Path) -> None:
+    run_config = config(tmp_path, max_steps=100)
+    assert run_config.interval("steps", 7, num_records=105) == 7
+    assert run_config.interval("steps", None, num_records=105) == run_config.interval("no", 7, num_records=105) == 0
+    assert run_config.interval("epoch", None, num_records=105) == Fraction(21, 2), "105 records by 10"
+
+
+def test_validation_records_are_drawn_again_and_again_where_asked(tmp_path: Path) -> None:
+    write_scenes(tmp_path, "val", 4, seed=1)
+    base = config(tmp_path)
+    custom = {"val_jsonl": str(tmp_path / "val.jsonl"), "val_sample_limit": 9, "val_sample_with_replacement": True}
+    drawn = launch.validation_records(base.model_copy(update={"custom": base.custom.model_copy(update=custom)}))
+    assert len(drawn) == 9
+    assert {record.index for record in drawn} <= {0, 1, 2, 3}

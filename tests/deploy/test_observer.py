@@ -1,0 +1,82 @@
+"""What the observer makes of the loop's events."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.loop import LoopState
+from actors.rollout_actor import Outcome
+from deploy.checkpoints import ResumePoint
+from deploy.observer import RunObserver
+from deploy.step_metrics import OVERSIZE
+from protocol.config import RunConfig
+from protocol.contracts import RequestKey
+from protocol.errors import DataFailure, LearnerError
+from tests.deploy.test_checkpoints import config
+
+
+def small(folder: Path, **sections: Any) -> RunConfig:
+    base = config(folder, report_to=["none"])
+    return base.model_copy(
+        update={name: getattr(base, name).model_copy(update=values) for name, values in sections.items()}
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def failed(record: int, reason: str = "ImageError: gone") -> Outcome:
+    return Outcome(key=RequestKey(record), failure=reason)
+
+
+def test_a_record_is_quarantined_once_also_after_a_resume(tmp_path: Path) -> None:
+    run_config = small(tmp_path, quarantine={"max_records": 2})
+    for _ in range(2):
+        with RunObserver(run_config, 10) as observer:
+            observer.quarantine(failed(1))
+            observer.quarantine(failed(2))
+    assert [line["key"] for line in lines(run_config.run_dir / "quarantine.jsonl")] == [
+        str(RequestKey(1)),
+        str(RequestKey(2)),
+    ]
+    with RunObserver(run_config, 10) as observer, pytest.raises(DataFailure, match="3 records are quarantined"):
+        observer.quarantine(failed(3))
+
+
+def test_a_target_that_is_too_long_ends_the_run_where_the_settings_say_so(tmp_path: Path) -> None:
+    too_long = failed(1, f"{OVERSIZE}: t.jsonl:2: encoded 30 tokens, limit 20; raise global_max_length")
+    with RunObserver(small(tmp_path), 10) as observer:
+        observer.quarantine(too_long)
+    with RunObserver(small(tmp_path / "b", template={"truncation_strategy": "raise"}), 10) as observer:
+        observer.quarantine(failed(7))
+        with pytest.raises(DataFailure, match=r"encoded 30 tokens, limit 20; .*template\.truncation_strategy: delete"):
+            observer.quarantine(too_long)
+
+
+def test_a_restart_is_an_event_a_counter_and_a_line_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_config = small(tmp_path)
+    point = ResumePoint(Path("checkpoint-4"), LoopState(step=4), 0, {})
+    with RunObserver(run_config, 10) as observer:
+        observer.restarted(point, LearnerError("rank 1 died"))
+    assert "the learner failed, the run goes back to step 4 (checkpoint-4): rank 1 died" in caplog.text
+    (event,) = (line for line in lines(run_config.run_dir / "events.jsonl") if line["kind"] == "restart")
+    assert (event["step"], event["cause"]) == (4, "rank 1 died")
+    (metrics,) = lines(run_config.run_dir / "metrics.jsonl")
+    assert (metrics["step"], metrics["train/restarts"]) == (4, 1)
+
+
+def test_evaluations_are_records_of_their_own_and_a_save_writes_what_was_gathered(tmp_path: Path) -> None:
+    run_config = small(tmp_path, training={"logging_steps": 10, "logging_first_step": False})
+    with RunObserver(run_config, 10) as observer:
+        observer.step(0, {"eval_rollout_f1": 0.5})
+        for step in (1, 2):
+            observer.step(step, {"loss/total": 1.0})
+        observer.phase("save", "the checkpoint of step 2")
+        assert [line["step"] for line in lines(run_config.run_dir / "metrics.jsonl")] == [0, 2]

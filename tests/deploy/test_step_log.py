@@ -1,0 +1,54 @@
+"""Several optimizer steps in one metric record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deploy.step_log import StepLog
+
+
+def records(
+    num_steps: int, *, every: int, first: bool = False, flush_at: int = 0
+) -> list[tuple[int, dict[str, float]]]:
+    """What a run of `num_steps` steps writes, each with 4 segments and a loss that is its number."""
+    written: list[tuple[int, dict[str, float]]] = []
+
+    def write(step: int, metrics: Mapping[str, float]) -> None:
+        written.append((step, dict(metrics)))
+
+    log = StepLog(write, every=every, first=first, last_step=num_steps)
+    for step in range(1, num_steps + 1):
+        log.add(step, {"rollout/segments": 4.0, "loss/total": float(step)})
+        if step == flush_at:
+            log.flush()
+    return written
+
+
+def test_counters_add_up_and_gauges_are_the_last_steps() -> None:
+    assert records(6, every=3) == [
+        (3, {"rollout/segments": 12.0, "loss/total": 3.0}),
+        (6, {"rollout/segments": 12.0, "loss/total": 6.0}),
+    ]
+
+
+def test_every_step_is_a_record_where_nothing_else_is_asked_for() -> None:
+    assert [step for step, _ in records(3, every=1)] == [1, 2, 3]
+
+
+def test_the_first_and_the_last_step_are_written() -> None:
+    assert [step for step, _ in records(5, every=3, first=True)] == [1, 3, 5]
+
+
+def test_a_flush_leaves_nothing_out_and_nothing_twice() -> None:
+    written = records(6, every=4, flush_at=2)
+    assert [step for step, _ in written] == [2, 4, 6]
+    assert sum(metrics["rollout/segments"] for _, metrics in written) == 24
+
+
+def test_what_is_trained_again_is_not_counted_twice() -> None:
+    written: list[float] = []
+    log = StepLog(lambda _, metrics: written.append(metrics["rollout/segments"]), every=2, first=False, last_step=9)
+    for step in (1, 1, 2):
+        log.forget()
+        log.add(step, {"rollout/segments": 4.0})
+    assert written == [4.0]
