@@ -20,7 +20,10 @@ class Pending(NamedTuple):
     instead: str
 
 
-CHANGES_TRAINING = (Pending("sync.backend", lambda c: c.sync.backend != "object_store", "write object_store"),)
+CHANGES_TRAINING = (
+    Pending("sync.backend", lambda c: c.sync.backend != "object_store", "write object_store"),
+    Pending("training.packing_carry", lambda c: c.training.packing_carry, "set it to false: windows are trained whole"),
+)
 
 
 def check_pending(config: RunConfig) -> Iterator[Finding]:

@@ -58,10 +58,14 @@ def without_generation(metrics: Mapping[str, float]) -> dict[str, float]:
     return kept | generation_metrics([], 0.0)
 
 
-def packing_metrics(plan: PackPlan, lengths: Sequence[int], capacity: int) -> dict[str, float]:
-    """`packing/*` of one plan: means over its packs (an empty entry is a forward too); buffer: what is carried."""
+def packing_metrics(plan: PackPlan, lengths: Sequence[int], capacity: int, min_fill: float = 0.0) -> dict[str, float]:
+    """`packing/*` of one plan: means over its packs (an empty entry is a forward too); buffer: what is carried.
+
+    Packs that hold something, but less than `min_fill` of `capacity`, are underfilled.
+    """
     packs = [pack for row in plan.micro_batches for pack in row]
-    tokens = sum(lengths[position] for pack in packs for position in pack)
+    sizes = [sum(lengths[position] for position in pack) for pack in packs]
+    tokens = sum(sizes)
     ranks = [
         cost([lengths[position] for pack in column for position in pack])
         for column in zip(*plan.micro_batches, strict=True)
@@ -72,6 +76,7 @@ def packing_metrics(plan: PackPlan, lengths: Sequence[int], capacity: int) -> di
         "packing/post_rollout_segments": rate(sum(len(pack) for pack in packs), len(packs)),
         "packing/post_rollout_buffer": float(len(plan.carried)),
         "packing/micro_batches": float(len(plan.micro_batches)),
+        "packing/underfilled_packs": float(sum(0 < size < min_fill * capacity for size in sizes)),
         "packing/empty_packs": float(sum(not pack for pack in packs)),
         "packing/cost_imbalance": rate((max(ranks) - min(ranks)) * len(ranks), sum(ranks)) if ranks else 0.0,
     }

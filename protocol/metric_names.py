@@ -82,6 +82,7 @@ _add(
         "train/tokens": "Segment tokens trained, over all ranks.",
         "train/ce_tokens": "Cross-entropy targets of the step, over all ranks.",
         "train/coord_tokens": "Coordinate targets of the step, over all ranks.",
+        "packing/underfilled_packs": "Packs below packing_min_fill_ratio, empty ones apart.",
         "packing/empty_packs": "Ranks without a pack in the last micro-batch.",
         "sync/changed_tensors": ("Tensors that the publish changed.", "0 after an optimizer step stops the run."),
         "dump/dropped": (

@@ -2,16 +2,13 @@
 
 Two doors:
 
-- `plan_packs` plans a whole optimizer step over all ranks at once; the driver uses it.
+- `plan_packs` plans a whole optimizer step over all ranks at once; the driver uses it, through `carry` where segments
+  may wait for the next window.
 - `select_pack` picks one pack from one rank's buffer exactly as SPEC 13 words it; `drain` repeats it. They are the
   yardstick that the plan never falls below.
 
-What is carried. `effective_batch_size` raw rollouts per optimizer step must be a fact (SPEC A9, part C), so by default
-nothing is: whatever is planned is trained in this step, and ranks that find nothing in the last micro-batch get an
-empty tuple there. With `drop_last=True` (the carry-only rule of `packing_drop_last: true`, SPEC A8) only whole
-micro-batches are planned and the rest stays in the buffer, where it is the oldest of the next plan. A carried segment
-is trained at a later version than `staleness.admissible` counts on: the learner's check then needs one more version
-of slack per carry.
+Nothing is left over: `effective_batch_size` raw rollouts per optimizer step must be a fact (SPEC A9, part C). Ranks
+that find nothing in the last micro-batch get an empty tuple there.
 
 The cost model. A token costs the same in every linear layer, and causal attention costs it in proportion to what
 precedes it in its own segment, so a segment costs `length + length**2 / ATTENTION_TOKENS` token units: packing does
@@ -21,9 +18,7 @@ not change the sum of costs, only who pays it.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -49,21 +44,19 @@ def cost(lengths: Lengths) -> float:
     return sum(_cost(int(length)) for length in lengths) / ATTENTION_TOKENS
 
 
-def plan_packs(lengths: Lengths, *, capacity: int, num_ranks: int, drop_last: bool = False) -> PackPlan:
+def plan_packs(lengths: Lengths, *, capacity: int, num_ranks: int) -> PackPlan:
     """One optimizer step over all ranks: positions (oldest first) of `lengths` to `[micro-batch][rank]` packs.
 
     `plan_packs([6, 3, 2, 2], capacity=10, num_ranks=2)` → `(((0,), (1, 2, 3)),)`: one forward on each rank.
 
-    1. Every position is in exactly one pack or in `carried`, and nothing is carried without `drop_last`.
+    1. Every position is in exactly one pack.
     2. No pack is longer than `capacity`.
     3. Every micro-batch has one entry per rank, and only the last one may have empty entries.
     4. The oldest position is in the first micro-batch.
     5. No rank does more forwards than when the packs of a drained FIFO, of best fit (in order or descending) or, up
        to DRAIN_LIMIT segments, of SPEC 13's selection are dealt out to the ranks: the mean pack is never emptier.
     6. The plan is a function of its arguments: same input, same plan.
-    7. With `drop_last`, positions are carried only beside whole micro-batches, without an empty entry, and no carried
-       segment fits into a planned pack.
-    8. Positions ascend within a pack and in `carried`.
+    7. Positions ascend within a pack.
 
     Strategy: find the fewest packs first; then, in that many forwards, level the work of the ranks (`_arrange`).
     O(n log n) for n segments.
@@ -73,17 +66,8 @@ def plan_packs(lengths: Lengths, *, capacity: int, num_ranks: int, drop_last: bo
     sizes = _checked(lengths, capacity, num_ranks)
     if not sizes:
         return PackPlan(micro_batches=())
-    packs = _fewest_packs(sizes, capacity, num_ranks)
-    carried: list[int] = []
-    if drop_last and len(packs) >= num_ranks:
-        packs.sort(key=min)
-        kept = len(packs) - len(packs) % num_ranks
-        packs, carried = _top_up(packs[:kept], sorted(chain.from_iterable(packs[kept:])), sizes, capacity)
-    whole_packs = drop_last and len(packs) >= num_ranks
-    rows = _deal(packs, sizes, num_ranks) if whole_packs else _arrange(packs, sizes, capacity, num_ranks)
-    return PackPlan(
-        micro_batches=tuple(tuple(tuple(sorted(pack)) for pack in row) for row in rows), carried=tuple(carried)
-    )
+    rows = _arrange(_fewest_packs(sizes, capacity, num_ranks), sizes, capacity, num_ranks)
+    return PackPlan(micro_batches=tuple(tuple(tuple(sorted(pack)) for pack in row) for row in rows))
 
 
 def padded_plan(lengths: Lengths, *, per_device_batch_size: int, num_ranks: int) -> PackPlan:
@@ -142,21 +126,6 @@ def _fewest_packs(sizes: list[int], capacity: int, num_ranks: int) -> Bins:
             break
         best = min(best, rival(), key=lambda packs: forwards(len(packs)))
     return best
-
-
-def _top_up(packs: Bins, leftover: list[int], sizes: list[int], capacity: int) -> tuple[Bins, list[int]]:
-    """Put leftovers, oldest first, where they fit best; returns the packs and what fitted nowhere."""
-    rooms = sorted((capacity - sum(sizes[position] for position in pack), number) for number, pack in enumerate(packs))
-    packs, carried = [list(pack) for pack in packs], []
-    for position in leftover:
-        where = bisect_left(rooms, (sizes[position], -1))
-        if where == len(rooms):
-            carried.append(position)
-            continue
-        room, number = rooms.pop(where)
-        packs[number].append(position)
-        insort(rooms, (room - sizes[position], number))
-    return packs, carried
 
 
 def _arrange(packs: Bins, sizes: list[int], capacity: int, num_ranks: int) -> list[Bins]:

@@ -45,6 +45,12 @@ def admissible(*, version: int, max_staleness: int, batch_size: int, accepted: i
     return max(0, (version + max_staleness + 1) * batch_size - (accepted + running))
 
 
+def admission_staleness(max_staleness: int, *, packing_carry: bool) -> int:
+    """The `max_staleness` that admission counts with: one less where a segment may be trained one window later, so that
+    the bound at training stays `max_staleness` (`protocol.carry` has the proof)."""
+    return max_staleness - packing_carry
+
+
 def check_fresh(meta: SegmentMeta, version: int, max_staleness: int) -> None:
     """Refuse a segment that training at `version` may not see.
 

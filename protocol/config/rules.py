@@ -16,7 +16,18 @@ MATCHING = "custom.extra.rollout_matching"
 
 def cross_problems(config: RunConfig) -> Iterator[Problem]:
     """Every pair of settings that cannot work together."""
-    for rule in (_data, _generation, _adapter, _precision, _schedule, _capacity, _devices, _offload, _colocation):
+    for rule in (
+        _data,
+        _generation,
+        _adapter,
+        _precision,
+        _schedule,
+        _carry,
+        _capacity,
+        _devices,
+        _offload,
+        _colocation,
+    ):
         yield from rule(config)
 
 
@@ -95,6 +106,20 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
     if training.eval_strategy == "epoch" and config.custom.val_jsonl is None:
         message = "is epoch but custom.val_jsonl is missing; name that file, or write no"
         yield Problem(("training.eval_strategy", "custom.val_jsonl"), message)
+
+
+def _carry(config: RunConfig) -> Iterator[Problem]:
+    if not config.training.packing_carry:
+        return
+    if not config.training.packing:
+        message = "needs training.packing true: padded rows leave no room to fill; set it to false"
+        yield Problem(("training.packing_carry", "training.packing"), message)
+    if config.rollout.max_staleness < 1:
+        message = (
+            "needs rollout.max_staleness of 1 or more, got 0: what is held back is trained one version later; "
+            "raise it, or set packing_carry to false"
+        )
+        yield Problem(("training.packing_carry", "rollout.max_staleness"), message)
 
 
 def _capacity(config: RunConfig) -> Iterator[Problem]:

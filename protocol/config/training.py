@@ -91,10 +91,14 @@ class TrainingConfig(Section):
     packing_buffer: PositiveInt = 512
     """Accepted for runbook files; without effect: `buffer.max_segments` and `buffer.max_bytes` bound what waits."""
     packing_min_fill_ratio: Fill = 0.65
-    """Packs filled below this share are counted and reported."""
+    """Packs filled below this share are counted (`packing/underfilled_packs`); with `packing_carry`, a last forward
+    below it waits for the next window."""
+    packing_carry: bool = False
+    """Hold back the newest segments of a window where they alone would make an under-filled forward; they are trained
+    with the next window. Needs `packing` and `rollout.max_staleness` of 1 or more. False trains each window whole."""
     packing_drop_last: bool = True
-    """True leaves the last underfilled segments untrained at the run's end (they are requeued on resume); false trains
-    them in a final flush step."""
+    """With `packing_carry`: true leaves what the last window holds back untrained (a resume rolls it out again), false
+    trains the last window whole. Without, every window is whole."""
     packing_length: PositiveInt | None = None
     """Accepted for runbook files; without effect: a pack holds `global_max_length` tokens."""
     eval_packing: bool = False

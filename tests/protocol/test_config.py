@@ -232,6 +232,11 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
             {"matching__rollout_backend": "hf", "cluster__gpus_per_actor": 2.0},
             "cluster.gpus_per_actor: must be at most 1 with rollout_backend hf, got 2",
         ),
+        ({"training__packing_carry": True}, "training.packing_carry: needs training.packing true"),
+        (
+            {"training__packing_carry": True, "training__packing": True},
+            "training.packing_carry: needs rollout.max_staleness of 1 or more, got 0",
+        ),
         ({"training__bf16": False}, "training.bf16: is false but model.torch_dtype is bfloat16"),
         ({"training__min_lr": 1.0}, "training.min_lr: must not exceed learning_rate"),
         ({"training__lr_scheduler_kwargs": {"min_lr": 1.0}}, "training.lr_scheduler_kwargs.min_lr: must not exceed"),

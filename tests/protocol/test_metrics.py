@@ -156,6 +156,11 @@ def test_packing_metrics_count_an_empty_pack_as_a_forward() -> None:
     assert packing_metrics(PackPlan(micro_batches=()), [], 10)["packing/post_rollout_fill"] == 0.0
 
 
+def test_packs_below_the_least_fill_are_counted_and_empty_ones_are_not() -> None:
+    plan = PackPlan(micro_batches=(((0,), (1,)), ((2,), ())))
+    assert packing_metrics(plan, [10, 6, 7], 10, min_fill=0.65)["packing/underfilled_packs"] == 1
+
+
 def test_policy_metrics_name_the_oldest_and_the_newest_version() -> None:
     metas = [
         SegmentMeta(

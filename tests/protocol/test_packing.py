@@ -34,21 +34,17 @@ def rank_costs(plan: PackPlan, lengths: Sequence[int]) -> list[float]:
 
 
 @often
-@given(lengths=LENGTHS, num_ranks=RANKS, drop_last=st.booleans())
-def test_plans_keep_the_structural_invariants(lengths: list[int], num_ranks: int, drop_last: bool) -> None:
-    plan = plan_packs(lengths, capacity=CAPACITY, num_ranks=num_ranks, drop_last=drop_last)
-    assert sorted([*positions(plan), *plan.carried]) == list(range(len(lengths))), "invariant 1"
-    assert drop_last or plan.carried == (), "invariant 1"
+@given(lengths=LENGTHS, num_ranks=RANKS)
+def test_plans_keep_the_structural_invariants(lengths: list[int], num_ranks: int) -> None:
+    plan = plan_packs(lengths, capacity=CAPACITY, num_ranks=num_ranks)
+    assert sorted(positions(plan)) == list(range(len(lengths))), "invariant 1"
+    assert plan.carried == (), "invariant 1"
     packs = [pack for row in plan.micro_batches for pack in row]
     assert all(total(lengths, pack) <= CAPACITY for pack in packs), "invariant 2"
     assert all(len(row) == num_ranks for row in plan.micro_batches), "invariant 3"
     assert all(all(row) for row in plan.micro_batches[:-1]), "invariant 3"
     assert not lengths or any(0 in pack for pack in plan.micro_batches[0]), "invariant 4"
-    if plan.carried:
-        assert all(packs), "invariant 7"
-        room = max(CAPACITY - total(lengths, pack) for pack in packs)
-        assert min(lengths[position] for position in plan.carried) > room, "invariant 7"
-    assert all(list(pack) == sorted(pack) for pack in [*packs, plan.carried]), "invariant 8"
+    assert all(list(pack) == sorted(pack) for pack in packs), "invariant 7"
 
 
 @often
@@ -68,13 +64,13 @@ def test_no_rank_does_more_forwards_than_under_fifo_or_best_fit(lengths: list[in
 
 
 @often
-@given(lengths=LENGTHS, num_ranks=RANKS, drop_last=st.booleans())
-def test_the_same_lengths_give_the_same_plan(lengths: list[int], num_ranks: int, drop_last: bool) -> None:
+@given(lengths=LENGTHS, num_ranks=RANKS)
+def test_the_same_lengths_give_the_same_plan(lengths: list[int], num_ranks: int) -> None:
     """Invariant 6: also from an array, and after planning something else."""
-    first = plan_packs(lengths, capacity=CAPACITY, num_ranks=num_ranks, drop_last=drop_last)
+    first = plan_packs(lengths, capacity=CAPACITY, num_ranks=num_ranks)
     plan_packs([7, 8, 9], capacity=CAPACITY, num_ranks=num_ranks)
     array = np.array(lengths, dtype=np.int32)
-    assert plan_packs(array, capacity=CAPACITY, num_ranks=num_ranks, drop_last=drop_last) == first
+    assert plan_packs(array, capacity=CAPACITY, num_ranks=num_ranks) == first
 
 
 @often
@@ -154,18 +150,6 @@ def test_a_rank_without_a_segment_gets_an_empty_pack() -> None:
 def test_nothing_to_plan_is_an_empty_plan() -> None:
     assert plan_packs([], capacity=10, num_ranks=2) == PackPlan(micro_batches=())
     assert padded_plan([], per_device_batch_size=2, num_ranks=2) == PackPlan(micro_batches=())
-
-
-def test_drop_last_carries_the_newest_packs() -> None:
-    plan = plan_packs([9, 8, 7], capacity=10, num_ranks=2, drop_last=True)
-    assert plan.carried == (2,)
-    assert plan.micro_batches == (((0,), (1,)),)
-
-
-def test_drop_last_still_plans_the_oldest_when_ranks_outnumber_packs() -> None:
-    plan = plan_packs([9], capacity=10, num_ranks=4, drop_last=True)
-    assert sorted(plan.micro_batches[0]) == [(), (), (), (0,)]
-    assert plan.carried == ()
 
 
 @pytest.mark.parametrize(
