@@ -32,22 +32,18 @@ from typing import Any, TypeVar
 from actors.buffer import Entry, SegmentBuffer
 from actors.engine import LoadReport
 from actors.evaluator import evaluate
+from actors.intake import Intake
 from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Planner, TrainedWindow
 from actors.pool import RolloutPool
 from actors.published import sync_metrics
 from actors.requests import RequestStream
-from actors.rollout_actor import Outcome
-from protocol.contracts import Record, SegmentMeta
+from protocol.contracts import Record
 from protocol.errors import Interrupted, NothingChangedError, SegmentsLost
 from protocol.metrics import (
-    RolloutTotals,
-    generation_metrics,
     packing_metrics,
-    policy_metrics,
     window_metrics,
     without_generation,
 )
-from protocol.staleness import admissible, check_fresh
 
 T = TypeVar("T")
 
@@ -73,21 +69,15 @@ class Controller:
         self._pool = pool
         self._learner = learner
         self._buffer = buffer
-        self._requests = requests
         self._validation = validation
         self._plan = plan
         self._observer = observer
         self._keeper = keeper
         self._learner_thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
-        self._orders: dict[Any, int] = {}
-        """Requests without an answer, by key: their positions in the run."""
-        self._arrived: list[Outcome] = []
-        """Outcomes since the last window was complete."""
-        self._generated_s = 0.0
-        """Seconds with requests under way since then."""
         self.state = state or LoopState()
+        self._intake = Intake(settings, pool, buffer, requests, observer, self.state)
         self._boundary = requests.position
-        """Where a resume starts: every request before it was trained or quarantined."""
+        """Where a resume starts; moves between windows only."""
         self.stop = False
         """Set from a signal handler: the loop finishes the window in training, saves and leaves."""
 
@@ -109,8 +99,7 @@ class Controller:
     def _train_window(self) -> None:
         for metrics in self._window():
             self._observer.step(self.state.step, metrics)
-        waiting = [*self._orders.values(), *(entry.order for entry in self._buffer.ready())]
-        self._boundary = min(waiting, default=self._requests.position)
+        self._boundary = self._intake.boundary
         if self._evaluation_due():
             self._evaluate()
         if self._keeper.due(self.state.step) or (self._settings.save_last and self._is_last):
@@ -145,7 +134,7 @@ class Controller:
         self.state.trained += len(entries)
         metrics |= self._publish(full=False)
         if self._settings.max_staleness:
-            self._admit()  # while this step is saved and evaluated, the actors work
+            self._intake.admit()  # while this step is saved and evaluated, the actors work
         yield metrics
         trained = tuple(entry.meta for entry in entries)
         self._observer.window(
@@ -155,108 +144,20 @@ class Controller:
     def _first_training(self) -> tuple[list[Entry], dict[str, float]]:
         """The next window, trained once. Where objects of it are lost, their requests are rolled out again first."""
         while True:
-            entries, metrics = self._collect()
-            self._admit()
+            entries, metrics = self._intake.collect(self._leave_if_asked)
+            self._intake.admit()
             try:
                 return entries, metrics | self._train(entries)
             except SegmentsLost as error:
                 self._observer.event("segments_lost", count=len(error.positions), message=str(error))
-                self._roll_out_again(entries, set(error.positions))
-
-    def _roll_out_again(self, entries: Sequence[Entry], lost: set[int]) -> None:
-        """Gives a window back: what is left of it is ready again, what is lost keeps its place in the order."""
-        self._buffer.requeue(entry for position, entry in enumerate(entries) if position not in lost)
-        gone = [entries[position] for position in sorted(lost)]
-        self._buffer.release(gone)
-        self.state.accepted -= len(gone)
-        requests = [self._requests.again(entry.order, min_version=self.state.version) for entry in gone]
-        self._orders.update({request.key: entry.order for request, entry in zip(requests, gone, strict=True)})
-        self._pool.submit(requests)
-
-    def _admit(self) -> None:
-        """Sends as many requests as staleness allows (protocol.staleness has the proof), the buffer can hold, and the
-        steps that are left can train."""
-        settings, running = self._settings, len(self._orders)
-        fresh = admissible(
-            version=self.state.version,
-            max_staleness=settings.max_staleness,
-            batch_size=settings.batch_size,
-            accepted=self.state.accepted,
-            running=running,
-        )
-        windows_left = -(-(settings.max_steps - self.state.step) // settings.m_steps)
-        untrained = self.state.accepted - self.state.trained + running
-        wanted = windows_left * settings.batch_size - untrained
-        if (room := min(fresh, self._buffer.room(num_running=running), wanted)) > 0:
-            batch = self._requests.take(room, min_version=self.state.version)
-            self._orders.update({request.key: order for order, request in batch})
-            self._pool.submit([request for _, request in batch])
-
-    def _take_in(self, timeout_s: float = 1.0) -> None:
-        """What the actors have answered; waits for the first."""
-        started, busy = time.monotonic(), bool(self._orders)
-        for outcome, segment in self._pool.poll(timeout_s):
-            self._arrived.append(outcome)
-            self._accept(outcome, segment)
-        if busy:
-            self._generated_s += time.monotonic() - started
+                self._intake.roll_out_again(entries, set(error.positions))
 
     def _meanwhile(self, work: Callable[[], T]) -> T:
         """The learner's `work`, while what the actors answer is taken in."""
         future = self._learner_thread.submit(work)
-        while not wait([future], timeout=0.0 if self._orders else 1.0).done:
-            self._take_in(timeout_s=0.05 if self._orders else 0.0)
+        while not wait([future], timeout=0.0 if self._intake.num_running else 1.0).done:
+            self._intake.take_in(timeout_s=0.05 if self._intake.num_running else 0.0)
         return future.result()
-
-    def _collect(self) -> tuple[list[Entry], dict[str, float]]:
-        """Waits for one window's segments; oldest requests first, whatever the order of arrival."""
-        started = time.monotonic()
-        wanted = self._settings.batch_size
-        while (takable := self._buffer.num_takable(self._oldest_running)) < wanted:
-            self._admit()
-            self._observer.phase("rollout", f"{wanted - takable} of {wanted} segments")
-            self._take_in()
-            self._leave_if_asked()
-        entries = self._buffer.take(wanted, oldest_running=self._oldest_running)
-        waited = time.monotonic() - started
-        metrics = self._rollout_metrics([entry.meta for entry in entries], self._arrived, self._generated_s)
-        self._arrived, self._generated_s = [], 0.0
-        return entries, metrics | {"time/wait_rollouts_s": waited}
-
-    @property
-    def _oldest_running(self) -> int | None:
-        return min(self._orders.values(), default=None)
-
-    def _accept(self, outcome: Outcome, segment: Any) -> None:
-        order = self._orders.pop(outcome.key)
-        self._observer.outcome(outcome)
-        if outcome.meta is None:
-            self.state.quarantined += 1
-            self._observer.quarantine(outcome)
-            return
-        self._buffer.put(outcome.meta, segment, order=order)
-        self.state.accepted += 1
-
-    def _rollout_metrics(self, metas: list[SegmentMeta], arrived: list[Outcome], seconds: float) -> dict[str, float]:
-        for meta in metas:
-            check_fresh(meta, self.state.version, self._settings.max_staleness)
-        totals = RolloutTotals.of(meta.stats for meta in metas)
-        self.state.versions_used |= {version for meta in metas for version in (meta.first_version, meta.last_version)}
-        descs = self._settings.desc_enabled and self.state.step % self._settings.desc_every == 0
-        return (
-            totals.rollout_metrics(self._settings.top_k, desc_enabled=descs)
-            | generation_metrics([outcome.new_tokens for outcome in arrived], seconds)
-            | policy_metrics(metas, self.state.version)
-            | {
-                "time/rollout_parse_match_s": sum(outcome.parse_match_s for outcome in arrived),
-                "time/rollout_teacher_encode_s": sum(outcome.encode_s for outcome in arrived),
-                "rollout/quarantined": float(self.state.quarantined),
-                "buffer/bytes": float(self._buffer.num_bytes),
-                "buffer/segments": float(self._buffer.num_segments),
-                "buffer/taken": float(self._buffer.num_taken),
-                "train/epoch": self._requests.epochs(self.state.trained),
-            }
-        )
 
     def _train(self, entries: Sequence[Entry]) -> dict[str, float]:
         lengths = [entry.meta.length for entry in entries]
@@ -292,7 +193,7 @@ class Controller:
             )
         self._pool.publish(manifest, refs)
         while not self._pool.synced:
-            self._take_in()
+            self._intake.take_in()
         self.state.version = version
         reports = self._pool.reports
         self._observer.event(
@@ -309,7 +210,7 @@ class Controller:
     def _evaluate(self) -> None:
         if not self._validation:
             return
-        metrics = evaluate(self._pool, self._validation, self.state.version, self._accept, self._evaluating)
+        metrics = evaluate(self._pool, self._validation, self.state.version, self._intake.accept, self._evaluating)
         self.state.evaluations.append((self.state.step, metrics))
         self._observer.step(self.state.step, metrics)
 

@@ -18,50 +18,29 @@ the streams of a dead actor are dropped with it, and what it owed goes back to `
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from actors.engine import LoadReport
-from actors.engine_loop import InFlight
 from actors.member import ActorState, Call, Member
 from actors.published import PublishedWeights
 from actors.ray_calls import ActorLost, AnswerStream, get, ready_now
 from actors.request_queue import RequestQueue
 from actors.rollout_actor import ActorReady, Outcome
 from actors.status import ActorStatus
+from actors.supervision import PoolSettings, judge_progress, plan_restart
 from protocol.contracts import RolloutRequest, WeightsManifest
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
-
-log = logging.getLogger("rollmatch.pool")
 
 CONTROL = {"concurrency_group": "control"}
 """Starts, loads and heartbeats have threads of their own in the actor: rollout calls cannot keep them waiting."""
 CONTROL_THREADS = {CONTROL["concurrency_group"]: 4}
 MAX_CALLS = 64
 """Rollout calls that may run in one actor, each in a thread."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolSettings:
-    """Limits of the pool; see `rollout.*` and `sync.*` in the configuration."""
-
-    num_actors: int
-    max_in_flight_per_actor: int
-    startup_timeout_s: float
-    stall_timeout_s: float
-    sync_timeout_s: float
-    max_restarts: int
-    max_retries: int
-    min_healthy: int = 1
-    in_flight: InFlight = "drain"
-    heartbeat_s: float = 5.0
-    restart_backoff_s: float = 1.0
-    max_backoff_s: float = 60.0
 
 
 class RolloutPool:
@@ -264,52 +243,25 @@ class RolloutPool:
                 self._begin_start(member)
 
     def _check_progress(self, member: Member, now: float) -> None:
-        limit = self._settings.stall_timeout_s
-        silent = now - member.progressed_at
-        if silent > limit:
-            message = (
-                f"{member.name}: owes {len(member.owed)} requests, and its engine did no step or answered no heartbeat "
-                f"for {silent:.0f} s (rollout.request_timeout_s is {limit:.0f}); the actor is restarted"
-            )
-            self._fail(member, DeadlineError(message))
+        try:
+            judge_progress(member, self._settings.stall_timeout_s, now)
+        except DeadlineError as error:
+            self._fail(member, error)
             return
-        if member.state is ActorState.SYNCED and silent > limit / 2:
-            member.enter(ActorState.SUSPECT)
-        elif member.state is ActorState.SUSPECT and silent <= limit / 2:
-            member.enter(ActorState.SYNCED)
         if member.heartbeat is None and now - member.heartbeat_sent >= self._settings.heartbeat_s:
             member.heartbeat = member.handle.progress.options(**CONTROL).remote()
             member.heartbeat_sent = now
 
     def _fail(self, member: Member, cause: Exception) -> None:
         """Ends a member's process, takes its requests back, and plans its restart or gives it up."""
-        starting = member.state is ActorState.STARTING
+        cannot_start = member.state is ActorState.STARTING and not isinstance(cause, ActorLost | DeadlineError)
         member.enter(ActorState.DEAD)
         ray.kill(member.handle)
         self._queue.give_back(member, cause)
         member.forget()
-        member.failures += 1
-        member.causes[type(cause).__name__] += 1
-        if starting and not self._started and not isinstance(cause, ActorLost | DeadlineError):
+        if cannot_start and not self._started:
             raise EngineError(f"{member.name}: its engine cannot start: {cause}") from cause
-        member.given_up = member.failures > self._settings.max_restarts
-        if member.given_up:
-            self._require_healthy(member, cause)
-            return
-        pause = min(self._settings.restart_backoff_s * 2 ** (member.failures - 1), self._settings.max_backoff_s)
-        member.retry_at = time.monotonic() + pause
-        log.warning("%s is restarted in %.0f s (failure %d in a row): %s", member.name, pause, member.failures, cause)
-
-    def _require_healthy(self, member: Member, cause: Exception) -> None:
-        left, limits = sum(not other.given_up for other in self._members), self._settings
-        message = (
-            f"{member.name}: failed {member.failures} times without an answer in between (rollout.max_restarts is "
-            f"{limits.max_restarts}) and is given up; {left} of {limits.num_actors} actors are left, "
-            f"rollout.min_healthy is {limits.min_healthy}; last cause: {cause}"
-        )
-        if left < limits.min_healthy:
-            raise EngineError(message) from cause
-        log.error(message)
+        plan_restart(member, self._members, self._settings, cause)
 
 
 def _after(seconds: float) -> float:

@@ -32,11 +32,12 @@ from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.engine_loop import InFlight
 from actors.loop import LoopSettings
-from actors.pool import CONTROL_THREADS, MAX_CALLS, PoolSettings, RolloutPool
+from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
 from actors.requests import RequestStream
 from actors.scripted_engine import Pace
 from actors.simulated_answers import AnswerModel, lvis_like_record
 from actors.simulation import SimulatedActor, Simulation
+from actors.supervision import PoolSettings
 from benchmarks.reporting import finish, print_table
 from benchmarks.silent import FreshLearner, SilentKeeper, SilentObserver
 from deploy.demo.scenes import TRAIN_SEED, VALIDATION_SEED, write_scenes

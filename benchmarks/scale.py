@@ -18,9 +18,10 @@ import ray
 from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.loop import LoopSettings, LoopState
-from actors.pool import CONTROL_THREADS, PoolSettings, RolloutPool
+from actors.pool import CONTROL_THREADS, RolloutPool
 from actors.requests import RequestStream
 from actors.simulation import SimulatedActor, Simulation
+from actors.supervision import PoolSettings
 from benchmarks.reporting import finish, print_table
 from benchmarks.silent import FreshLearner, SilentKeeper, SilentObserver
 from protocol.contracts import Record, RolloutRequest

@@ -21,10 +21,11 @@ from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.evaluator import evaluate
 from actors.loop import LoopSettings, LoopState
-from actors.pool import CONTROL_THREADS, MAX_CALLS, PoolSettings, RolloutPool
+from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome, RolloutActor
 from actors.settings import ActorSettings
+from actors.supervision import PoolSettings
 from actors.vllm_engine import engine_environment
 from deploy.check import require_clean
 from deploy.checkpoints import CheckpointKeeper, ResumePoint, begin_run, newest_checkpoint, rewind

@@ -10,8 +10,9 @@ import numpy as np
 import ray
 from safetensors.numpy import load_file
 
-from actors.pool import CONTROL_THREADS, MAX_CALLS, PoolSettings, RolloutPool
+from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
 from actors.settings import ActorSettings
+from actors.supervision import PoolSettings
 from actors.vllm_engine import engine_environment
 from deploy.demo.scenes import write_scenes
 from protocol.checksums import bucket_checksum

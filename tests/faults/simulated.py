@@ -9,8 +9,9 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.pool import CONTROL_THREADS, MAX_CALLS, PoolSettings, RolloutPool
+from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
 from actors.simulation import Simulation
+from actors.supervision import PoolSettings
 from protocol.contracts import GroundTruth, Record, Shape
 from tests.faults.faulty_actors import FaultySimulatedActor
 from tests.faults.harness import CountingLearner, FaultRun, tiny_publish

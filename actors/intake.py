@@ -1,0 +1,147 @@
+"""From admission to a whole window: requests out, outcomes in, the oldest segments first.
+
+| who waits | for what | who ends the wait |
+|---|---|---|
+| `collect` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
+| admission | room: by staleness, in the buffer, and steps left to train | the version rises; a window is released |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from actors.buffer import Entry, SegmentBuffer
+from actors.loop import LoopSettings, LoopState, Observer
+from actors.pool import RolloutPool
+from actors.requests import RequestStream
+from actors.rollout_actor import Outcome
+from protocol.contracts import RequestKey, SegmentMeta
+from protocol.metrics import RolloutTotals, generation_metrics, policy_metrics
+from protocol.staleness import admissible, check_fresh
+
+
+class Intake:
+    """Knows which requests are under way; shares the loop's state with the controller, in one thread."""
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        pool: RolloutPool,
+        buffer: SegmentBuffer,
+        requests: RequestStream,
+        observer: Observer,
+        state: LoopState,
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._buffer = buffer
+        self._requests = requests
+        self._observer = observer
+        self.state = state
+        self._orders: dict[RequestKey, int] = {}
+        """Requests without an answer, by key: their positions in the run."""
+        self._arrived: list[Outcome] = []
+        """Outcomes since the last window was complete."""
+        self._generated_s = 0.0
+        """Seconds with requests under way since then."""
+
+    @property
+    def num_running(self) -> int:
+        """Training requests without an answer."""
+        return len(self._orders)
+
+    @property
+    def boundary(self) -> int:
+        """Where a resume starts: every request before it was trained or quarantined."""
+        waiting = [*self._orders.values(), *(entry.order for entry in self._buffer.ready())]
+        return min(waiting, default=self._requests.position)
+
+    def roll_out_again(self, entries: Sequence[Entry], lost: set[int]) -> None:
+        """Gives a window back: what is left of it is ready again, what is lost keeps its place in the order."""
+        self._buffer.requeue(entry for position, entry in enumerate(entries) if position not in lost)
+        gone = [entries[position] for position in sorted(lost)]
+        self._buffer.release(gone)
+        self.state.accepted -= len(gone)
+        requests = [self._requests.again(entry.order, min_version=self.state.version) for entry in gone]
+        self._orders.update({request.key: entry.order for request, entry in zip(requests, gone, strict=True)})
+        self._pool.submit(requests)
+
+    def admit(self) -> None:
+        """Sends as many requests as staleness allows (protocol.staleness has the proof), the buffer can hold, and the
+        steps that are left can train."""
+        settings, running = self._settings, len(self._orders)
+        fresh = admissible(
+            version=self.state.version,
+            max_staleness=settings.max_staleness,
+            batch_size=settings.batch_size,
+            accepted=self.state.accepted,
+            running=running,
+        )
+        windows_left = -(-(settings.max_steps - self.state.step) // settings.m_steps)
+        untrained = self.state.accepted - self.state.trained + running
+        wanted = windows_left * settings.batch_size - untrained
+        if (room := min(fresh, self._buffer.room(num_running=running), wanted)) > 0:
+            batch = self._requests.take(room, min_version=self.state.version)
+            self._orders.update({request.key: order for order, request in batch})
+            self._pool.submit([request for _, request in batch])
+
+    def take_in(self, timeout_s: float = 1.0) -> None:
+        """What the actors have answered; waits for the first."""
+        started, busy = time.monotonic(), bool(self._orders)
+        for outcome, segment in self._pool.poll(timeout_s):
+            self._arrived.append(outcome)
+            self.accept(outcome, segment)
+        if busy:
+            self._generated_s += time.monotonic() - started
+
+    def collect(self, check_stop: Callable[[], None]) -> tuple[list[Entry], dict[str, float]]:
+        """Waits for one window's segments; oldest requests first, whatever the order of arrival."""
+        started = time.monotonic()
+        wanted = self._settings.batch_size
+        while (takable := self._buffer.num_takable(self._oldest_running)) < wanted:
+            self.admit()
+            self._observer.phase("rollout", f"{wanted - takable} of {wanted} segments")
+            self.take_in()
+            check_stop()
+        entries = self._buffer.take(wanted, oldest_running=self._oldest_running)
+        waited = time.monotonic() - started
+        metrics = self._rollout_metrics([entry.meta for entry in entries], self._arrived, self._generated_s)
+        self._arrived, self._generated_s = [], 0.0
+        return entries, metrics | {"time/wait_rollouts_s": waited}
+
+    @property
+    def _oldest_running(self) -> int | None:
+        return min(self._orders.values(), default=None)
+
+    def accept(self, outcome: Outcome, segment: Any) -> None:
+        order = self._orders.pop(outcome.key)
+        self._observer.outcome(outcome)
+        if outcome.meta is None:
+            self.state.quarantined += 1
+            self._observer.quarantine(outcome)
+            return
+        self._buffer.put(outcome.meta, segment, order=order)
+        self.state.accepted += 1
+
+    def _rollout_metrics(self, metas: list[SegmentMeta], arrived: list[Outcome], seconds: float) -> dict[str, float]:
+        for meta in metas:
+            check_fresh(meta, self.state.version, self._settings.max_staleness)
+        totals = RolloutTotals.of(meta.stats for meta in metas)
+        self.state.versions_used |= {version for meta in metas for version in (meta.first_version, meta.last_version)}
+        descs = self._settings.desc_enabled and self.state.step % self._settings.desc_every == 0
+        return (
+            totals.rollout_metrics(self._settings.top_k, desc_enabled=descs)
+            | generation_metrics([outcome.new_tokens for outcome in arrived], seconds)
+            | policy_metrics(metas, self.state.version)
+            | {
+                "time/rollout_parse_match_s": sum(outcome.parse_match_s for outcome in arrived),
+                "time/rollout_teacher_encode_s": sum(outcome.encode_s for outcome in arrived),
+                "rollout/quarantined": float(self.state.quarantined),
+                "buffer/bytes": float(self._buffer.num_bytes),
+                "buffer/segments": float(self._buffer.num_segments),
+                "buffer/taken": float(self._buffer.num_taken),
+                "train/epoch": self._requests.epochs(self.state.trained),
+            }
+        )
