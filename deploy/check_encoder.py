@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.findings import Finding, error
+from deploy.hub_cache import model_file
 from protocol.config import RunConfig
 
 _WHERE = "custom.extra.rollout_matching.desc_monitor.semantic_model"
@@ -22,7 +23,7 @@ def check_encoder(config: RunConfig) -> Iterator[Finding]:
     if importlib.util.find_spec("sentence_transformers") is None:
         yield error(_WHERE, f"needs the package sentence-transformers, which is missing; install it, {_OTHERWISE}")
         return
-    files = {name: _find(monitor.semantic_model, name) for name in _NEEDED}
+    files = {name: model_file(monitor.semantic_model, name) for name in _NEEDED}
     missing = [name for name, path in files.items() if path is None]
     if missing:
         place = (
@@ -37,16 +38,6 @@ def check_encoder(config: RunConfig) -> Iterator[Finding]:
     weights = files["model.safetensors"]
     assert weights is not None
     yield from _readable(weights)
-
-
-def _find(model: str, name: str) -> Path | None:
-    if Path(model).is_dir():
-        path = Path(model) / name
-        return path if path.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(model, name) if model.count("/") == 1 else None
-    return Path(cached) if isinstance(cached, str) else None
 
 
 def _readable(weights: Path) -> Iterator[Finding]:

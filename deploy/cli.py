@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--attest_records", type=int, default=8, help="validation records that both engines answer")
     _add_import_coco(commands)
     _add_replay(commands)
+    _add_report(commands)
     return parser
 
 
@@ -147,6 +148,14 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     from deploy.replay import add_arguments, run
 
     parser = commands.add_parser("replay", help="show every decision about one recorded rollout; no engine needed")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from deploy.report.command import add_arguments, run
+
+    parser = commands.add_parser("report", help="write one HTML file about a run, or about several side by side")
     add_arguments(parser)
     parser.set_defaults(run=run)
 

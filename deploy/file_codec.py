@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from actors.codec import HubCodec
+from deploy.hub_cache import model_file
 from protocol.errors import ConfigError
 
 
@@ -35,24 +36,13 @@ def load_codec(model: str) -> HubCodec:
 
     ConfigError where it has no tokenizer.json, or one without the coordinate tokens.
     """
-    path = _tokenizer_file(model)
+    path = model_file(model, "tokenizer.json")
+    if path is None:
+        raise ConfigError(
+            f"model.model: {model}/tokenizer.json is missing, and not in the hub's local cache either; "
+            "run this where the checkpoint is, or name its folder: model.model=FOLDER"
+        )
     try:
         return HubCodec(_FileTokenizer(path))
     except ValueError as error:
         raise ConfigError(f"model.model: {path}: {error}") from error
-
-
-def _tokenizer_file(model: str) -> Path:
-    path = Path(model) / "tokenizer.json"
-    if path.is_file():
-        return path
-    if not Path(model).is_dir() and model.count("/") == 1:
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(model, "tokenizer.json")
-        if isinstance(cached, str):
-            return Path(cached)
-    raise ConfigError(
-        f"model.model: {path} is missing, and {model} is not in the hub's local cache; "
-        "run this where the checkpoint is, or name its folder: model.model=FOLDER"
-    )

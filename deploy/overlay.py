@@ -20,10 +20,10 @@ _FONT_PX = 12
 class Mark(StrEnum):
     """What an outline stands for, in the order of drawing."""
 
-    FOUND = "ground truth, found"
-    MISSED = "ground truth, missed"
-    MATCHED = "prediction, matched"
-    SPURIOUS = "prediction, unmatched"
+    FOUND = "truth, found"
+    MISSED = "truth, missed"
+    MATCHED = "matched"
+    SPURIOUS = "unmatched"
 
 
 COLOURS = {Mark.FOUND: "#8fd19e", Mark.MISSED: "#e5484d", Mark.MATCHED: "#1f6feb", Mark.SPURIOUS: "#f5a524"}

@@ -1,0 +1,217 @@
+"""The report's figures as plotly JSON: `{"data": [...], "layout": {...}}`, made of plain values only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from deploy.run_files import RunData
+
+Figure = dict[str, Any]
+COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#be185d", "#65a30d")
+
+PHASE_COLOURS = {
+    "generate": "#2563eb",
+    "parse": "#7c3aed",
+    "train": "#059669",
+    "sync": "#d97706",
+    "rollout": "#93c5fd",
+    "evaluate": "#64748b",
+    "save": "#be185d",
+}
+"""Of timeline bars, and of the same things elsewhere."""
+
+
+class Chart(NamedTuple):
+    """A figure with its place on the page."""
+
+    key: str
+    title: str
+    note: str
+    """One sentence below the title."""
+    figure: Figure
+
+
+def charts(runs: Sequence[RunData]) -> list[Chart]:
+    """Every chart that the runs have numbers for."""
+    return [chart for chart in _all(runs) if chart.figure["data"]]
+
+
+def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
+    yield Chart("f1", "F1", "Line: rollouts as they are trained on. Diamonds: evaluation.", _f1(runs))
+    yield Chart(
+        "precision-recall",
+        "Precision and recall",
+        "Of the rollouts. Precision that falls while recall rises: duplicates, or no stop.",
+        _lines(runs, {"rollout/precision": "precision", "rollout/recall": "recall"}, y_range=[0, 1]),
+    )
+    parts = {
+        "loss/ce": "cross-entropy",
+        "loss/coord_tail": "coordinates, tail",
+        "loss/coord_prefix": "coordinates, prefix",
+    }
+    yield Chart("loss", "Loss parts", "Per supervised token or coordinate.", _lines(runs, parts))
+    yield Chart(
+        "objects",
+        "Objects per sample",
+        "Predictions that run away from the ground truth are a precision collapse.",
+        _lines(runs, {"rollout/pred_per_sample": "predicted", "rollout/gt_per_sample": "ground truth"}, from_zero=True),
+    )
+    shares = {
+        "rollout/parse_truncated_rate": "truncated rollouts",
+        "rollout/parse_obj_drop_frac": "rejected objects",
+        "rollout/duplicate_rate": "duplicates",
+    }
+    yield Chart("format", "Format health", "Shares; each should stay near zero.", _lines(runs, shares, from_zero=True))
+    yield Chart(
+        "throughput",
+        "Throughput",
+        "Rollouts accepted per second of wall time, per window.",
+        _lines(runs, {"rollout/rollouts_per_s": "rollouts/s"}, from_zero=True),
+    )
+    tokens = {"rollout/gen_tokens_per_s": "generated tokens/s", "train/tokens_per_s": "trained tokens/s"}
+    yield Chart(
+        "tokens", "Tokens per second", "While generating, and while training.", _lines(runs, tokens, from_zero=True)
+    )
+    yield Chart("step-time", "Where a step's time goes", "Seconds of the driver's loop per step.", _step_time(runs))
+    yield Chart(
+        "fill",
+        "Pack fill",
+        "Tokens over capacity, over all ranks.",
+        _lines(runs, {"packing/post_rollout_fill": "fill"}, y_range=[0, 1]),
+    )
+    yield Chart(
+        "lengths",
+        "Rollout lengths",
+        "Tokens per recorded rollout, before the end of turn.",
+        _lengths(runs, "rollout_len"),
+    )
+    yield Chart(
+        "encoded", "Segment lengths", "Tokens per recorded segment, prompt included.", _lengths(runs, "encoded_len")
+    )
+    yield Chart("latency", "Rollout latency", "Seconds from the call to the last token.", _latency(runs))
+    yield Chart(
+        "staleness",
+        "Staleness",
+        "Published versions by which a window's oldest rollout lags behind.",
+        _lines(runs, {"policy/staleness_max": "staleness"}, from_zero=True),
+    )
+    descs = {
+        "rollout/desc_exact_acc_on_matched": "same words",
+        "rollout/desc_sem_acc_on_matched": "same meaning",
+        "rollout/desc_sem_sim_mean": "mean similarity",
+    }
+    yield Chart("descs", "Descriptions of matched pairs", "The desc monitor.", _lines(runs, descs, y_range=[0, 1]))
+    yield Chart("rejects", "Why objects were rejected", "Among the recorded rollouts.", _rejects(runs))
+
+
+def layout(**more: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "margin": {"l": 52, "r": 16, "t": 8, "b": 40},
+        "height": 290,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#334155"},
+        "xaxis": {"title": {"text": "optimizer step"}, "gridcolor": "#eef2f7", "zeroline": False},
+        "yaxis": {"gridcolor": "#eef2f7", "zerolinecolor": "#e2e8f0"},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        "hovermode": "x unified",
+        "showlegend": True,
+    }
+    for name, value in more.items():
+        base[name] = base[name] | value if isinstance(base.get(name), dict) else value
+    return base
+
+
+def _axis(y_range: list[float] | None, from_zero: bool) -> dict[str, Any]:
+    return {"range": y_range} if y_range else {"rangemode": "tozero"} if from_zero else {}
+
+
+def _lines(
+    runs: Sequence[RunData],
+    metrics: dict[str, str],
+    *,
+    y_range: list[float] | None = None,
+    from_zero: bool = False,
+) -> Figure:
+    """A line per run and metric. One run: a colour per metric. Several: a colour per run, a dash per metric."""
+    dashes = ("solid", "dot", "dash", "dashdot")
+    data = []
+    for at, run in enumerate(runs):
+        for number, (metric, label) in enumerate(metrics.items()):
+            steps, values = run.series(metric)
+            if not steps:
+                continue
+            alone = len(runs) == 1
+            name = label if alone else run.name if len(metrics) == 1 else f"{run.name}: {label}"
+            colour, dash = (number, "solid") if alone else (at, dashes[number % 4])
+            line = {"color": COLOURS[colour % len(COLOURS)], "width": 2, "dash": dash}
+            mode = "lines+markers" if len(steps) < 3 else "lines"
+            data.append({"type": "scatter", "mode": mode, "name": name, "x": steps, "y": values, "line": line})
+    return {"data": data, "layout": layout(yaxis=_axis(y_range, from_zero))}
+
+
+def _f1(runs: Sequence[RunData]) -> Figure:
+    figure = _lines(runs, {"rollout/f1": "rollouts"}, y_range=[0, 1])
+    for at, run in enumerate(runs):
+        steps, values = run.series("eval_rollout_f1")
+        if steps:
+            name = "evaluation" if len(runs) == 1 else f"{run.name}: evaluation"
+            colour = "#d97706" if len(runs) == 1 else COLOURS[at % len(COLOURS)]
+            marker = {"symbol": "diamond", "size": 10, "color": colour}
+            line = {"dash": "dot", "width": 1, "color": colour}
+            trace = {"type": "scatter", "mode": "lines+markers", "name": name, "x": steps, "y": values}
+            figure["data"].append(trace | {"marker": marker, "line": line})
+    return figure
+
+
+def _step_time(runs: Sequence[RunData]) -> Figure:
+    """Stacked bars of the first run: a comparison of stacks reads badly, throughput compares better."""
+    parts = {
+        "time/wait_rollouts_s": ("wait for rollouts", PHASE_COLOURS["rollout"]),
+        "time/train_step_s": ("train", PHASE_COLOURS["train"]),
+        "time/sync_s": ("sync", PHASE_COLOURS["sync"]),
+    }
+    data = []
+    for metric, (label, colour) in parts.items():
+        steps, values = runs[0].series(metric)
+        if steps:
+            data.append({"type": "bar", "name": label, "x": steps, "y": values, "marker": {"color": colour}})
+    return {"data": data, "layout": layout(barmode="stack", yaxis={"title": {"text": "seconds"}})}
+
+
+def _lengths(runs: Sequence[RunData], name: str) -> Figure:
+    return _histogram(runs, [[getattr(each.trace.stats, name) for each in run.rollouts] for run in runs], "tokens")
+
+
+def _latency(runs: Sequence[RunData]) -> Figure:
+    return _histogram(runs, [[round(each.latency_s, 3) for each in run.rollouts] for run in runs], "seconds")
+
+
+def _histogram(runs: Sequence[RunData], values: Sequence[Sequence[float]], unit: str) -> Figure:
+    data = [
+        {
+            "type": "histogram",
+            "name": f"{run.name} ({len(found)})",
+            "x": list(found),
+            "nbinsx": 40,
+            "opacity": 0.75,
+            "marker": {"color": COLOURS[at % len(COLOURS)], "line": {"color": "white", "width": 1}},
+        }
+        for at, (run, found) in enumerate(zip(runs, values, strict=True))
+        if found
+    ]
+    axes = {"xaxis": {"title": {"text": unit}}, "yaxis": {"title": {"text": "rollouts"}}}
+    return {"data": data, "layout": layout(barmode="overlay", bargap=0.02, **axes)}
+
+
+def _rejects(runs: Sequence[RunData]) -> Figure:
+    data = []
+    for at, run in enumerate(runs):
+        counts = Counter(str(reject.reason) for each in run.rollouts for reject in each.trace.rejects)
+        if counts:
+            reasons, numbers = zip(*counts.most_common(), strict=True)
+            bar = {"type": "bar", "name": run.name, "x": list(reasons), "y": list(numbers)}
+            data.append(bar | {"marker": {"color": COLOURS[at % len(COLOURS)]}})
+    return {"data": data, "layout": layout(xaxis={"title": {"text": ""}}, yaxis={"title": {"text": "objects"}})}

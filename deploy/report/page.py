@@ -1,0 +1,164 @@
+"""One HTML file: figures, findings, samples, settings. Plotly stands in it once; nothing is loaded from anywhere."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from deploy.health_rules import HealthFinding, Level, findings
+from deploy.report.charts import charts
+from deploy.report.samples import Sample, best_and_worst
+from deploy.report.timeline import LaneShare, lane_shares, timeline_figure
+from deploy.run_files import RunData
+from deploy.target_html import MASK_CSS, legend_html
+
+_LEVEL_WORDS = {Level.BAD: "act", Level.WATCH: "watch", Level.GOOD: "good"}
+
+
+class Tile(NamedTuple):
+    """A number of the summary."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+class RunView(NamedTuple):
+    """What the template shows of one run."""
+
+    run: RunData
+    state: str
+    state_class: str
+    tiles: list[Tile]
+    findings: list[HealthFinding]
+    shares: list[LaneShare]
+    timeline: str | None
+    """Key of its figure."""
+    best: list[Sample]
+    worst: list[Sample]
+
+
+def render(runs: Sequence[RunData]) -> str:
+    """The whole page."""
+    figures = {chart.key: chart.figure for chart in charts(runs)}
+    views = [_view(run, at, figures) for at, run in enumerate(runs)]
+    environment = Environment(
+        loader=PackageLoader("deploy.report", "templates"), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("report.html.j2").render(
+        title=" · ".join(run.name for run in runs),
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        views=views,
+        charts=charts(runs),
+        figures=Markup(_script_safe(json.dumps(figures))),
+        plotly=Markup(_plotly()),
+        mask_css=Markup(MASK_CSS),
+        legend=Markup(legend_html()),
+        levels=_LEVEL_WORDS,
+        differences=_differences(runs),
+        markup=Markup,
+        dump=lambda values: json.dumps(values, indent=2, ensure_ascii=False),
+    )
+
+
+def write_report(runs: Sequence[RunData], path: Path) -> None:
+    """Renders into a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(runs), encoding="utf-8")
+
+
+def _view(run: RunData, at: int, figures: dict[str, Any]) -> RunView:
+    figure = timeline_figure(run)
+    key = f"timeline-{at}" if figure else None
+    if key is not None:
+        figures[key] = figure
+    state, state_class = run_state(run)
+    best, worst = best_and_worst(run)
+    return RunView(
+        run=run,
+        state=state,
+        state_class=state_class,
+        tiles=_tiles(run),
+        findings=findings(run.steps, run.evaluations, run.setting),
+        shares=lane_shares(run),
+        timeline=key,
+        best=best,
+        worst=worst,
+    )
+
+
+def run_state(run: RunData) -> tuple[str, str]:
+    """In words, and as a class: finished, failed, or still without an end."""
+    if run.summary is not None:
+        return "finished", "good"
+    if run.error is not None:
+        return f"ended: {run.error}", "bad"
+    return "running, or killed", "watch"
+
+
+def _tiles(run: RunData) -> list[Tile]:
+    return [tile for tile in _every_tile(run) if tile.value]
+
+
+def _every_tile(run: RunData) -> Iterator[Tile]:
+    _, scores = run.series("eval_rollout_f1")
+    if scores:
+        gain = f"{scores[-1] - scores[0]:+.3f}; best {max(scores):.3f}"
+        yield Tile("F1, evaluation", f"{scores[0]:.3f} → {scores[-1]:.3f}", gain)
+    for metric, label in (("precision", "Precision"), ("recall", "Recall")):
+        _, values = run.series(f"eval_rollout_{metric}")
+        if values:
+            yield Tile(label, f"{values[0]:.2f} → {values[-1]:.2f}", "evaluation, first and last")
+    if run.steps:
+        total = run.setting("training.max_steps", -1)
+        yield Tile("Steps", f"{run.steps[-1]['step']:.0f}", f"of {total}" if total > 0 else "")
+    yield Tile("Rollouts", _count(run), f"{len(run.rollouts)} recorded")
+    _, rates = run.series("rollout/rollouts_per_s")
+    if rates:
+        yield Tile("Rollouts per second", f"{sorted(rates)[len(rates) // 2]:.2f}", "median over windows")
+    _, fills = run.series("packing/post_rollout_fill")
+    if fills:
+        yield Tile("Pack fill", f"{100 * sum(fills) / len(fills):.0f} %", "mean")
+    if run.summary is not None:
+        yield Tile("Wall time", f"{run.summary['wall_s']:.0f} s", f"{run.summary['restarts']} restarts")
+
+
+def _count(run: RunData) -> str:
+    if run.summary is not None:
+        return f"{run.summary['rollouts']}"
+    _, segments = run.series("rollout/segments")
+    return f"{sum(segments):.0f}" if segments else ""
+
+
+def _differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same in all runs, with each run's value."""
+    flat = [dict(_flatten(run.config)) for run in runs]
+    paths = sorted({path for settings in flat for path in settings})
+    rows = [(path, [settings.get(path, "") for settings in flat]) for path in paths]
+    return [(path, values) for path, values in rows if len(set(values)) > 1]
+
+
+def _flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", json.dumps(value)
+
+
+def _plotly() -> str:
+    found = pkgutil.get_data("plotly", "package_data/plotly.min.js")
+    assert found is not None, "plotly's package holds its script"
+    return _script_safe(found.decode("utf-8"))
+
+
+def _script_safe(text: str) -> str:
+    """A text inside <script> must not end it."""
+    return text.replace("</script", "<\\/script")

@@ -1,0 +1,101 @@
+"""The best and the worst rollouts of a run: overlay, numbers, and the target with its masks."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+from actors.codec import HubCodec
+from deploy.file_codec import load_codec
+from deploy.overlay import draw_sample, outlines
+from deploy.recorder import RecordedRollout
+from deploy.replay import answer_of, replay_answer
+from deploy.run_files import RunData
+from deploy.target_html import target_html
+from protocol.config import RunConfig, load_config
+from protocol.errors import ConfigError
+
+_WIDTH_PX = 460
+_MOST_TARGET_CHARS = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One card of the page."""
+
+    title: str
+    facts: str
+    picture: str | None
+    """A data URL."""
+    problem: str
+    """Why there is no picture, or no target."""
+    target: str
+    """HTML; empty where the tokenizer is not here."""
+    command: str
+    """What shows every decision about it."""
+
+
+def best_and_worst(run: RunData, count: int = 3) -> tuple[list[Sample], list[Sample]]:
+    """From the newer half of the recorded rollouts with ground truth, each record once."""
+    newer = run.rollouts[len(run.rollouts) // 2 :]
+    latest = {each.trace.key.record: each for each in newer if each.trace.record.objects}
+    # Many objects make a sample telling: among equal scores they come first.
+    ranked = sorted(latest.values(), key=lambda each: (-each.trace.f1, -len(each.trace.record.objects)))
+    worst = sorted(latest.values(), key=lambda each: (each.trace.f1, -len(each.trace.record.objects)))
+    best = ranked[:count]
+    names = {each.trace.key for each in best}
+    maker = _SampleMaker(run)
+    return [maker.make(each) for each in best], [maker.make(e) for e in worst if e.trace.key not in names][:count]
+
+
+class _SampleMaker:
+    """Loads the run's tokenizer once."""
+
+    def __init__(self, run: RunData) -> None:
+        self._run = run
+        self._config: RunConfig | None = None
+        self._codec: HubCodec | None = None
+        self._problem = ""
+        try:
+            self._config = load_config(run.folder / "config.yaml")
+            self._codec = load_codec(self._config.model.model)
+        except ConfigError as error:  # the report is often read elsewhere; the card says what is missing
+            self._problem = f"Targets are not shown: {error}"
+
+    def make(self, rollout: RecordedRollout) -> Sample:
+        trace = rollout.trace
+        picture, problem = _picture(rollout)
+        facts = (
+            f"F1 {trace.f1:.2f} · {len(trace.pairs)} matched of {len(trace.predictions)} predicted and "
+            f"{len(trace.record.objects)} true · {len(trace.rejects)} rejected · {trace.stats.rollout_len} tokens · "
+            f"step {rollout.step} · version {trace.first_version}"
+        )
+        return Sample(
+            title=trace.record.source,
+            facts=facts + (" · truncated" if trace.stats.parse_truncated else ""),
+            picture=picture,
+            problem=" ".join(filter(None, (problem, self._problem))),
+            target=self._target(rollout),
+            command=f"rollmatch replay --run {self._run.folder} --key {trace.key}",
+        )
+
+    def _target(self, rollout: RecordedRollout) -> str:
+        if self._config is None or self._codec is None:
+            return ""
+        seen = replay_answer(answer_of(rollout.trace, about=""), self._config, self._codec)
+        html = target_html(seen.tokens)
+        return html if len(html) <= _MOST_TARGET_CHARS else ""
+
+
+def _picture(rollout: RecordedRollout) -> tuple[str | None, str]:
+    trace = rollout.trace
+    predictions = [(each.desc, each.shape) for each in trace.predictions]
+    drawn = outlines(trace.record.objects, predictions, trace.pairs)
+    try:
+        image = draw_sample(trace.record.images[0], drawn, width=_WIDTH_PX)
+    except OSError as error:
+        return None, f"No picture: {error}."
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), ""

@@ -1,0 +1,119 @@
+"""The report: one file that holds everything, names nothing outside, and says what the numbers mean."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from deploy.cli import main
+from deploy.report.page import render
+from deploy.report.timeline import lane_shares, timeline_figure
+from deploy.run_files import read_run
+from tests.deploy.rollouts import ROOT
+from tests.deploy.runs import write_run
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def outside_plotly(page: str) -> str:
+    """The page without the library's own script."""
+    head, _, rest = page.partition("<script>")
+    return head + rest.partition("</script>")[2]
+
+
+def figures(page: str) -> dict[str, dict[str, list[dict[str, object]]]]:
+    found = re.search(r"^const figures = (.*);$", page, re.MULTILINE)
+    assert found is not None
+    made: dict[str, dict[str, list[dict[str, object]]]] = json.loads(found[1].replace("NaN", "null"))
+    return made
+
+
+def test_a_report_is_one_file_without_an_address_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "one")
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    page = (run / "report.html").read_text()
+    assert not re.findall(r"https?://", outside_plotly(page))
+    assert page.count("<script>") == 2
+    assert "default-src 'none'" in page
+    links = re.findall(r'(?:src|href)="([^"]{0,9})', outside_plotly(page))
+    assert {link[:5] for link in links} <= {"data:", "#summ", "#curv", "#time", "#samp", "#sett"}
+
+
+def test_the_summary_says_what_happened_in_words(tmp_path: Path) -> None:
+    page = render([read_run(write_run(tmp_path / "one", truncated=0.37))])
+    assert "0.500 → 0.700" in page
+    assert "Truncation rose from 0 % to 37 % after step 10: raise max_new_tokens or the guard" in page
+    assert ">finished<" in page
+    assert "packages" in page
+    assert "torch" in page
+
+
+def test_texts_from_data_are_escaped(tmp_path: Path) -> None:
+    page = render([read_run(write_run(tmp_path / "one"))])
+    assert "red &lt;circle&gt;" in page
+    assert "red <circle>" not in page
+
+
+def test_samples_show_the_worst_and_the_best_and_say_what_is_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    page = render([read_run(run)])
+    assert page.count("data:image/jpeg;base64,") == 6
+    assert f"rollmatch replay --run {run} --key record=6/epoch=0/rollout=0" in page
+    (run / "x.png").unlink()
+    without = render([read_run(run)])
+    assert "data:image/jpeg" not in without
+    assert "No picture: " in without
+
+
+def test_a_run_without_its_model_still_has_a_report(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"(?m)^  model: .*$", "  model: /gone", text))
+    page = render([read_run(run)])
+    assert "Targets are not shown: model.model: /gone/tokenizer.json is missing" in page
+
+
+def test_several_runs_are_compared_line_by_line_and_setting_by_setting(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, training__learning_rate=rate) for name, rate in (("a", 1e-4), ("b", 2e-4))]
+    page = render([read_run(run) for run in runs])
+    names = [trace["name"] for trace in figures(page)["f1"]["data"]]
+    assert names == ["a", "b", "a: evaluation", "b: evaluation"]
+    assert re.search(r"training\.learning_rate</code></td><td><code>0\.0001</code></td><td><code>0\.0002", page)
+    assert "training.weight_decay</code>" not in page
+
+
+def test_the_timeline_has_a_lane_for_the_driver_each_actor_and_each_rank(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "one"))
+    figure = timeline_figure(run)
+    assert figure is not None
+    assert figure["layout"]["yaxis"]["categoryarray"] == ["rank-1", "rank-0", "actor-1", "actor-0", "driver"]
+    shares = {share.lane: round(share.busy, 2) for share in lane_shares(run)}
+    assert shares == {"actor-0": 0.6, "actor-1": 0.4, "rank-0": 0.3, "rank-1": 0.15}
+
+
+def test_a_run_that_only_began_can_be_looked_at(tmp_path: Path) -> None:
+    run = tmp_path / "young"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("")
+    page = render([read_run(run)])
+    assert "No optimizer step yet" in page
+    assert "recorded no rollouts" in page
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no metrics.jsonl" in capsys.readouterr().err
+
+
+def test_of_a_step_that_was_repeated_after_a_crash_the_later_line_counts(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", steps=4)
+    with (run / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps({"step": 3, "time": 1.0, "loss/total": 9.0}) + "\n" + '{"step": 4, "ti')
+    assert read_run(run).series("loss/total") == ([1, 2, 3, 4], [2.75, 2.5, 9.0, 2.0])
