@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import_coco(commands)
     _add_replay(commands)
     _add_report(commands)
+    _add_watch(commands)
     return parser
 
 
@@ -156,6 +157,14 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     from deploy.report.command import add_arguments, run
 
     parser = commands.add_parser("report", help="write one HTML file about a run, or about several side by side")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from deploy.watch import add_arguments, run
+
+    parser = commands.add_parser("watch", help="follow a run's health in the terminal; ends with the run")
     add_arguments(parser)
     parser.set_defaults(run=run)
 

@@ -90,7 +90,7 @@ class RunObserver:
         if name == "save":
             self._steps.flush()  # what a checkpoint covers is in the files that it measures
         self._clock.enter(name)
-        self._timeline.phase(name)
+        self._timeline.phase(name, waiting_for)
         self._progress.phase(name, waiting_for)
         if self._live is not None:
             self._live.phase(name, waiting_for)

@@ -3,6 +3,8 @@
     {"time": ..., "kind": "span", "lane": "driver", "name": "rollout", "start": 1760000000.1, "end": 1760000004.7}
     {"time": ..., "kind": "span", "lane": "actor-0", "name": "generate", "start": ..., "end": ..., "rollouts": 16}
 
+    {"time": ..., "kind": "phase", "name": "rollout", "waiting_for": "12 of 32 segments", "since": 1760000000.1}
+
 Lanes are `driver` (the loop's phases) and one per actor (`generate`, `parse`). Times are Unix seconds of the driver's
 clock. What each learner rank did is in the loop's own `optimizer_step` events.
 """
@@ -15,6 +17,9 @@ from typing import Any, NamedTuple
 
 MERGE_GAP_S = 0.02
 """Spans closer than this are one: parsing 32 answers is one bar, not 32."""
+
+TELL_EVERY_S = 5.0
+"""What the loop waits for is written this often, for the live view."""
 
 Emit = Callable[..., None]
 
@@ -47,15 +52,19 @@ class Timeline:
         self._emit = emit
         self._clock = clock
         self._phase: tuple[str, float] | None = None
+        self._told = float("-inf")
         self._generating: dict[str, list[Span]] = {}
         self._parsing: dict[str, list[Span]] = {}
 
-    def phase(self, name: str) -> None:
-        """The loop is in `name` now; called as often as it polls."""
-        if self._phase is not None and self._phase[0] == name:
-            return
-        self._close_phase()
-        self._phase = (name, self._clock())
+    def phase(self, name: str, waiting_for: str = "") -> None:
+        """The loop is in `name` now; called as often as it polls. What it waits for is written every few seconds."""
+        now = self._clock()
+        if self._phase is None or self._phase[0] != name:
+            self._close_phase()
+            self._phase, self._told = (name, now), float("-inf")
+        if now - self._told >= TELL_EVERY_S:
+            self._told = now
+            self._emit("phase", name=name, waiting_for=waiting_for, since=round(self._phase[1], 4))
 
     def answered(self, actor: str, latency_s: float, parse_s: float) -> None:
         """An actor's answer arrived: `latency_s` from call to last token, then `parse_s` of parsing and matching."""

@@ -83,7 +83,7 @@ def test_the_resume_flag_sets_training_resume(
 
 def test_every_command_has_a_line_of_help() -> None:
     text = build_parser().format_help()
-    for name in ("train", "evaluate", "check", "import-coco", "replay", "report"):
+    for name in ("train", "evaluate", "check", "import-coco", "replay", "report", "watch"):
         assert re.search(rf"^    {name}\s+\w", text, re.MULTILINE), name
 
 

@@ -141,3 +141,14 @@ def test_the_timeline_holds_each_phase_once_and_each_actor_as_long_as_it_worked(
     assert ("actor-0", "generate", 99, 101) in spans
     assert spans[-1] == ("driver", "sync", 109, 110)
     assert next(f["rollouts"] for _, f in events if f["name"] == "generate") == 2
+
+
+def test_what_the_loop_waits_for_is_told_at_once_and_then_every_few_seconds() -> None:
+    now, told = [0.0], []
+    timeline = Timeline(
+        lambda kind, **fields: told.append(fields["waiting_for"]) if kind == "phase" else None, clock=lambda: now[0]
+    )
+    for second in range(12):
+        now[0] = float(second)
+        timeline.phase("rollout" if second < 11 else "train", f"{second}")
+    assert told == ["0", "5", "10", "11"]

@@ -1,0 +1,74 @@
+"""The live view: one frame says where the run is, what it waits for, and what stands out; it ends with the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from deploy.cli import main
+from deploy.run_files import RunData, read_run
+from deploy.watch import frame, has_ended, sparkline
+from tests.deploy.rollouts import ROOT
+from tests.deploy.runs import START, write_run
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def shown(data: RunData, now: float) -> str:
+    console = Console(width=120, record=True, quiet=False)
+    with console.capture() as captured:
+        console.print(frame(data, now))
+    return captured.get()
+
+
+def test_a_living_run_says_its_step_and_what_it_waits_for(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", finished=False, truncated=0.37)
+    with (run / "events.jsonl").open("a") as events:
+        phase = {"time": START + 208, "kind": "phase", "name": "rollout", "waiting_for": "12 of 32 segments"}
+        phase["since"] = START + 205
+        events.write(json.dumps(phase) + "\n")
+    text = shown(read_run(run), START + 212)
+    assert "step 20/20" in text
+    assert "rollout for 7 s, waiting for 12 of 32 segments" in text
+    assert "2 of 1 actors take requests, policy version 3" in text
+    assert "truncation rose from 0 % to 37 % after step 10" in " ".join(text.replace("│", " ").split())
+    assert "alive" not in text
+    assert "is it still alive?" in shown(read_run(run), START + 900)
+
+
+def test_busy_shares_are_those_of_the_newest_minute(tmp_path: Path) -> None:
+    lines = shown(read_run(write_run(tmp_path / "one")), START).splitlines()
+    shares = {line.split()[0]: line.split()[1] for line in lines if line.startswith(("actor-", "rank-"))}
+    assert shares == {"actor-0": "60", "actor-1": "40", "rank-0": "30", "rank-1": "15"}
+
+
+def test_one_frame_can_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "one", finished=False)
+    assert main(["watch", str(run), "--once"]) == 0
+    assert "F1, evaluation" in capsys.readouterr().out
+
+
+def test_the_view_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "one")
+    assert main(["watch", str(run)]) == 0
+    assert "finished after 200 s" in capsys.readouterr().out
+    failed = write_run(tmp_path / "two", finished=False)
+    assert not has_ended(read_run(failed))
+    with (failed / "events.jsonl").open("a") as events:
+        events.write(json.dumps({"time": START, "kind": "end", "error": "EngineError: gone"}) + "\n")
+    assert main(["watch", str(failed)]) == 0
+    assert "ended: EngineError: gone" in capsys.readouterr().out
+
+
+def test_a_sparkline_goes_from_the_smallest_to_the_largest_value() -> None:
+    assert sparkline([1, 2, 3]) == "▁▅█"
+    assert sparkline([5, 5]) == "▁▁"
+    assert sparkline([1, float("nan"), float("inf"), 2]) == "▁  █"
+    assert sparkline([]) == ""
+    assert len(sparkline(range(1000), width=10)) == 10
