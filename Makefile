@@ -40,7 +40,7 @@ format: setup
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
 bench: setup
-	@for name in protocol packing weight_sync learner; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in protocol packing weight_sync learner rollout_backends; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: setup
 	@$(BIN)/python -m protocol.config.reference > docs/configuration.md

@@ -1,0 +1,220 @@
+"""vLLM against transformers as rollout backend: rollouts and tokens per second, and peak memory, on equal cores.
+
+    python -m benchmarks.rollout_backends [--samples 32] [--repeats 2] [--batches 1 4 8 16 32] [--threads 2] [--write]
+
+The runbook's ablation on the demo's checkpoint: greedy, at most 256 new tokens, natural stopping, the same drawn scenes
+for every engine. Each engine lives in a process of its own behind `actors/engines.py`, as in production, and sleeps
+while another is measured; rounds alternate between all of them, and the first round warms up. A rate is the median over
+the rounds; *vllm ratio* is the median of vLLM's rate by that engine's, within each round. *CPU* is the process's own
+time on its cores, which other work on the machine changes least. *Peak* is the process's largest resident memory;
+*engine* leaves out what importing its libraries took. *Same* counts answers equal to vLLM's: a backend that stopped
+early would look fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import finish, print_table
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = 1.84
+"""vLLM against HF on two A100s, as the runbook measured it (SPEC, part C)."""
+START_TIMEOUT_S = ROUND_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One engine under test."""
+
+    name: str
+    backend: str
+    batch_size: int = 1
+
+
+def main() -> None:
+    arguments = read_arguments()
+    variants = [Variant("vllm", "vllm")]
+    variants += [Variant(f"hf batch {size}", "hf", size) for size in arguments.batches]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        data = draw_scenes(Path(folder), arguments.samples)
+        engines = {each.name: stack.enter_context(engine_process(each, data, arguments)) for each in variants}
+        for name, engine in engines.items():
+            receive(engine, START_TIMEOUT_S, f"{name} to start")
+        rounds = [{name: measured(engine) for name, engine in engines.items()} for _ in range(arguments.repeats + 1)][
+            1:
+        ]
+    report(variants, rounds, arguments)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--write", action="store_true")
+    return parser.parse_args()
+
+
+def draw_scenes(folder: Path, count: int) -> Path:
+    from deploy.demo.scenes import write_scenes
+
+    write_scenes(folder, "train", count, seed=77)
+    return folder / "train.jsonl"
+
+
+@contextlib.contextmanager
+def engine_process(variant: Variant, data: Path, arguments: argparse.Namespace) -> Iterator[Connection]:
+    """Starts an engine in a fresh interpreter, which says when it has answered once; ends it afterwards."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(theirs, variant, data, arguments.threads), name=variant.name, daemon=True
+    )
+    with environment(arguments.threads):
+        process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.join(30)
+        process.kill()
+
+
+@contextlib.contextmanager
+def environment(threads: int) -> Iterator[None]:
+    """What an actor's process is given: as many threads as it has cores, which sleep when they are idle."""
+    before = dict(os.environ)
+    os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def measured(engine: Connection) -> dict[str, Any]:
+    engine.send("go")
+    result: dict[str, Any] = receive(engine, ROUND_TIMEOUT_S, "a round of answers")
+    return result
+
+
+def receive(engine: Connection, timeout_s: float, what: str) -> Any:
+    if not engine.poll(timeout_s):
+        raise TimeoutError(f"waited {timeout_s:.0f} s for {what}; the engine's own output is above")
+    return engine.recv()
+
+
+def serve(pipe: Connection, variant: Variant, data: Path, threads: int) -> None:
+    """The engine's process: one round per message, until the other end is closed."""
+    from actors.rollout_actor import load_processor
+    from actors.settings import ActorSettings
+    from protocol.config import load_config
+    from protocol.records import read_records
+
+    overrides = [f"custom.train_jsonl={data}", "custom.val_jsonl=null", "training.eval_steps=null"]
+    overrides += [f"model.model={ROOT / 'deploy/demo/model'}", f"cluster.cpus_per_actor={threads}"]
+    settings = ActorSettings.from_config(load_config(ROOT / "configs" / "demo.yaml", overrides=overrides))
+    settings = replace(
+        settings,
+        engine=replace(settings.engine, backend=variant.backend),
+        decode=replace(settings.decode, max_new_tokens=256, batch_size=variant.batch_size),
+    )
+    records = list(read_records(data))
+    engine, libraries = start(settings, load_processor(settings.engine.model))
+    answer(engine, records[:1])
+    pipe.send("ready")
+    with contextlib.suppress(EOFError):
+        while pipe.recv():
+            pipe.send(answer(engine, records) | {"peak_bytes": peak_bytes(), "library_bytes": libraries})
+    engine.close()
+
+
+def start(settings: Any, processor: Any) -> tuple[Any, int]:
+    """The engine, and the memory of the process before it was built but after its library was imported."""
+    import importlib
+
+    from actors.codec import ChatFrame, HubCodec
+    from actors.engines import build_engine
+    from actors.vllm_engine import engine_environment
+
+    os.environ.update(engine_environment(settings.engine))
+    importlib.import_module("vllm.v1.engine.llm_engine" if settings.engine.backend == "vllm" else "actors.hf_engine")
+    libraries = peak_bytes()
+    frame = ChatFrame(processor, settings.system_prompt, settings.user_prompt)
+    return build_engine(settings, frame, HubCodec(processor.tokenizer), processor), libraries
+
+
+def answer(engine: Any, records: Sequence[Any]) -> dict[str, Any]:
+    """All records at once, as a rollout call hands them over; everything from the image file on is timed."""
+    from protocol.contracts import RequestKey, RolloutRequest
+
+    started, cpu = time.perf_counter(), time.process_time()
+    for record in records:
+        engine.submit(RolloutRequest(key=RequestKey(record.index), record=record, seed=0))
+    answers = {}
+    while engine.num_unfinished:
+        answers |= {completion.key.record: completion for completion in engine.step()}
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu,
+        "tokens": sum(len(each.token_ids) for each in answers.values()),
+        "stopped": sum(each.finish_reason == "stop" for each in answers.values()),
+        "answers": [answers[record.index].token_ids.tolist() for record in records],
+    }
+
+
+def peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def report(variants: Sequence[Variant], rounds: Sequence[dict[str, dict[str, Any]]], arguments: Any) -> None:
+    cases = [case(variant, [each[variant.name] for each in rounds], rounds, arguments) for variant in variants]
+    best = max(cases[1:], key=lambda each: each["rollouts_per_s"])
+    columns = ("engine", "rollouts_per_s", "tokens_per_s", "cpu_s", "vllm_ratio", "peak_mb", "engine_mb", "same")
+    title = f"{arguments.samples} samples, {arguments.repeats} rounds, {arguments.threads} threads, up to 256 tokens"
+    rows = [[each[name] for name in columns] for each in cases]
+    print_table(title, [name.replace("_", " ") for name in columns], rows)
+    print(f"vLLM is {best['vllm_ratio']:.2f}x HF's best batch ({best['engine']}); aimed at {TARGET}x on the GPU")
+    settings = {name: getattr(arguments, name) for name in ("samples", "repeats", "threads")}
+    result = {"settings": settings, "ratio_to_best_hf": best["vllm_ratio"], "best_hf": best["engine"], "cases": cases}
+    finish("rollout_backends", result)
+
+
+def case(variant: Variant, mine: Sequence[dict[str, Any]], rounds: Sequence[Any], arguments: Any) -> dict[str, Any]:
+    reference = rounds[0]["vllm"]["answers"]
+    same = sum(a == b for a, b in zip(mine[0]["answers"], reference, strict=True))
+    return {
+        "engine": variant.name,
+        "rollouts_per_s": statistics.median(arguments.samples / each["seconds"] for each in mine),
+        "tokens_per_s": statistics.median(each["tokens"] / each["seconds"] for each in mine),
+        "cpu_s": statistics.median(each["cpu_seconds"] for each in mine),
+        "vllm_ratio": statistics.median(each[variant.name]["seconds"] / each["vllm"]["seconds"] for each in rounds),
+        "cpu_ratio": statistics.median(
+            each[variant.name]["cpu_seconds"] / each["vllm"]["cpu_seconds"] for each in rounds
+        ),
+        "peak_mb": mine[-1]["peak_bytes"] / 1e6,
+        "engine_mb": (mine[-1]["peak_bytes"] - mine[-1]["library_bytes"]) / 1e6,
+        "same": f"{same}/{arguments.samples}",
+        "stopped": mine[0]["stopped"],
+        "mean_tokens": mine[0]["tokens"] / arguments.samples,
+    }
+
+
+if __name__ == "__main__":
+    main()
