@@ -64,6 +64,7 @@ class HfEngine:
             dtype=getattr(torch, settings.dtype),
             attn_implementation=settings.attn_impl,
             local_files_only=True,
+            use_safetensors=True,  # as the learner: pickled weights would run what they hold
         )
         self._model.to(self._device).eval()
         self._limit = settings.max_model_len or self._model.config.get_text_config().max_position_embeddings

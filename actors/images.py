@@ -6,6 +6,7 @@ from PIL import Image, UnidentifiedImageError
 
 from protocol.contracts import RolloutRequest
 from protocol.errors import ImageError
+from protocol.record_lines import IMAGE_FORMATS
 
 
 def open_image(request: RolloutRequest) -> Image.Image:
@@ -13,14 +14,14 @@ def open_image(request: RolloutRequest) -> Image.Image:
     record = request.record
     path = record.images[0]
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
+        with Image.open(path, formats=IMAGE_FORMATS) as file:
+            if file.size == (record.width, record.height):
+                return file.convert("RGB")  # decodes, so only what the record has announced
+            width, height = file.size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         message = f"{record.source}: cannot read image {path} ({error}); restore it or drop the record"
         raise ImageError(message) from error
-    if image.size != (record.width, record.height):
-        raise ImageError(
-            f"{record.source}: image {path} is {image.width}x{image.height}, the record says "
-            f"{record.width}x{record.height}; write the record with the size of the file"
-        )
-    return image
+    raise ImageError(
+        f"{record.source}: image {path} is {width}x{height}, the record says "
+        f"{record.width}x{record.height}; write the record with the size of the file"
+    )

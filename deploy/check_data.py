@@ -13,6 +13,7 @@ from deploy.findings import Finding, Findings, Severity, error, note, warning
 from protocol.config import RunConfig
 from protocol.contracts import Record
 from protocol.errors import RecordError
+from protocol.record_lines import IMAGE_FORMATS
 from protocol.records import RecordFile
 
 MAX_LINES = 10_000
@@ -103,11 +104,11 @@ def _image_problem(record: Record, max_pixels: int | None) -> str | None:
     """Reads the image's header only."""
     path = Path(record.images[0])
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             size = image.size
     except FileNotFoundError:
         return "is missing; correct the path, relative ones count from the JSONL's folder"
-    except (UnidentifiedImageError, OSError) as raised:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as raised:
         return f"cannot be read ({raised}); replace the file"
     if size != (record.width, record.height):
         return f"has {size[0]}x{size[1]} pixels, the record says {record.width}x{record.height}; correct one of them"

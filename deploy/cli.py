@@ -58,10 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands.choices["train"].add_argument(
         "--resume", metavar="auto|PATH", help="go on from the newest checkpoint of the run, or from this one"
     )
+    _add_plan(commands)
     _add_render(commands)
     evaluate = commands.choices["evaluate"]
     evaluate.add_argument("--attest", type=Path, metavar="CHECKPOINT", help=ATTEST)
     evaluate.add_argument("--attest_records", type=int, default=8, help="validation records that both engines answer")
+    _add_submit(commands)
     _add_import_coco(commands)
     _add_replay(commands)
     _add_report(commands)
@@ -124,6 +126,22 @@ def _check(arguments: argparse.Namespace) -> int:
     return WRONG_INPUT if any(finding.is_error for finding in findings) else DONE
 
 
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from deploy.plan import add_arguments
+
+    text = "estimate memory and throughput of a run, and what cannot fit; starts nothing"
+    parser = _with_config(commands.add_parser("plan", help=text, description=text))
+    add_arguments(parser)
+    parser.set_defaults(run=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from deploy.plan import plan
+
+    findings = plan(_load(arguments), arguments)
+    return WRONG_INPUT if any(finding.is_error for finding in findings) else DONE
+
+
 def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "write the run as Kubernetes manifests: RayJob, RayCluster, monitoring"
     parser = _with_config(commands.add_parser("render", help=text, description=text))
@@ -135,6 +153,22 @@ def _render(arguments: argparse.Namespace) -> int:
     from deploy.render import run
 
     return run(_load(arguments), arguments.output)
+
+
+def _add_submit(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    text = "run `train` as a job on a Ray cluster that exists, and follow its log"
+    parser = _with_config(commands.add_parser("submit", help=text, description=text))
+    parser.add_argument("--address", required=True, help="the head's dashboard, such as http://head:8265")
+    parser.add_argument("--no-wait", action="store_true", help="return when the job is accepted")
+    stop = "what Ctrl-C does to the job; without a terminal, ask means detach"
+    parser.add_argument("--on-interrupt", choices=("ask", "detach", "stop"), default="ask", help=stop)
+    parser.set_defaults(run=_submit)
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from deploy.submit import submit
+
+    return submit(_load(arguments), arguments)
 
 
 def _add_import_coco(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import ray
 
+from deploy.bundles import shares, totals
 from deploy.local_ray import LocalRay
-from deploy.placement import shares, totals
 from protocol.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,6 +13,7 @@ from protocol.coco import ImageFile, Rule
 from protocol.coco.importer import IMAGE_MULTIPLE
 from protocol.contracts import Record
 from protocol.norm1000 import to_pixels
+from protocol.record_lines import IMAGE_FORMATS
 
 _LABEL_HEIGHT = 14
 _COLOURS = (
@@ -32,9 +33,9 @@ _COLOURS = (
 def check_image(path: Path, width: int, height: int) -> ImageFile | Rule:
     """The image as it is; a rule where it is missing, unreadable or has another size. Reads the header only."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             size = image.size
-    except (FileNotFoundError, UnidentifiedImageError, OSError):
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
         return Rule.IMAGE_MISSING
     return ImageFile(path, width, height) if size == (width, height) else Rule.IMAGE_OTHER_SIZE
 
@@ -72,14 +73,14 @@ class Resizer:
             target = target.with_suffix(".png")
         size = fit_size(width, height, max_pixels=self._max_pixels)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(target, quality=95)
         return ImageFile(target, *size)
 
 
 def draw_overlay(record: Record) -> Image.Image:
     """The record's image with every shape and description drawn on it."""
-    with Image.open(record.images[0]) as opened:
+    with Image.open(record.images[0], formats=IMAGE_FORMATS) as opened:
         image = opened.convert("RGB")
     draw = ImageDraw.Draw(image)
     for truth in record.objects:

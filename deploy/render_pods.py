@@ -1,6 +1,6 @@
 """Pods of a RayCluster, as plain values: head group, learner group, rollout group. No I/O here.
 
-How many pods, and how many GPUs each asks for, follows from `deploy.placement.shares`: what is rendered is what the
+How many pods, and how many GPUs each asks for, follows from `deploy.bundles.shares`: what is rendered is what the
 driver places. Secrets are referred to by name only.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from deploy.placement import Share, shares
+from deploy.bundles import Share, shares
 from protocol.config import RunConfig
 
 Manifest = dict[str, Any]

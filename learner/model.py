@@ -122,6 +122,7 @@ def build_policy(settings: LearnerSettings) -> Policy:
         settings.model,
         dtype=getattr(torch, settings.compute_dtype),
         attn_implementation=implementation(settings.attn_impl),
+        use_safetensors=True,  # no other format: pickled weights would run what they hold
     )
     coord_ids = CoordIds.lookup(AutoTokenizer.from_pretrained(settings.model).get_vocab())
     adapter = None

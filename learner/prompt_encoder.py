@@ -19,6 +19,7 @@ from learner.collate import Vision, check_prompt
 from learner.settings import LearnerSettings
 from protocol.contracts import IntArray, Segment
 from protocol.errors import ImageError
+from protocol.record_lines import IMAGE_FORMATS, MAX_IMAGE_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +99,11 @@ class PromptEncoder:
 
 def _open(path: str, segment: Segment) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_IMAGE_PIXELS:
+                raise OSError(f"{image.width}x{image.height} pixels, the most is {MAX_IMAGE_PIXELS}")
             return image.convert("RGB")
-    except (FileNotFoundError, UnidentifiedImageError, OSError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ImageError(
             f"{segment.key}: cannot read {path}: {error}; the engine could: check that all nodes see the same files"
         ) from error

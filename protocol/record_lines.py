@@ -6,6 +6,7 @@ A line that cannot be a record is a `RecordError` that starts with `file:line:`;
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,10 @@ from protocol.serialization import GEOMETRIES, Ordering, is_bin, sanitize_desc, 
 from protocol.vocab import coord_value
 
 DATASET_SEED = 42
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+"""What is opened as an image, under PIL's names; some of its other readers start programs."""
+MAX_IMAGE_PIXELS = 1 << 26
+"""Largest image that is ever decoded: 65,536 image tokens, more than any model length. Bounds decompression bombs."""
 
 
 def parse_record(
@@ -43,12 +48,15 @@ def parse_record(
         data = json.loads(line)
         if not isinstance(data, dict):
             raise ValueError(f"is a JSON {type(data).__name__}, expected an object; write one record per line")
+        width, height = _side(data, "width"), _side(data, "height")
+        if width * height > MAX_IMAGE_PIXELS:
+            raise ValueError(f"width x height is {width}x{height}, the most is {MAX_IMAGE_PIXELS} pixels; shrink it")
         return Record(
             index=index,
             source=source,
-            images=(str(root / _image(data)),),
-            width=_side(data, "width"),
-            height=_side(data, "height"),
+            images=(_path(_image(data), root),),
+            width=width,
+            height=height,
             objects=_objects(data, ordering, f"{seed}/{epoch}/{index}"),
         )
     except json.JSONDecodeError as error:
@@ -64,6 +72,17 @@ def _image(data: Mapping[str, Any]) -> str:
     if len(images) != 1:
         raise ValueError(f"images has {len(images)} paths, expected 1; write one record per image")
     return str(images[0])
+
+
+def _path(image: str, root: Path) -> str:
+    """The image's path; with ROOT_IMAGE_DIR set it must lie below that folder, symbolic links followed."""
+    path = str(root / image)
+    confined = os.environ.get("ROOT_IMAGE_DIR")
+    if confined is not None:
+        below = os.path.realpath(confined)
+        if os.path.commonpath([below, os.path.realpath(path)]) != below:
+            raise ValueError(f"images[0] is {image}, outside ROOT_IMAGE_DIR {confined}; move the image, or unset it")
+    return path
 
 
 def _side(data: Mapping[str, Any], name: str) -> int:

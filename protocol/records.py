@@ -32,7 +32,7 @@ def read_records(
     """The records in file order, one line in memory at a time; `limit` keeps the first ones.
 
     Args:
-        root: folder that relative image paths count from; None: the file's own.
+        root: folder that relative image paths count from; None: ROOT_IMAGE_DIR, or the file's own.
 
     Raises:
         RecordError: the file cannot be read, or at the first line that is no record.
@@ -61,7 +61,7 @@ class RecordFile:
 
         Args:
             limit: keep the first records only.
-            root: folder that relative image paths count from; None: the file's own.
+            root: folder that relative image paths count from; None: ROOT_IMAGE_DIR, or the file's own.
             seed: of the object order when `ordering` is `random`.
 
         Raises:
@@ -141,7 +141,8 @@ def _open(path: str | Path) -> BinaryIO:
 
 
 def _root(path: str | Path, root: str | Path | None) -> Path:
-    return Path(root if root is not None else Path(path).parent).absolute()
+    """Where relative image paths count from: the argument, the environment's ROOT_IMAGE_DIR, the file's own folder."""
+    return Path(root or os.environ.get("ROOT_IMAGE_DIR") or Path(path).parent).absolute()
 
 
 def epoch_permutation(num_records: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

@@ -108,6 +108,8 @@ class ClusterConfig(Section):
     """Ray node labels that a rollout actor's node must have."""
     autoscaling: bool = False
     """The joined cluster can add nodes: wait for them, instead of refusing what today's nodes could never hold."""
+    gpu_memory_gib: PositiveFloat = 80.0
+    """Memory of one GPU in GiB, for the estimates of `rollmatch plan` and `rollmatch check`."""
     placement_timeout_s: PositiveFloat = 600.0
     """Seconds until the cluster must have room for every learner rank and rollout actor."""
     object_store_bytes: PositiveInt | None = None

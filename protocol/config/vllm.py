@@ -26,7 +26,8 @@ class VllmConfig(Section):
     enable_lora: bool = False
     """Send the adapter instead of merged weights (SPEC A18); needs `tuner.train_type: lora` without DoRA."""
     load_format: str | None = None
-    """Weight loader of the first start, such as `dummy` where a full sync follows. Null: vLLM's own choice."""
+    """Weight loader of the first start, such as `dummy` where a full sync follows. Null: `safetensors`, and
+    no pickled weights."""
     enable_prefix_caching: bool = True
     """Reuse the key-value cache of equal prompt heads; reset at every sync."""
     sleep_level: Literal[0] = 0
@@ -73,4 +74,4 @@ class VllmConfig(Section):
         values = {name: getattr(self, name) for name in type(self).model_fields if name not in skipped}
         if self.infer_batch_size is not None and self.infer_batch_size > 0:
             values["max_num_seqs"] = min(self.max_num_seqs, self.infer_batch_size)
-        return {name: value for name, value in values.items() if value is not None}
+        return {"load_format": "safetensors"} | {name: value for name, value in values.items() if value is not None}

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from deploy.placement import shares, totals
+from deploy.bundles import shares, totals
 from deploy.render import as_yaml, read_assets, render
 from deploy.render_pods import GPU, processes_per_pod
 from protocol.config import RunConfig, load_config

@@ -512,7 +512,7 @@ def test_the_reference_page_is_current() -> None:
 
 
 def test_every_shipped_run_file_loads() -> None:
-    files = sorted((ROOT / "configs").glob("**/*.yaml"))
+    files = sorted(path for path in (ROOT / "configs").glob("**/*.yaml") if path.name != "runtime_env.yaml")
     assert files
     for path in files:
         load_config(path)

@@ -232,3 +232,22 @@ def test_a_row_has_one_id_in_all_runs() -> None:
     assert dataset_name("data/blood.jsonl") == "blood"
     assert sample_id("lvis", 17) & 0xFFFFFFFF == 17
     assert sample_id("lvis", 17) != sample_id("coco", 17)
+
+
+def test_images_are_confined_to_root_image_dir_where_it_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside.png"
+    root.mkdir()
+    outside.touch()
+    (root / "link.png").symlink_to(outside)
+    monkeypatch.setenv("ROOT_IMAGE_DIR", str(root))
+    for image in ("../outside.png", str(outside), "link.png", "a/../../outside.png"):
+        path = write(tmp_path / "r.jsonl", line(images=[image]))
+        with pytest.raises(RecordError, match="outside ROOT_IMAGE_DIR"):
+            list(read_records(path))
+    (record,) = read_records(write(tmp_path / "r.jsonl", line(images=["a/../b.png"])))
+    assert record.images[0].startswith(str(root)), "relative paths count from it"
+
+
+def test_an_image_that_would_unfold_into_too_many_pixels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="width x height"):
+        list(read_records(write(tmp_path / "r.jsonl", line(width=1 << 14, height=1 << 13))))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from deploy.bundles import Node, Share, never_fits, shares, totals
 from deploy.cluster import required_cpus
-from deploy.placement import Node, Share, never_fits, shares, totals
 from protocol.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,170 @@
+"""Counts that are exact, formulas with small numbers, and the ten likeliest wrong configurations."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from deploy.check_model import _weight_files
+from deploy.cli import main
+from deploy.model_shape import PRESETS, ModelShape, model_shape, preset
+from deploy.sizing import HEAD_CHUNK_BYTES, Device, Load, balance, engine_memory, host_memory, learner_memory
+from protocol.config import RunConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+NODE = ROOT / "configs" / "node_8gpu.yaml"
+MATCHING = "custom.extra.rollout_matching"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def node(*overrides: str) -> RunConfig:
+    return load_config(NODE, overrides=list(overrides))
+
+
+def test_the_demo_model_is_counted_to_the_last_parameter() -> None:
+    shape = model_shape(load_config(ROOT / "configs" / "demo.yaml"))
+    assert shape is not None
+    stored = 0
+    for file in _weight_files(ROOT / "deploy" / "demo" / "model"):
+        content = file.read_bytes()
+        header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+        for name, entry in header.items():
+            if name != "__metadata__":
+                size = 1
+                for side in entry["shape"]:
+                    size *= side
+                stored += size
+    assert shape.num_params == stored
+
+
+@pytest.mark.parametrize(("name", "billions"), [("2B", 2.1), ("4B", 4.4), ("8B", 8.8)])
+def test_a_preset_has_the_size_in_its_name(name: str, billions: float) -> None:
+    assert round(preset(name).num_params / 1e9, 1) == billions
+
+
+def test_without_a_checkpoint_the_size_in_the_name_chooses_the_preset() -> None:
+    for name in PRESETS:
+        shape = model_shape(node(f"model.model=/nowhere/Qwen3-VL-{name}-coord"))
+        assert shape is not None
+        assert shape.source == f"preset {name}"
+    assert model_shape(node("model.model=/nowhere/some-model")) is None
+    assert model_shape(node("model.model=/nowhere/Qwen3-VL-32B")) is None, "not the 2B"
+
+
+def test_the_adapter_of_the_production_run_is_what_its_expression_matches() -> None:
+    config, shape = node(), preset("8B")
+    layer = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288)
+    merger = (4608 + 4608) + (4608 + 4096)
+    magnitudes = 8 * (4096 + 1024 + 1024 + 4096 + 2 * 12288 + 4096) + 4 * (4608 + 4096)
+    assert shape.trainable(config.tuner) == 16 * (8 * layer + 4 * merger) + magnitudes
+
+
+def test_zero_divides_what_it_says_it_divides() -> None:
+    config, shape = node("tuner.train_type=full", "tuner.freeze_vit=false", "tuner.use_dora=false"), preset("2B")
+    size = shape.num_params
+    stages = [learner_memory(shape, config, stage) for stage in range(4)]
+    assert stages[0].states == (2 + 2 + 12) * size
+    assert stages[1].states == (2 + 2 + 12 / 4) * size
+    assert stages[2].states == (2 + 2 / 4 + 12 / 4) * size
+    assert stages[3].states == 16 / 4 * size
+    assert len({stage.activations for stage in stages}) == 1
+
+
+def test_keys_and_values_of_a_token_are_spread_over_the_engines_gpus() -> None:
+    one, four = (engine_memory(preset("8B"), node(*over)) for over in (single(), ()))
+    assert one.cache_per_token == 2 * 36 * 8 * 128 * 2
+    assert four.cache_per_token == one.cache_per_token / 4
+    assert four.weights == one.weights / 4
+
+
+def single() -> list[str]:
+    return [f"{MATCHING}.vllm.tensor_parallel_size=1", "cluster.gpus_per_actor=1"]
+
+
+def test_more_actors_shorten_generation_and_more_ranks_training() -> None:
+    shape, load, device = preset("8B"), Load(prompt_tokens=1000, answer_tokens=2000), Device()
+
+    def times(*overrides: str) -> tuple[float, float]:
+        config = node(*overrides)
+        found = balance(shape, config, load, device, engine_memory(shape, config))
+        return found.rollout_s, found.train_s
+
+    rollout_s, train_s = times()
+    assert times("rollout.num_actors=2")[0] < rollout_s
+    assert times("cluster.num_learners=8")[1] == pytest.approx(train_s / 2)
+
+
+def test_a_publish_after_the_first_holds_only_what_training_can_change() -> None:
+    memory = host_memory(preset("8B"), node())
+    assert 0.1 < memory.later_publish / memory.first_publish < 0.3, "8 of 36 layers and the mergers"
+
+
+def test_the_chunk_of_the_head_is_the_learners() -> None:
+    from learner.lm_head import CHUNK_BYTES
+
+    assert HEAD_CHUNK_BYTES == CHUNK_BYTES
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "a misspelled setting": (["training.learning_rat=1e-5"], "the nearest is training.learning_rate"),
+    "no room for the prompt": ([f"{MATCHING}.vllm.max_model_len=8192"], "must exceed max_new_tokens"),
+    "tensor parallel without its GPUs": (["cluster.gpus_per_actor=2"], "give each actor that many GPUs"),
+    "tensor parallel that divides no head": (
+        [f"{MATCHING}.vllm.tensor_parallel_size=3", "cluster.gpus_per_actor=3"],
+        "does not divide",
+    ),
+    "several GPUs per learner rank": (["cluster.gpus_per_learner=4"], "raise cluster.num_learners"),
+    "a buffer smaller than what is owed": (["buffer.max_segments=32"], "must hold effective_batch_size"),
+    "a large model on a CPU": (["cluster.gpus_per_learner=0"], "would take years"),
+    "an engine without room for its weights": (
+        [*single(), f"{MATCHING}.vllm.gpu_memory_utilization=0.2"],
+        "weights alone take",
+    ),
+    "a learner without room for its optimizer": (
+        ["tuner.train_type=full", "tuner.use_dora=false", "cluster.num_learners=1"],
+        "train an adapter",
+    ),
+    "an object store smaller than the weights": (["cluster.object_store_bytes=4000000000"], "the first publish has"),
+}
+"""The ten of docs/troubleshooting.md, each with a part of its sentence."""
+
+
+@pytest.mark.parametrize("command", ["check", "plan"])
+@pytest.mark.parametrize("what", WRONG)
+def test_the_ten_likeliest_wrong_configurations_are_refused_with_a_sentence(
+    what: str, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    overrides, sentence = WRONG[what]
+    assert main([command, "--config", str(NODE), *overrides]) == 2
+    printed = capsys.readouterr()
+    assert sentence in printed.out + printed.err
+
+
+def test_what_the_ten_change_was_right_before(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", str(NODE)]) == 0
+    assert "estimates, not verified on a GPU" in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_wrong_configuration_of_the_page_is_one_of_the_ten() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    for what in WRONG:
+        assert what.lower() in page.lower(), f"docs/troubleshooting.md does not list: {what}"
+
+
+def test_a_model_of_unknown_size_needs_the_name_of_a_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", str(NODE), "model.model=/nowhere/some-model"]) == 2
+    assert "--model 2B or 4B or 8B" in capsys.readouterr().err
+    assert main(["plan", "--config", str(NODE), "--model", "4B", "model.model=/nowhere/some-model"]) == 0
+
+
+def test_shapes_are_read_from_a_config_file_without_a_preset() -> None:
+    shape = ModelShape.from_config(PRESETS["2B"], "here")
+    assert (shape.hidden, shape.num_layers, shape.num_kv_heads) == (2048, 28, 8)
