@@ -31,13 +31,13 @@ def common_manifests(config: RunConfig, assets: Mapping[str, str]) -> dict[str, 
 
 
 def run_file(config: RunConfig) -> Manifest:
-    """The run file as the driver reads it: every setting in effect, joined to the cluster it runs in.
+    """The run file as the driver reads it: what was written, with `extends` and overrides resolved.
 
     A run file holds no secret: settings that name one hold its name.
     """
-    values = config.as_mapping()
-    values["cluster"]["address"] = "auto"
-    values["metrics"]["host"] = "0.0.0.0"  # the network policy decides who reaches it
+    values = config.model_dump(mode="json", exclude_unset=True, exclude={"kubernetes"})
+    values.setdefault("cluster", {})["address"] = "auto"
+    values.setdefault("metrics", {})["host"] = "0.0.0.0"  # the network policy decides who reaches it
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     return _core(config, "v1", "ConfigMap", "run") | {"data": {"run.yaml": text}}
 

@@ -7,7 +7,7 @@ The token is where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.r
 | who waits | for what | who ends the wait | deadline |
 |---|---|---|---|
 | `_accepted` | the head's job agent | the head | 120 s |
-| `_follow` | the job's end | the job, whose own waits have deadlines; Ctrl-C | none while the head answers; 300 s without |
+| `_follow` | the job's end | the job, by its own deadlines; Ctrl-C | 300 s without an answer |
 | `_stop` | a stopped job's checkpoint | the driver; Ray, which kills it | `RAY_JOB_STOP_WAIT_TIME_S` and a minute |
 """
 

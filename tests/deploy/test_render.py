@@ -16,7 +16,7 @@ import yaml
 from deploy.bundles import shares, totals
 from deploy.render import as_yaml, read_assets, render
 from deploy.render_pods import GPU, processes_per_pod
-from protocol.config import RunConfig, load_config
+from protocol.config import RunConfig, config_from_mapping, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "deploy" / "k8s"
@@ -167,7 +167,9 @@ def test_a_retry_resumes_and_the_driver_joins_the_cluster_it_runs_in() -> None:
     assert spec["backoffLimit"] == 3
     assert "training.resume=auto" in spec["entrypoint"]
     run = yaml.safe_load(files["common/run.yaml"]["data"]["run.yaml"])
-    assert run["cluster"]["address"] == "auto"
+    read, given = config_from_mapping(run).as_mapping(), config("metrics.host=0.0.0.0").as_mapping()
+    assert read["cluster"]["address"] == "auto"
+    assert read | {"kubernetes": None} == given | {"kubernetes": None}, "the driver reads the same run"
 
 
 def test_no_secret_is_rendered_only_its_name() -> None:
