@@ -144,13 +144,21 @@ class Controller:
     def _first_training(self) -> tuple[list[Entry], dict[str, float]]:
         """The next window, trained once. Where objects of it are lost, their requests are rolled out again first."""
         while True:
-            entries, metrics = self._intake.collect(self._leave_if_asked)
+            entries, metrics = self._intake.collect(self._between_polls)
             self._intake.admit()
             try:
                 return entries, metrics | self._train(entries)
             except SegmentsLost as error:
                 self._observer.event("segments_lost", count=len(error.positions), message=str(error))
                 self._intake.roll_out_again(entries, set(error.positions))
+
+    def _catch_up(self) -> None:
+        """An engine that came back cannot read a broadcast of the past: it gets the version once more, in full.
+
+        Called where the learner is idle."""
+        if self._pool.awaits_full:
+            assert self._pool.published.version is not None
+            self._pool.publish(*self._learner.publish(self._pool.published.version, True))
 
     def _meanwhile(self, work: Callable[[], T]) -> T:
         """The learner's `work`, while what the actors answer is taken in."""
@@ -194,6 +202,7 @@ class Controller:
         self._pool.publish(manifest, refs)
         while not self._pool.synced:
             self._intake.take_in()
+            self._catch_up()
         self.state.version = version
         reports = self._pool.reports
         self._observer.event(
@@ -217,6 +226,10 @@ class Controller:
     def _evaluating(self, answered: int) -> None:
         total = len(self._validation)
         self._observer.phase("evaluate", f"{total - answered} of {total} validation rollouts")
+        self._between_polls()
+
+    def _between_polls(self) -> None:
+        self._catch_up()
         self._leave_if_asked()
 
     def _leave_if_asked(self) -> None:

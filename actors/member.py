@@ -87,6 +87,11 @@ class Member:
         self.state = state
 
     @property
+    def process(self) -> str:
+        """Name of the process that fills the slot now: `actor-0`, and `actor-0-2` after two failures."""
+        return f"{self.name}-{self.causes.total()}" if self.causes else self.name
+
+    @property
     def takes_requests(self) -> bool:
         return self.state is ActorState.SYNCED and not self.alone
 

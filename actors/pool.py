@@ -119,11 +119,26 @@ class RolloutPool:
 
     def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         """Sends a version to every live engine; `poll` until `synced`. Others get it in full when they are back."""
+        if manifest.version != self.published.version:
+            self.reports = []
         self.published.update(manifest, refs)
-        self.reports = []
         for member in self._members:
-            if member.is_live and member.call is None:
+            invited = manifest.group is None or member.process in manifest.group.offsets
+            if invited and member.is_live and member.call is None:
                 self._begin_load(member, manifest, list(refs))
+
+    def recipients(self, full: bool) -> list[str]:
+        """Engine processes for the next broadcast: in part to those that are current, in full to the others."""
+        first = self.published.version is None
+        idle = [member for member in self._members if member.is_live and member.call is None]
+        return [member.process for member in idle if first or self._is_current(member) != full]
+
+    @property
+    def awaits_full(self) -> bool:
+        """An engine came back after a broadcast, which it cannot read any more."""
+        if self.published.latest is None or self.published.can_be_fetched:
+            return False
+        return any(m.is_live and m.call is None and not self._is_current(m) for m in self._members)
 
     @property
     def synced(self) -> bool:
@@ -162,13 +177,16 @@ class RolloutPool:
 
     def _begin_start(self, member: Member) -> None:
         member.enter(ActorState.STARTING)
-        member.handle = self._spawn(f"{member.name}-{member.causes.total()}" if member.causes else member.name)
+        member.handle = self._spawn(member.process)
         call = member.handle.start.options(**CONTROL).remote(self._warmup)
         limit = self._settings.startup_timeout_s
         member.call = Call(call, f"{member.name} to start its engine (rollout.startup_timeout_s)", _after(limit))
 
     def _begin_load(self, member: Member, manifest: WeightsManifest, refs: list[Any]) -> None:
         member.enter(ActorState.STALE)
+        if manifest.group is not None:
+            own = replace(manifest.group, rank_offset=manifest.group.offsets[member.process])
+            manifest = replace(manifest, group=own)
         ref = member.handle.load_weights.options(**CONTROL).remote(manifest, refs, self._settings.in_flight)
         what = f"{member.name} to load version {manifest.version} (sync.timeout_s)"
         member.call = Call(ref, what, _after(self._settings.sync_timeout_s), manifest)
@@ -208,7 +226,7 @@ class RolloutPool:
         member.enter(ActorState.STALE)
         if self._serves_start:
             member.enter(ActorState.SYNCED)
-        elif self.published.latest is not None:
+        elif self.published.can_be_fetched:
             self._begin_load(member, *self.published.full())
 
     def _on_loaded(self, member: Member, report: LoadReport, manifest: WeightsManifest) -> None:
@@ -219,7 +237,8 @@ class RolloutPool:
             )
         member.moved()
         if manifest.version != self.published.version:  # a newer one was published meanwhile
-            self._begin_load(member, *self.published.full())
+            if self.published.can_be_fetched:
+                self._begin_load(member, *self.published.full())
             return
         member.version = manifest.version
         self.reports.append(report)

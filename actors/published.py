@@ -28,11 +28,19 @@ class PublishedWeights:
         """Policy version of the last publish; None before the first."""
         return self.latest[0].version if self.latest else None
 
+    @property
+    def can_be_fetched(self) -> bool:
+        """Whether `full` can serve the last publish to an engine that comes later."""
+        return self.latest is not None and self.latest[0].group is None
+
     def update(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         """Takes a publish. The first must be full."""
-        assert manifest.full or self._entries, "the first publish must be full"
+        assert manifest.full or self.latest, "the first publish must be full"
         if manifest.full:
             self._entries.clear()
+        if manifest.group is not None:  # broadcast: nothing is left to read later
+            self.latest = (manifest, [])
+            return
         for entry in manifest.tensors:
             self._entries[entry.name] = (entry, manifest.bucket_checksums[entry.bucket], refs[entry.bucket])
         self.latest = (manifest, list(refs))

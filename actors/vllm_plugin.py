@@ -29,6 +29,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from actors.nccl_receiver import NcclReceiver, VllmEnd
 from actors.weight_buckets import tensor_views, verify_buckets
 from protocol.contracts import Bucket, WeightsManifest
 from protocol.errors import SyncError
@@ -58,13 +59,18 @@ class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo
 
     def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
         self.received: tuple[str, ...] = ()
+        self._receiver = NcclReceiver(lambda group: VllmEnd(group, self.parallel_config))
 
     def start_weight_update(self) -> None:
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BucketUpdateInfo) -> None:
-        self.received = verify_buckets(update_info.manifest, update_info.buckets)
-        self.model.load_weights(tensor_views(update_info.manifest, update_info.buckets))
+        manifest, buckets = update_info.manifest, update_info.buckets
+        if manifest.group is not None:
+            self.received = self._receiver.receive(manifest, self.model.load_weights)
+            return
+        self.received = verify_buckets(manifest, buckets)
+        self.model.load_weights(tensor_views(manifest, buckets))
 
     def finish_weight_update(self) -> None:
         _require_whole_layers(self.model)
@@ -72,7 +78,7 @@ class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo
         _repack_tied_heads(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        self._receiver.close()
 
 
 class WorkerExtension:

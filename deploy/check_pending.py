@@ -21,7 +21,6 @@ class Pending(NamedTuple):
 
 
 CHANGES_TRAINING = (
-    Pending("sync.backend", lambda c: c.sync.backend != "object_store", "write object_store"),
     Pending("training.packing_carry", lambda c: c.training.packing_carry, "set it to false: windows are trained whole"),
 )
 

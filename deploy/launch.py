@@ -34,6 +34,7 @@ from deploy.environment import write_environment
 from deploy.observer import RunObserver
 from deploy.placement import Placement, reserve
 from deploy.signals import StopSignals
+from deploy.sync_backends import publishing_learner
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings
 from protocol.config import RunConfig
@@ -132,7 +133,7 @@ def _service(
         controller = Controller(
             loop_settings(config, num_records),
             pool=pool,
-            learner=learner,
+            learner=publishing_learner(config, learner, pool),
             buffer=buffer,
             requests=RequestStream(
                 data.training,

@@ -7,9 +7,11 @@ group is killed and the rank's error is raised; the driver restarts a group from
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from learner.checkpoint import Checkpoint
 from learner.ranks import LearnerRank, failure_of, wait_all
 from learner.results import SkipLimit, StepResult, combine
 from learner.settings import LearnerSettings
-from protocol.contracts import PackPlan, WeightsManifest
+from protocol.contracts import PackPlan, SyncGroup, WeightsManifest
 from protocol.errors import ContractError, DeadlineError, LearnerDeadlineError, LearnerError, SegmentsLost
+
+log = logging.getLogger("rollmatch.learner")
 
 
 class LearnerGroup:
@@ -48,6 +52,7 @@ class LearnerGroup:
         self._step_timeout_s = step_timeout_s
         self._skips = SkipLimit(settings.max_skipped_steps)
         self._ranks: list[Any] = []
+        self._broadcasts: Any = None
 
     def start(self) -> None:
         """Places the ranks, arranges their rendezvous, loads the model on each.
@@ -129,6 +134,38 @@ class LearnerGroup:
             wait_all({**dict(enumerate(refs[-1:])), **calls}, self._step_timeout_s, "publish")
             manifest: WeightsManifest = ray.get(refs[-1])
         return manifest, refs[:-1]
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Address of rank 0 and a free port there."""
+        first, *_ = self._alive("rendezvous")
+        with self._fatal():
+            _, address, port = wait_all({0: first.where.remote()}, self._step_timeout_s, "rendezvous")[0]
+        return address, port
+
+    def broadcast(self, version: int, full: bool, group: SyncGroup) -> WeightsManifest:
+        """The manifest of a publish that rank 0 broadcasts from now on, while the engines are told to receive it.
+
+        The learner's next call waits until the broadcast has ended, well or by its deadline. How it ended is logged
+        then: a failure is the engines', who do not attest, and not the learner's.
+        """
+        first, *others = self._alive("publish")
+        self._log_broadcast()
+        with self._fatal():
+            stream = first.publish.options(num_returns="streaming").remote(version, full, group)
+            calls = {number: rank.join_publish.remote(version, full) for number, rank in enumerate(others, start=1)}
+            head = list(islice(self._drain(stream, list(calls.values()), "publish"), 1))
+            wait_all({**dict(enumerate(head)), **calls}, self._step_timeout_s, "publish")
+            manifest: WeightsManifest = ray.get(head[0])
+        self._broadcasts = stream
+        return manifest
+
+    def _log_broadcast(self) -> None:
+        """What became of the broadcast before."""
+        if self._broadcasts is not None:
+            for ref in self._drain(self._broadcasts, [], "the broadcast before"):
+                if failure := ray.get(ref):
+                    log.warning("a broadcast of weights failed: %s", failure)
+        self._broadcasts = None
 
     def save_checkpoint(self, path: Path, extra: dict[str, Any]) -> None:
         """Writes everything a resumed run needs, and `extra` beside it, under `path`; see `learner.checkpoint`."""

@@ -16,7 +16,7 @@ import ray
 
 from learner.results import PeerError
 from learner.settings import LearnerSettings
-from protocol.contracts import Bucket, Segment, WeightsManifest
+from protocol.contracts import Bucket, Segment, SyncGroup, WeightsManifest
 from protocol.errors import LearnerDeadlineError, LearnerError, RollmatchError
 
 if TYPE_CHECKING:  # importing these imports torch
@@ -85,9 +85,11 @@ class LearnerRank:
         """Trains on what `fetch` has brought."""
         return self._ready.train_step(self._packs, fetch_s=self._fetch_s)
 
-    def publish(self, version: int, full: bool) -> Iterator[Bucket | WeightsManifest]:
+    def publish(
+        self, version: int, full: bool, group: SyncGroup | None = None
+    ) -> Iterator[Bucket | WeightsManifest | str]:
         """A streaming generator on rank 0: what it yields belongs to the caller and outlives this process."""
-        yield from self._ready.publish(version, full)
+        yield from self._ready.publish(version, full, group)
 
     def join_publish(self, version: int, full: bool) -> None:
         """The other ranks' part of a publish."""

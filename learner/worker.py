@@ -28,13 +28,14 @@ from learner.export import check_names, start_folder, write_adapter, write_merge
 from learner.losses import LossSums, StepCounts, make_sums, scales
 from learner.merge import MergedWeights, Rounding
 from learner.model import HeadOutput, build_policy
+from learner.nccl_sender import NcclSender
 from learner.prompt_encoder import Prompt, PromptEncoder
 from learner.publisher import Publisher
 from learner.residence import Residence
 from learner.results import PeerError, RankStep, Seconds
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings
-from protocol.contracts import IGNORE_INDEX, Bucket, RequestKey, Segment, WeightsManifest
+from protocol.contracts import IGNORE_INDEX, Bucket, RequestKey, Segment, SyncGroup, WeightsManifest
 
 
 class LearnerWorker:
@@ -49,6 +50,7 @@ class LearnerWorker:
         self._weights = MergedWeights(self._policy, getattr(torch, settings.torch_dtype))
         check_names(self._weights.names(), start, tied={"lm_head.weight"})
         self._engine = TrainEngine(self._policy, settings)
+        self._sender = NcclSender()
         self._residence = Residence(self._engine, settings.offload)
         self._encoder = PromptEncoder(settings)
         served = AdapterWeights(self._policy, self._weights.dtype) if settings.publishes_adapter else self._weights
@@ -86,14 +88,26 @@ class LearnerWorker:
                 broken.extend(batch.keys)
         return self._finish(sums, loss, seconds, segments, tuple(broken))
 
-    def publish(self, version: int, full: bool) -> Iterator[Bucket | WeightsManifest]:
-        """See `Publisher.publish`: buckets and then the manifest on rank 0, nothing elsewhere. Collective."""
+    def publish(
+        self, version: int, full: bool, group: SyncGroup | None = None
+    ) -> Iterator[Bucket | WeightsManifest | str]:
+        """See `Publisher.publish`: buckets and then the manifest on rank 0, nothing elsewhere. Collective.
+
+        With a `group` the buckets are broadcast after the manifest was taken; last comes why that failed, or "".
+        """
         self._residence.enter()
+        held: list[Bucket] = []
         for item in self._publisher.publish(version, full):
             if isinstance(item, WeightsManifest):
                 self._residence.leave()  # before the driver can wake an engine on this device
-            yield item
+                yield replace(item, group=group)
+            elif group is None:
+                yield item
+            else:
+                held.append(item)
         self._residence.leave()
+        if held and group is not None:
+            yield self._sender.send(group, held)
 
     def save_checkpoint(self, folder: Path) -> None:
         """This rank's part of a checkpoint. Collective."""

@@ -7,6 +7,7 @@ are int32. Nothing here validates: the producer named in each docstring does, on
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple
@@ -298,6 +299,22 @@ class TensorEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SyncGroup:
+    """One generation of the group that a version is broadcast to; see `protocol.sync_group`."""
+
+    generation: int
+    address: str
+    port: int
+    world_size: int
+    """The learner's first rank, and the ranks of all engines in the group."""
+    offsets: Mapping[str, int]
+    """First rank of each engine, by the name of its process, which a restart changes."""
+    timeout_s: float
+    rank_offset: int = 0
+    """The reader's own entry of `offsets`; set by whoever hands the group to an engine."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsManifest:
     """Describes one published version, whose buckets are in the object store."""
 
@@ -312,5 +329,7 @@ class WeightsManifest:
     adapter: str | None = None
     """The text of peft's `adapter_config.json` where the tensors are an adapter on the start checkpoint; None where
     they are the checkpoint's own, merged."""
+    group: SyncGroup | None = None
+    """Whom the buckets are broadcast to; None where they are objects in the object store."""
     extra: dict[str, float] = field(default_factory=dict)
     """Timings and rounding report of the producer."""

@@ -166,6 +166,20 @@ def _devices(config: RunConfig) -> Iterator[Problem]:
             "nccl needs GPUs on both sides; set cluster.gpus_per_learner and gpus_per_actor, or write object_store"
         )
         yield Problem(("sync.backend", "cluster.gpus_per_actor", "cluster.gpus_per_learner"), message)
+    if config.sync.backend == "nccl" and config.sync.timeout_s >= cluster.step_timeout_s:
+        message = (
+            f"must be below cluster.step_timeout_s {cluster.step_timeout_s:g}, got {config.sync.timeout_s:g}: "
+            "a broadcast that an engine misses holds the learner that long; lower it"
+        )
+        yield Problem(("sync.timeout_s", "cluster.step_timeout_s"), message)
+    for path, asked in (
+        (f"{MATCHING}.vllm.enable_lora", config.matching.vllm.enable_lora),
+        ("cluster.colocate", cluster.colocate),
+        (f"{MATCHING}.rollout_backend", config.matching.rollout_backend != "vllm"),
+    ):
+        if config.sync.backend == "nccl" and asked:
+            message = "nccl broadcasts merged weights to vLLM engines on GPUs of their own; write object_store"
+            yield Problem(("sync.backend", path), message)
 
 
 def _offload(config: RunConfig) -> Iterator[Problem]:

@@ -66,7 +66,7 @@ class SyncConfig(Section):
     """How weights reach the engines."""
 
     backend: Literal["object_store", "nccl"] = "object_store"
-    """`object_store` works everywhere; `nccl` broadcasts between GPUs."""
+    """`object_store` works everywhere; `nccl` broadcasts between GPUs (not verified on a GPU)."""
     in_flight: Literal["drain", "continue", "abort"] = "drain"
     """What happens to running rollouts at a sync: they end first (`drain`); they go on with the new weights, and what
     was computed for them is computed again (`continue`); or they start over (`abort`). Without effect at

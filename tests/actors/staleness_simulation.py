@@ -42,6 +42,8 @@ class Actor:
 class RandomPool:
     """Each poll lets some random things happen."""
 
+    awaits_full = False
+
     def __init__(self, rng: random.Random, num_actors: int, in_flight: str) -> None:
         self._rng = rng
         self._in_flight = in_flight

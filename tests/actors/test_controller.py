@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ class FakePool:
         self._open: deque[RolloutRequest] = deque()
         self._answered = 0
         self.version = 0
+        self.published = SimpleNamespace(version=0)
 
     @property
     def num_open(self) -> int:
@@ -84,9 +86,11 @@ class FakePool:
     def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         self._log.append(f"sync {manifest.version}, {self.num_open} in flight")
         self.version = manifest.version
+        self.published.version = manifest.version
         self.reports = [LoadReport(version=manifest.version, bucket_checksums=(), num_tensors=1, load_seconds=0.0)]
 
     synced = True
+    awaits_full = False
 
 
 class FakeStep:
@@ -216,6 +220,22 @@ def test_engines_that_share_the_learners_device_leave_it_before_each_training_an
         *("sleep, 0 in flight", "train 4", "sync 2, 0 in flight"),
         "sleep, 0 in flight",  # the last checkpoint
     ]
+
+
+def test_an_engine_that_cannot_read_a_past_broadcast_gets_the_version_again_in_full() -> None:
+    loop = build(max_steps=1)
+    published, pool = loop.learner.publish, loop.controller._pool
+    returns = iter([True])  # after the first publish an actor comes back
+
+    def publish(version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
+        loop.log.append(f"publish {version}" + (" in full" if full else ""))
+        pool.awaits_full = next(returns, False)  # type: ignore[misc]
+        return published(version, full)
+
+    loop.learner.publish = publish  # type: ignore[method-assign]
+    loop.controller.run()
+    publishes = [line for line in loop.log if line.startswith("publish")]
+    assert publishes == ["publish 0 in full", "publish 0 in full", "publish 1"]
 
 
 def test_an_optimizer_step_that_trains_a_window_again_generated_nothing() -> None:
