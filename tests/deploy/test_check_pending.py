@@ -24,7 +24,7 @@ def config(path: str | None = None, value: Any = None) -> RunConfig:
             "json_format": "standard",
             "extra": {"rollout_matching": {"vllm": {"max_model_len": 4096}}},
         },
-        "training": {"effective_batch_size": 8},
+        "training": {"effective_batch_size": 8, "packing": True},
     }
     if path is not None:
         *sections, name = path.split(".")
@@ -42,7 +42,7 @@ def test_the_defaults_ask_for_nothing_that_is_missing() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("sync.backend", "nccl"),
+        ("training.packing_carry", True),
     ],
 )
 def test_what_would_change_the_training_is_an_error(path: str, value: Any) -> None:
