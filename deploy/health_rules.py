@@ -133,7 +133,9 @@ def _precision(n: Numbers) -> Iterator[HealthFinding]:
         )
 
 
-def _rate(metric: str, bound: float, level: Level, title: str, what: str, change: str) -> Rule:
+def _rate(
+    metric: str, bound: float, level: Level, title: str, what: str, change: str | Callable[[Numbers], str]
+) -> Rule:
     """A share that must stay below a bound."""
 
     def rule(n: Numbers) -> Iterator[HealthFinding]:
@@ -143,9 +145,22 @@ def _rate(metric: str, bound: float, level: Level, title: str, what: str, change
         since = n.since(metric, bound)
         after = f" after step {since:.0f}" if since is not None and end > start else ""
         moved = f"rose from {_percent(start)} to {_percent(end)}{after}" if end > start else f"is {_percent(end)}"
-        yield HealthFinding(level, title, f"{what} {moved}: {change}.")
+        advice = change if isinstance(change, str) else change(n)
+        yield HealthFinding(level, title, f"{what} {moved}: {advice}.")
 
     return rule
+
+
+def _against_truncation(n: Numbers) -> str:
+    """Rollouts are cut off, or they end by themselves with their JSON open."""
+    most = n.setting("custom.extra.rollout_matching.max_new_tokens", 0)
+    longest = n.end("rollout/gen_new_tokens_p99")
+    if most and longest is not None and longest < 0.95 * most:
+        return (
+            f"nearly all end by themselves, with {longest:.0f} of {most} new tokens and their JSON open: "
+            "the format is being lost, look at the worst samples"
+        )
+    return "raise max_new_tokens or the guard (repeat_terminate)"
 
 
 def _lengths(n: Numbers) -> Iterator[HealthFinding]:
@@ -225,7 +240,7 @@ RULES: tuple[Rule, ...] = (
         Level.BAD,
         "Truncated rollouts",
         "truncation",
-        "raise max_new_tokens or the guard (repeat_terminate)",
+        _against_truncation,
     ),
     _rate(
         "rollout/parse_obj_drop_frac",

@@ -47,7 +47,8 @@ class RunView(NamedTuple):
 
 def render(runs: Sequence[RunData]) -> str:
     """The whole page."""
-    figures = {chart.key: chart.figure for chart in charts(runs)}
+    curves = charts(runs)
+    figures = {chart.key: chart.figure for chart in curves}
     views = [_view(run, at, figures) for at, run in enumerate(runs)]
     environment = Environment(
         loader=PackageLoader("deploy.report", "templates"), autoescape=True, undefined=StrictUndefined
@@ -56,7 +57,7 @@ def render(runs: Sequence[RunData]) -> str:
         title=" · ".join(run.name for run in runs),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         views=views,
-        charts=charts(runs),
+        charts=curves,
         figures=Markup(_script_safe(json.dumps(figures))),
         plotly=Markup(_plotly()),
         mask_css=Markup(MASK_CSS),

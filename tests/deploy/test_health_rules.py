@@ -32,6 +32,12 @@ def test_truncation_is_told_with_its_rise_and_its_step() -> None:
     )
 
 
+def test_rollouts_that_end_early_with_open_json_need_another_remedy() -> None:
+    (found,) = said(rows(rollout__parse_truncated_rate=0.4, rollout__gen_new_tokens_p99=90.0), max_new_tokens=256)
+    assert "end by themselves, with 90 of 256 new tokens" in found.text
+    assert "raise max_new_tokens" not in found.text
+
+
 def test_a_share_that_was_high_all_along_did_not_rise() -> None:
     (found,) = said(rows(rollout__parse_truncated_rate=0.4))
     assert found.text.startswith("truncation is 40 %:")

@@ -11,6 +11,7 @@ from deploy.attest import attest
 from deploy.launch import evaluate_only, train
 from protocol.config import RunConfig
 from tests.integration.conftest import read_lines
+from tests.integration.recorded import check_recorded
 
 pytestmark = pytest.mark.integration
 
@@ -19,7 +20,9 @@ def test_two_windows_with_two_learner_ranks_train_on_what_the_engines_serve(
     demo_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     # A high learning rate, so that two training steps move the answers.
-    summary = train(demo_config("cluster.num_learners=2", "training.learning_rate=1e-3"))
+    dump = "custom.extra.rollout_matching.monitor_dump.enabled=true"
+    config = demo_config("cluster.num_learners=2", "training.learning_rate=1e-3", dump)
+    summary = train(config)
 
     assert summary["steps"] == 2
     assert summary["rollouts"] == 8
@@ -33,6 +36,7 @@ def test_two_windows_with_two_learner_ranks_train_on_what_the_engines_serve(
     steps = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss/ce" in line]
     assert [line["step"] for line in steps] == [1, 2]
     assert all(line["sync/changed_tensors"] > 0 and line["policy/staleness_max"] == 0 for line in steps)
+    check_recorded(config)
 
     # The checksums attest the bytes that arrived. This attests what is served: engines that took two publishes and an
     # engine that never took one give the same rollouts, so the same metrics to the last digit.
