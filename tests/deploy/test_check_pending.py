@@ -25,6 +25,7 @@ def config(path: str | None = None, value: Any = None) -> RunConfig:
             "extra": {"rollout_matching": {"vllm": {"max_model_len": 4096}}},
         },
         "training": {"effective_batch_size": 8, "packing": True},
+        "rollout": {"max_staleness": 1},
     }
     if path is not None:
         *sections, name = path.split(".")
