@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 Rows = Sequence[Mapping[str, float]]
 
+USABLE = 0.9
 TRUNCATED = 0.05
 REJECTED = 0.10
 DUPLICATES = 0.10
@@ -133,6 +134,21 @@ def _precision(n: Numbers) -> Iterator[HealthFinding]:
         )
 
 
+def _format(n: Numbers) -> Iterator[HealthFinding]:
+    usable = n.end("rollout/sample_valid_pred_rate")
+    if usable is None or usable >= USABLE:
+        return
+    before = n.start("rollout/sample_valid_pred_rate") or 0.0
+    lost = before >= USABLE
+    remedy = "lower training.learning_rate" if lost else "use a checkpoint that was trained with these prompts"
+    yield HealthFinding(
+        Level.BAD,
+        "The format is lost" if lost else "The model does not speak the format",
+        f"{_percent(usable)} of the rollouts hold a valid object, {_percent(before)} at the start: look at the worst "
+        f"samples; {remedy}.",
+    )
+
+
 def _rate(
     metric: str, bound: float, level: Level, title: str, what: str, change: str | Callable[[Numbers], str]
 ) -> Rule:
@@ -234,6 +250,7 @@ def _quarantine(n: Numbers) -> Iterator[HealthFinding]:
 RULES: tuple[Rule, ...] = (
     _quality,
     _precision,
+    _format,
     _rate(
         "rollout/parse_truncated_rate",
         TRUNCATED,

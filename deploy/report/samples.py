@@ -43,7 +43,7 @@ def best_and_worst(run: RunData, count: int = 3) -> tuple[list[Sample], list[Sam
     # Many objects make a sample telling: among equal scores they come first.
     ranked = sorted(latest.values(), key=lambda each: (-each.trace.f1, -len(each.trace.record.objects)))
     worst = sorted(latest.values(), key=lambda each: (each.trace.f1, -len(each.trace.record.objects)))
-    best = ranked[:count]
+    best = [each for each in ranked if each.trace.f1 > 0][:count]
     names = {each.trace.key for each in best}
     maker = _SampleMaker(run)
     return [maker.make(each) for each in best], [maker.make(e) for e in worst if e.trace.key not in names][:count]

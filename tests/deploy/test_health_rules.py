@@ -55,6 +55,8 @@ def test_a_share_that_was_high_all_along_did_not_rise() -> None:
             "Recall without precision",
             Level.WATCH,
         ),
+        ({"rollout__sample_valid_pred_rate": lambda s: 1 - s / 150}, {}, "The format is lost", Level.BAD),
+        ({"rollout__sample_valid_pred_rate": 0.0}, {}, "The model does not speak the format", Level.BAD),
         ({"rollout__parse_obj_drop_frac": 0.2}, {}, "Invalid objects", Level.BAD),
         ({"rollout__duplicate_rate": 0.2}, {}, "Duplicates", Level.BAD),
         ({"rollout__gen_new_tokens_p90": 256.0}, {"max_new_tokens": 256}, "Rollouts reach their limit", Level.WATCH),
@@ -101,4 +103,4 @@ def test_a_healthy_run_says_so_and_a_run_without_steps_too() -> None:
 def test_the_worst_comes_first_and_numbers_that_are_not_finite_do_no_harm() -> None:
     found = said(rows(rollout__f1=lambda s: float("nan") if s == 3 else s / 200, rollout__duplicate_rate=0.2))
     assert [each.level for each in found] == [Level.BAD, Level.GOOD]
-    assert len(RULES) == 15
+    assert len(RULES) == 16
