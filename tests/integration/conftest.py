@@ -65,3 +65,20 @@ def processes_with(marker: str) -> list[str]:
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # it ended between listing and reading, which is what the caller hopes for
     return found
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Command lines of the living processes below `pid`, by process id."""
+    parents, commands = {}, {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            commands[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended between listing and reading
+    below = {pid}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    return {child: commands[child] for child in below - {pid} if child in commands}

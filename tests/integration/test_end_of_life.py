@@ -49,13 +49,14 @@ def wait_until_gone(marker: str, deadline_s: float = 30) -> list[str]:
     return alive
 
 
-def test_ctrl_c_checkpoints_exits_130_and_leaves_no_process(
-    arguments: Callable[..., list[str]], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
+def test_a_signal_for_the_whole_group_checkpoints_exits_130_and_leaves_no_process(
+    arguments: Callable[..., list[str]], tmp_path: Path, number: signal.Signals
 ) -> None:
     marker = uuid.uuid4().hex
     process = start(arguments("training.max_steps=500", "custom.val_jsonl=null"), marker)
     wait_for_step(tmp_path / "run" / "metrics.jsonl", process)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: the whole foreground group gets it
+    os.killpg(process.pid, number)  # what a terminal, a shell's `timeout` and a job manager do
     _, errors = process.communicate(timeout=180)
 
     assert process.returncode == 130, errors[-2000:]
