@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from learner.collate import Batch
 from learner.losses import LossScales
 from learner.model import HeadOutput, Policy, parameter_groups, trainable
 from learner.settings import LearnerSettings
+from learner.universal import convert
 from protocol.errors import ConfigError
 
 OWNED = {
@@ -204,8 +206,21 @@ class TrainEngine:
         """Optimizer state, masters and what is trained; frozen parameters are in the start checkpoint."""
         self._engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
 
-    def load(self, folder: Path) -> None:
-        self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+    def load(self, folder: Path, saved_by: int) -> None:
+        """What `save` wrote; `saved_by` ranks wrote it, and below stage 3 another number may read it."""
+        if self.stage == 0 or saved_by == self.world_size:
+            self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+            return
+        if self.rank == 0:
+            shutil.rmtree(folder / "universal", ignore_errors=True)
+            convert(folder / "state", folder / "universal")
+        self.barrier()
+        self._engine._config.load_universal_checkpoint = True
+        self._engine.load_checkpoint(str(folder), tag="universal", load_module_strict=False)
+        self._engine._config.load_universal_checkpoint = False
+        self.barrier()
+        if self.rank == 0:
+            shutil.rmtree(folder / "universal")
 
 
 def _optimizer(

@@ -129,7 +129,7 @@ class LearnerWorker:
         A rank that has no file of its own (the run has more ranks than before) keeps its fresh random generators.
         """
         self._residence.enter()
-        self._engine.load(folder / "deepspeed")
+        self._engine.load(folder / "deepspeed", saved_by=len(list((folder / "ranks").glob("*.pt"))))
         own = folder / "ranks" / f"{self._engine.rank}.pt"
         saved = torch.load(own if own.exists() else own.with_name("0.pt"), weights_only=False)
         self.step = saved["step"]

@@ -154,11 +154,12 @@ def test_a_resumed_run_gives_the_same_losses_and_weights(
     assert any(not np.array_equal(weights, first[0].weights[name]) for name, weights in unbroken.items())
 
 
-def test_replicated_state_resumes_on_another_number_of_ranks(
-    start: Path, tmp_path: Path, segments: list[Segment], one: Ranks, two: Ranks
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_state_below_stage_3_resumes_on_another_number_of_ranks(
+    start: Path, tmp_path: Path, segments: list[Segment], one: Ranks, two: Ranks, stage: int
 ) -> None:
-    two.case(settings(start, 0), [SHARDED], segments)
+    two.case(settings(start, stage), [SHARDED], segments)
     two.call("save_checkpoint", tmp_path)
-    unbroken = sum(rank.loss for rank in two.step(SHARDED, segments))
-    resumed = one.case(settings(start, 0), [ONE_PACK], segments, tmp_path)
-    assert resumed[0].losses[0] == pytest.approx(unbroken, rel=1e-5)
+    unbroken = [sum(rank.loss for rank in two.step(SHARDED, segments)) for _ in range(2)]
+    resumed = one.case(settings(start, stage), [ONE_PACK, ONE_PACK], segments, tmp_path)
+    assert resumed[0].losses == pytest.approx(unbroken, rel=1e-5)

@@ -45,18 +45,19 @@ def test_a_folder_without_its_last_file_is_no_checkpoint(tmp_path: Path) -> None
         Checkpoint.read(tmp_path)
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 2), (2, 0), (2, 3)])
-def test_partitioned_state_is_refused_by_a_run_of_another_shape(tmp_path: Path, ranks: int, stage: int) -> None:
-    with Checkpoint.writing(tmp_path / "c", 2, 2, {}):
+@pytest.mark.parametrize(("saved", "ranks", "stage"), [(2, 2, 0), (2, 2, 3), (0, 2, 1), (3, 1, 3)])
+def test_state_is_refused_by_a_run_of_another_stage_or_size(tmp_path: Path, saved: int, ranks: int, stage: int) -> None:
+    with Checkpoint.writing(tmp_path / "c", 2, saved, {}):
         pass
-    with pytest.raises(ConfigError, match=r"2 ranks with ZeRO stage 2.*cluster\.num_learners"):
+    with pytest.raises(ConfigError, match=rf"2 ranks with ZeRO stage {saved}.*cluster\.num_learners"):
         Checkpoint.read(tmp_path / "c").check_shape(tmp_path / "c", ranks, stage)
 
 
-def test_replicated_state_fits_any_number_of_ranks(tmp_path: Path) -> None:
-    with Checkpoint.writing(tmp_path / "c", 2, 0, {}):
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_state_below_stage_3_fits_any_number_of_ranks(tmp_path: Path, stage: int) -> None:
+    with Checkpoint.writing(tmp_path / "c", 2, stage, {}):
         pass
-    Checkpoint.read(tmp_path / "c").check_shape(tmp_path / "c", 5, 0)
+    Checkpoint.read(tmp_path / "c").check_shape(tmp_path / "c", 5, stage)
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
