@@ -1,0 +1,33 @@
+# CPU image, from the lock. Not built here: no container engine was at hand. A test checks what can be read.
+#   docker build -f deploy/docker/cpu.Dockerfile -t rollmatch:0.1.0-cpu .
+FROM python:3.11-slim-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
+RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir uv==0.13.9
+WORKDIR /app
+COPY requirements/cpu.lock requirements/cpu.lock
+# --no-deps: the lock is the whole truth, and torch===2.13.0 must be PyPI's build (ARCHITECTURE.md, "The stack").
+RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv/bin/python --no-deps -r requirements/cpu.lock
+COPY pyproject.toml README.md ./
+COPY protocol protocol
+COPY actors actors
+COPY learner learner
+COPY deploy deploy
+RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv/bin/python --no-deps --no-build-isolation --editable .
+
+FROM python:3.11-slim-bookworm
+# A compiler stays: DeepSpeed builds an op at its first start. KubeRay's probes and init containers want wget.
+RUN apt-get update && apt-get install -y --no-install-recommends build-essential libtcmalloc-minimal4 tini wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --create-home --uid 1000 rollmatch
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build --chown=1000:1000 /app /app
+COPY --chown=1000:1000 configs /app/configs
+ENV PATH=/opt/venv/bin:$PATH HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 VLLM_NO_USAGE_STATS=1 PYTHONUNBUFFERED=1
+WORKDIR /app
+USER 1000:1000
+# 503 when the run has made no progress for metrics.healthy_within_s. Meaningful where the container is a run.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=20m --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:9095/healthz', timeout=4)"]
+# tini passes SIGTERM on: `docker stop --time 900` leaves a checkpoint.
+ENTRYPOINT ["tini", "--"]
+CMD ["rollmatch", "--help"]
