@@ -45,6 +45,9 @@ def _data(config: RunConfig) -> Iterator[Problem]:
 
 def _generation(config: RunConfig) -> Iterator[Problem]:
     matching = config.matching
+    if config.metrics.vllm and matching.rollout_backend != "vllm":
+        message = f"needs rollout_backend vllm, got {matching.rollout_backend}; set it to false"
+        yield Problem(("metrics.vllm", f"{MATCHING}.rollout_backend"), message)
     if matching.rollout_backend != "vllm":
         return
     path, length = f"{MATCHING}.vllm.max_model_len", matching.vllm.max_model_len

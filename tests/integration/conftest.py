@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.demo.scenes import write_scenes
+from deploy.launch import train
 from protocol.config import RunConfig, load_config
+from tests.integration.prometheus import BINARY, Prometheus, scraping
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,10 +33,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Overrides that turn the demo's configuration into a run of two small windows."""
     monkeypatch.chdir(ROOT)
-    small = [
+    return lambda *more: [*small_run(scenes, tmp_path), *more]
+
+
+def small_run(scenes: Path, folder: Path) -> list[str]:
+    """Overrides of `configs/demo.yaml`: two windows of four rollouts, one optimizer step each."""
+    return [
         f"custom.train_jsonl={scenes / 'train.jsonl'}",
         f"custom.val_jsonl={scenes / 'val.jsonl'}",
-        f"training.output_dir={tmp_path}",
+        f"training.output_dir={folder}",
         "training.run_name=run",
         "training.effective_batch_size=4",
         "training.max_steps=2",
@@ -39,12 +49,41 @@ def arguments(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "training.eval_steps=null",
         "custom.extra.rollout_matching.rollout_buffer.m_steps=1",
     ]
-    return lambda *more: [*small, *more]
 
 
 @pytest.fixture
 def demo_config(arguments: Callable[..., list[str]]) -> Callable[..., RunConfig]:
     return lambda *more: load_config(ROOT / "configs" / "demo.yaml", overrides=arguments(*more))
+
+
+@dataclass(frozen=True)
+class TwoWindows:
+    """One small run that several tests look at."""
+
+    folder: Path
+    """The run's folder."""
+    summary: dict[str, Any]
+    began: float
+    ended: float
+    """Unix times."""
+    prometheus: Prometheus | None
+    """It scraped the run; None where it is not installed."""
+
+
+@pytest.fixture(scope="session")
+def two_windows(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoWindows]:
+    """Two windows on two learner ranks, at a learning rate that moves the answers, scraped by a real Prometheus."""
+    folder = tmp_path_factory.mktemp("two-windows")
+    overrides = small_run(scenes, folder)
+    overrides += ["cluster.num_learners=2", "training.learning_rate=1e-3", "training.save_steps=1", "metrics.vllm=true"]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.chdir(ROOT))
+        config = load_config(ROOT / "configs" / "demo.yaml", overrides=overrides)
+        targets = folder / "run" / "scrape_targets.json"
+        prometheus = stack.enter_context(scraping(targets, folder / "prometheus")) if BINARY else None
+        began = time.time()
+        summary = train(config)
+        yield TwoWindows(folder / "run", summary, began, time.time(), prometheus)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -3,44 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from deploy.attest import attest
-from deploy.launch import evaluate_only, train
+from deploy.launch import evaluate_only
 from protocol.config import RunConfig
-from tests.integration.conftest import read_lines
+from tests.integration.conftest import TwoWindows, read_lines
 from tests.integration.recorded import check_recorded
 
 pytestmark = pytest.mark.integration
 
 
 def test_two_windows_with_two_learner_ranks_train_on_what_the_engines_serve(
-    demo_config: Callable[..., RunConfig], tmp_path: Path
+    two_windows: TwoWindows, demo_config: Callable[..., RunConfig]
 ) -> None:
-    # A high learning rate, so that two training steps move the answers.
-    dump = "custom.extra.rollout_matching.monitor_dump.enabled=true"
-    config = demo_config("cluster.num_learners=2", "training.learning_rate=1e-3", dump)
-    summary = train(config)
+    summary, folder = two_windows.summary, two_windows.config.run_dir
 
     assert summary["steps"] == 2
     assert summary["rollouts"] == 8
     assert summary["policy_versions"] == 2
     assert summary["versions_used"] == [0, 1], "each window was rolled out by the version before it"
-    publishes = [event for event in read_lines(tmp_path / "run" / "events.jsonl") if event["kind"] == "publish"]
+    publishes = [event for event in read_lines(folder / "events.jsonl") if event["kind"] == "publish"]
     assert [event["version"] for event in publishes] == [0, 1, 2]
     for event in publishes:
         assert event["checksums"], "something was published"
         assert event["engines"] == [{"version": event["version"], "checksums": event["checksums"]}]
-    steps = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss/ce" in line]
+    steps = [line for line in read_lines(folder / "metrics.jsonl") if "loss/ce" in line]
     assert [line["step"] for line in steps] == [1, 2]
     assert all(line["sync/changed_tensors"] > 0 and line["policy/staleness_max"] == 0 for line in steps)
-    check_recorded(config)
+    check_recorded(two_windows.config)
 
     # The checksums attest the bytes that arrived. This attests what is served: engines that took two publishes and an
     # engine that never took one give the same rollouts, so the same metrics to the last digit.
-    merged = tmp_path / "run" / "checkpoint-2" / "merged"
+    merged = folder / "checkpoint-2" / "merged"
     served = {name: value for name, value in summary["after"].items() if name.startswith("eval_rollout")}
     fresh = evaluate_only(demo_config(f"model.model={merged}"))
     assert served == {name: fresh[name] for name in served}

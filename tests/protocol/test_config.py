@@ -241,6 +241,10 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
         ({"training__min_lr": 1.0}, "training.min_lr: must not exceed learning_rate"),
         ({"training__lr_scheduler_kwargs": {"min_lr": 1.0}}, "training.lr_scheduler_kwargs.min_lr: must not exceed"),
         ({"training__report_to": "mlflow"}, "training.report_to: knows tensorboard, wandb and none, got mlflow"),
+        (
+            {"metrics__vllm": True, "matching__rollout_backend": "hf"},
+            "metrics.vllm: needs rollout_backend vllm, got hf",
+        ),
         ({"training__eval_steps": 5}, "training.eval_steps: is 5 but custom.val_jsonl is missing"),
         ({"custom__train_sample_limit": 31}, "custom.train_sample_limit: 31 records in 1 epochs fill no window"),
         ({"model__attn_impl": "flash_attention_2"}, "model.attn_impl: flash_attention_2 needs a GPU"),
