@@ -20,7 +20,6 @@ from actors.member import ActorState
 from actors.rollout_actor import Outcome
 from actors.status import ActorStatus
 from deploy.step_metrics import OVERSIZE
-from protocol.errors import DataFailure, InfrastructureFailure, RollmatchError, SyncError
 from protocol.metric_series import RUN_LABEL, labels, series
 from protocol.metrics import METRICS, Metric, metric
 
@@ -34,16 +33,10 @@ OTHER = "other"
 PHASE_SECONDS = "run/phase_s"
 
 
-def _names(*roots: type[RollmatchError]) -> tuple[str, ...]:
-    """The classes below `roots`, and the roots."""
-    found = list(roots)
-    for each in found:
-        found += [sub for sub in each.__subclasses__() if sub not in found]
-    return tuple(sorted(each.__name__ for each in found))
-
-
-QUARANTINE_REASONS = (*_names(DataFailure), OVERSIZE, OTHER)
-RESTART_REASONS = (*_names(InfrastructureFailure, SyncError), OTHER)
+QUARANTINE_REASONS = ("ImageError", "PromptTooLongError", OVERSIZE, "EngineKilled", OTHER)
+"""How an `Outcome.failure` may begin."""
+RESTART_REASONS = ("ActorLost", "DeadlineError", "EngineError", "SyncError", OTHER)
+"""Classes of what `RolloutPool` restarts an actor for."""
 OUTCOME_REASONS = ("stop", "length", "failed")
 
 _FIXED: dict[str, list[dict[str, str]]] = {

@@ -27,9 +27,11 @@ def series(metric: Metric) -> str:
         name = name.removesuffix("_s")
     if metric.unit in _BASE_UNITS and metric.unit not in name.split("_"):
         name += f"_{metric.unit}"
-    name = name.removesuffix("_total")  # the ending is kept for counters
+    name = name.removesuffix("_total")
     if metric.kind == "counter":
         name += "_total"
+    elif name.endswith("_count"):  # these two endings mean counters and histograms to Prometheus
+        name = name.removesuffix("_count") + "_number"
     assert re.fullmatch(r"[a-z][a-z0-9_]*", name), name
     return f"{PREFIX}_{name}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Sequence
 
 import pytest
@@ -80,6 +82,16 @@ def test_a_series_has_its_base_unit_and_only_bounded_labels(entry: Metric) -> No
     assert entry.unit not in ("seconds", "bytes", "tokens") or entry.unit in name
     assert entry.unit not in ("1/s", "tokens/s") or name.endswith("_per_second")
     assert set(labels(entry)) <= {"run", "actor", "reason", "phase"}
+
+
+def test_promtool_finds_nothing_to_improve_in_names_and_types(exporter: Exporter) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    exporter.log({entry.name: 1.0 for entry in EVENTS})
+    page = exporter.render()
+    done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def test_counters_add_up_over_events_and_gauges_do_not(exporter: Exporter) -> None:
