@@ -245,6 +245,9 @@ class VllmEngine:
 
 def _stat_loggers() -> list[Any]:
     """vLLM's Prometheus metrics as Ray's (`ray_vllm_*`): an in-process engine has no HTTP server of its own."""
-    from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
+    from ray.util import metrics
+    from vllm.v1.metrics import ray_wrappers
 
-    return [RayPrometheusStatLogger]
+    # vLLM imports these together with Ray Serve, which is not installed here and which the metrics do not need.
+    ray_wrappers.ray_metrics = metrics
+    return [ray_wrappers.RayPrometheusStatLogger]

@@ -125,7 +125,8 @@ class Exporter:
         for cause, count in actor.restarts.items():
             causes[cause if cause in causes else OTHER] += count
         for reason, count in causes.items():
-            self.add("actor/restarts", count - counted[reason], actor=actor.name, reason=reason)
+            fresh = count - counted[reason] if count >= counted[reason] else count  # a new pool counts from 0
+            self.add("actor/restarts", fresh, actor=actor.name, reason=reason)
         self._actors[actor.name] = causes
 
     def _child(self, name: str, where: Mapping[str, str]) -> Any:

@@ -160,6 +160,12 @@ def test_an_actor_shows_its_state_version_staleness_load_and_restarts(exporter: 
     assert {"EngineError", "DeadlineError", "SyncError"} <= set(RESTART_REASONS)
 
 
+def test_a_new_pool_counts_its_restarts_from_0_and_the_counter_goes_on(exporter: Exporter) -> None:
+    for count in (2, 0, 1):
+        exporter.actors([actor(0, restarts={"ActorLost": count})], version=0, now=0.0)
+    assert samples(exporter)["rollmatch_actor_restarts_total", (("actor", "actor-0"), ("reason", "ActorLost"))] == 3
+
+
 def test_the_endpoint_has_as_many_series_after_a_thousand_steps_as_after_ten() -> None:
     exporter = Exporter("demo", dict)
 

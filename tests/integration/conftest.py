@@ -60,8 +60,7 @@ def demo_config(arguments: Callable[..., list[str]]) -> Callable[..., RunConfig]
 class TwoWindows:
     """One small run that several tests look at."""
 
-    folder: Path
-    """The run's folder."""
+    config: RunConfig
     summary: dict[str, Any]
     began: float
     ended: float
@@ -75,7 +74,8 @@ def two_windows(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Two windows on two learner ranks, at a learning rate that moves the answers, scraped by a real Prometheus."""
     folder = tmp_path_factory.mktemp("two-windows")
     overrides = small_run(scenes, folder)
-    overrides += ["cluster.num_learners=2", "training.learning_rate=1e-3", "training.save_steps=1", "metrics.vllm=true"]
+    overrides += ["cluster.num_learners=2", "training.learning_rate=1e-3", "training.save_steps=1"]
+    overrides += ["custom.extra.rollout_matching.monitor_dump.enabled=true"]
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(ROOT))
         config = load_config(ROOT / "configs" / "demo.yaml", overrides=overrides)
@@ -83,7 +83,7 @@ def two_windows(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         prometheus = stack.enter_context(scraping(targets, folder / "prometheus")) if BINARY else None
         began = time.time()
         summary = train(config)
-        yield TwoWindows(folder / "run", summary, began, time.time(), prometheus)
+        yield TwoWindows(config, summary, began, time.time(), prometheus)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

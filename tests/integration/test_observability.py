@@ -99,8 +99,3 @@ def test_the_labels_are_the_four_that_are_promised(two_windows: TwoWindows, prom
     labels = {label for each in found for label in each}
     assert labels - {"__name__", "job", "instance", "le"} == {"run", "actor", "reason", "phase"}
     assert {each["run"] for each in found} == {"run"}
-
-
-def test_vllms_own_metrics_come_through_rays_port(two_windows: TwoWindows, prometheus: Prometheus) -> None:
-    for name in ("ray_vllm_generation_tokens_total", "ray_vllm_num_requests_running"):
-        assert prometheus.over(name, two_windows.began, two_windows.ended), name
