@@ -23,7 +23,8 @@ from torch.nn import functional
 from learner.losses import LossScales, coord_terms_given_mass, weighted_coord
 from learner.settings import LossSettings
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 224 * 2**20
+"""Logits of a chunk: every chunk reads the whole weight, so small ones cost time; the peak is about two of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ class LearnerSettings:
     offload: tuple[str, ...] = ()
     """What goes to host memory between a publish and the next training step: `model`, `optimizer` (SPEC A19)."""
     head_chunk_rows: int = 0
-    """Rows of logits alive at once; 0 picks a chunk of about 128 MiB."""
+    """Rows of logits alive at once; 0 picks a chunk of about 224 MiB."""
     num_threads: int = 1
     """Torch threads of a rank on CPU."""
     image_threads: int = 2

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,61 @@ import ray
 
 from learner.ranks import LearnerRank
 from learner.results import RankStep
-from learner.settings import LearnerSettings
+from learner.settings import LearnerSettings, OptimizerSettings, TunerSettings
+from protocol.carry import plan_carry
 from protocol.contracts import PackPlan, Segment, WeightsManifest
+from tests.learner import tiny
 
+TWO_PACKS = PackPlan(micro_batches=(((0, 1),), ((2, 3),)))
+ONE_PACK = PackPlan(micro_batches=(((0, 1, 2, 3),),))
+SHARDED = PackPlan(micro_batches=(((0, 1), (2,)), ((3,), ())))
+"""One rank has nothing to do in the second micro-batch."""
+SHARDED_OTHERWISE = PackPlan(micro_batches=(((3,), (0, 1, 2)),))
+LORA = TunerSettings(kind="lora", freeze_aligner=False)
+DORA = replace(LORA, use_dora=True)
 Array = np.ndarray[Any, Any]
+
+
+@contextmanager
+def small_cluster(folder: Path) -> Iterator[None]:
+    """A Ray of its own with two processors; `folder` holds its sockets: keep its path short."""
+    memory = 200 * 2**20
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=memory, _temp_dir=str(folder))
+    yield
+    ray.shutdown()
+
+
+def four_segments(folder: Path) -> list[Segment]:
+    """Of four lengths, shortest first."""
+    return [tiny.make_segment(folder, number, tail=8 + 3 * number) for number in range(4)]
+
+
+def case_settings(start: Path, stage: int, tuner: TunerSettings = tiny.FULL, **changes: object) -> LearnerSettings:
+    """One optimizer for all cases; `changes` go to `LearnerSettings`."""
+    # Gradients that are zero in exact arithmetic (the bias of attention keys) are noise of 1e-9 here; AdamW would
+    # divide them by their own size and make a full step of them, so epsilon stands well above.
+    optimizer = OptimizerSettings(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0, epsilon=1e-4)
+    values = {"tuner": tuner, "deepspeed": {"zero_optimization": {"stage": stage}}, "optimizer": optimizer}
+    return tiny.settings(start, **(values | changes))
+
+
+CARRIED_WHOLE = (PackPlan(micro_batches=(((0, 1, 2),),)), PackPlan(micro_batches=(((0, 1, 3),),)))
+"""What `carried_windows` trains in its two steps, planned without a carry."""
+
+
+def carried_windows(segments: Sequence[Segment], num_ranks: int) -> list[PackPlan]:
+    """Two windows: the last of four segments waits for the second, which holds the first two again."""
+    sizes = [len(segment.input_ids) for segment in segments]
+    capacity = sum(sizes[:3]) if num_ranks == 1 else sum(sizes[:2])
+    first = plan_carry(sizes, capacity=capacity, num_ranks=num_ranks, min_fill=1.0)
+    assert first.carried == (3,), "else the case shows nothing"
+    entries = [*first.carried, 0, 1]
+    lengths = [sizes[position] for position in entries]
+    second = plan_carry(
+        lengths, capacity=capacity, num_ranks=num_ranks, min_fill=1.0, must_train=len(first.carried), flush=True
+    )
+    rows = (tuple(tuple(entries[position] for position in pack) for pack in row) for row in second.micro_batches)
+    return [first, PackPlan(micro_batches=tuple(rows))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,24 +8,33 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import ray
 
-from learner.settings import OptimizerSettings, TunerSettings
-from protocol.contracts import PackPlan
-from tests.integration.learner_cases import Outcome, Ranks
+from protocol.contracts import PackPlan, Segment
+from tests.integration.learner_cases import (
+    CARRIED_WHOLE,
+    DORA,
+    LORA,
+    ONE_PACK,
+    SHARDED,
+    SHARDED_OTHERWISE,
+    TWO_PACKS,
+    Outcome,
+    Ranks,
+    carried_windows,
+    case_settings,
+    four_segments,
+    small_cluster,
+)
 from tests.learner import tiny
 
 TOLERANCE = 1e-5
-LORA = TunerSettings(kind="lora", freeze_aligner=False)
-TUNERS = {"full": tiny.FULL, "lora": LORA, "dora": replace(LORA, use_dora=True)}
-PLANS = {
-    1: [PackPlan(micro_batches=(((0, 1),), ((2, 3),))), PackPlan(micro_batches=(((0, 1, 2, 3),),))],
-    2: [PackPlan(micro_batches=(((0, 1), (2,)), ((3,), ()))), PackPlan(micro_batches=(((3,), (0, 1, 2)),))],
-}
+TUNERS = {"full": tiny.FULL, "lora": LORA, "dora": DORA}
+LAYOUTS = ("packed", "padded", "carry")
+WINDOWS = {1: [TWO_PACKS, ONE_PACK], 2: [SHARDED, SHARDED_OTHERWISE]}
 
 
 def differences(found: list[Outcome], reference: list[Outcome]) -> tuple[float, float]:
@@ -39,33 +48,33 @@ def differences(found: list[Outcome], reference: list[Outcome]) -> tuple[float, 
     return loss, weights
 
 
+def plans(layout: str, segments: Sequence[Segment], num_ranks: int) -> list[PackPlan]:
+    return carried_windows(segments, num_ranks) if layout == "carry" else WINDOWS[num_ranks]
+
+
 def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="rollmatch-matrix-"))
     start = tiny.write_checkpoint(folder / "model")
-    segments = [tiny.make_segment(folder, number, tail=8 + 3 * number) for number in range(4)]
-    optimizer = OptimizerSettings(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0, epsilon=1e-4)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(folder / "ray"))
-    references: dict[str, list[Outcome]] = {}
-    failed = 0
-    for num_ranks in (1, 2):
-        ranks = Ranks(num_ranks, tiny.settings(start))
-        for tuner, stage, packing in itertools.product(TUNERS, range(4), (True, False)):
-            settings = tiny.settings(
-                start,
-                tuner=TUNERS[tuner],
-                packing=packing,
-                optimizer=optimizer,
-                deepspeed={"zero_optimization": {"stage": stage}},
-            )
-            found = ranks.case(settings, PLANS[num_ranks], segments)
-            loss, weights = differences(found, references.setdefault(tuner, found))
-            failed += loss > TOLERANCE or weights > TOLERANCE
-            layout = "packed" if packing else "padded"
-            print(f"{tuner} zero{stage} ranks={num_ranks} {layout}: loss {loss:.1e} weights {weights:.1e}", flush=True)
-        ranks.close()
-    ray.shutdown()
-    print(f"{failed} of 48 combinations differ by more than {TOLERANCE}")
-    return 1 if failed else 0
+    segments = four_segments(folder)
+    references: dict[tuple[str, bool], list[Outcome]] = {}
+    outcomes: list[bool] = []
+    with small_cluster(folder / "ray"):
+        for num_ranks in (1, 2):
+            ranks = Ranks(num_ranks, tiny.settings(start))
+            for tuner in TUNERS if num_ranks == 1 else ():
+                for carried, whole in ((False, [ONE_PACK, ONE_PACK]), (True, CARRIED_WHOLE)):
+                    references[tuner, carried] = ranks.case(case_settings(start, 0, TUNERS[tuner]), whole, segments)
+            for tuner, stage, layout in itertools.product(TUNERS, range(4), LAYOUTS):
+                settings = case_settings(start, stage, TUNERS[tuner], packing=layout != "padded")
+                found = ranks.case(settings, plans(layout, segments, num_ranks), segments)
+                loss, weights = differences(found, references[tuner, layout == "carry"])
+                outcomes.append(loss <= TOLERANCE and weights <= TOLERANCE)
+                print(
+                    f"{tuner} zero{stage} ranks={num_ranks} {layout}: loss {loss:.1e} weights {weights:.1e}", flush=True
+                )
+            ranks.close()
+    print(f"{outcomes.count(False)} of {len(outcomes)} combinations differ by more than {TOLERANCE}")
+    return 0 if all(outcomes) else 1
 
 
 if __name__ == "__main__":

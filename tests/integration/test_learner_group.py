@@ -18,27 +18,18 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings, TunerSettings
 from protocol.checksums import bucket_checksum
-from protocol.contracts import PackPlan, Segment
+from protocol.contracts import Segment
 from protocol.errors import ConfigError, ContractError, DeadlineError, ImageError, LearnerError
-from tests.integration.learner_cases import unpack
+from tests.integration.learner_cases import SHARDED, four_segments, small_cluster, unpack
 from tests.learner import tiny
 
 pytestmark = pytest.mark.integration
 
-PLAN = PackPlan(micro_batches=(((0, 1), (2,)), ((3,), ())))
-
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,
-        _temp_dir=str(tmp_path_factory.mktemp("ray")),
-    )
-    yield
-    ray.shutdown()
+    with small_cluster(tmp_path_factory.mktemp("ray")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +39,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
-    folder = tmp_path_factory.mktemp("images")
-    return [tiny.make_segment(folder, number, tail=8 + 3 * number) for number in range(4)]
+    return four_segments(tmp_path_factory.mktemp("images"))
 
 
 def settings(start: Path) -> LearnerSettings:
@@ -68,7 +58,7 @@ def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[
     group = started(start)
     first_manifest, _ = group.publish(0, full=True)
     assert (first_manifest.changed_tensors, len(first_manifest.tensors)) == (0, 69)
-    result = group.train_step(PLAN, refs)
+    result = group.train_step(SHARDED, refs)
     assert not result.skipped
     assert result.ce_tokens == sum(int((segment.labels >= 0).sum()) for segment in segments)
     assert result.coord_targets == 20
@@ -80,7 +70,7 @@ def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[
     assert manifest.extra["optimizer_steps"] == 1
     assert 0 < manifest.changed_tensors <= len(manifest.tensors) < 69
     group.save_checkpoint(tmp_path / "checkpoint-1", {"pending": [1, 2]})
-    continued = group.train_step(PLAN, refs)
+    continued = group.train_step(SHARDED, refs)
     group.close()
 
     # The driver owns the buckets: they outlive the ranks.
@@ -94,7 +84,7 @@ def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[
     assert again.load_checkpoint(tmp_path / "checkpoint-1") == {"pending": [1, 2]}
     restored, _ = again.publish(1, full=True)
     assert restored.changed_tensors == 0
-    resumed = again.train_step(PLAN, refs)
+    resumed = again.train_step(SHARDED, refs)
     assert (resumed.loss, resumed.grad_norm) == (continued.loss, continued.grad_norm)
     again.close()
 
@@ -123,10 +113,10 @@ def test_one_ranks_failure_ends_the_step_and_the_group(start: Path, segments: li
     broken = [*segments[:3], replace(segments[3], images=("/nowhere.png",))]
     began = time.monotonic()
     with pytest.raises(ImageError, match=r"learner rank 0 failed in train_step: record=3(?s:.*)File .*prompt_encoder"):
-        group.train_step(PLAN, [ray.put(segment) for segment in broken])
+        group.train_step(SHARDED, [ray.put(segment) for segment in broken])
     assert time.monotonic() - began < 30
     with pytest.raises(LearnerError, match="the learner group is closed"):
-        group.train_step(PLAN, [ray.put(segment) for segment in segments])
+        group.train_step(SHARDED, [ray.put(segment) for segment in segments])
 
 
 def test_a_rank_that_dies_in_a_collective_does_not_hang_the_others(start: Path, segments: list[Segment]) -> None:
@@ -135,7 +125,7 @@ def test_a_rank_that_dies_in_a_collective_does_not_hang_the_others(start: Path, 
     ray.kill(group._ranks[1], no_restart=True)
     began = time.monotonic()
     with pytest.raises(LearnerError, match=r"learner rank 1 failed in train_step"):
-        group.train_step(PLAN, refs)
+        group.train_step(SHARDED, refs)
     assert time.monotonic() - began < 30
 
 
@@ -156,7 +146,7 @@ def test_a_cluster_without_room_is_named(start: Path) -> None:
 def test_a_plan_for_another_number_of_ranks_is_refused(start: Path) -> None:
     group = LearnerGroup(settings(start), 1)
     with pytest.raises(ContractError, match="has 2 packs for 1 learner ranks"):
-        group.train_step(PLAN, [])
+        group.train_step(SHARDED, [])
 
 
 def test_a_closed_group_may_be_closed_again(start: Path) -> None:

@@ -11,35 +11,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
-from learner.settings import LearnerSettings, OptimizerSettings, TunerSettings
-from protocol.contracts import PackPlan, Segment
-from tests.integration.learner_cases import Outcome, Ranks
+from learner.settings import TunerSettings
+from protocol.contracts import Segment
+from tests.integration.learner_cases import (
+    CARRIED_WHOLE,
+    DORA,
+    LORA,
+    ONE_PACK,
+    SHARDED,
+    SHARDED_OTHERWISE,
+    TWO_PACKS,
+    Outcome,
+    Ranks,
+    carried_windows,
+    case_settings,
+    four_segments,
+    small_cluster,
+)
 from tests.learner import tiny
 
 pytestmark = pytest.mark.integration
 
-TWO_PACKS = PackPlan(micro_batches=(((0, 1),), ((2, 3),)))
-ONE_PACK = PackPlan(micro_batches=(((0, 1, 2, 3),),))
-SHARDED = PackPlan(micro_batches=(((0, 1), (2,)), ((3,), ())))
-"""One rank has nothing to do in the second micro-batch."""
-SHARDED_OTHERWISE = PackPlan(micro_batches=(((3,), (0, 1, 2)),))
-LORA = TunerSettings(kind="lora", freeze_aligner=False)
-DORA = replace(LORA, use_dora=True)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=200 * 2**20,
-        _temp_dir=str(tmp_path_factory.mktemp("ray")),
-    )
-    yield
-    ray.shutdown()
+    with small_cluster(tmp_path_factory.mktemp("ray")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +47,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
-    folder = tmp_path_factory.mktemp("images")
-    return [tiny.make_segment(folder, number, tail=8 + 3 * number) for number in range(4)]
+    return four_segments(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +62,6 @@ def two(cluster: None, start: Path) -> Iterator[Ranks]:
     ranks = Ranks(2, tiny.settings(start))
     yield ranks
     ranks.close()
-
-
-def settings(start: Path, stage: int, tuner: TunerSettings = tiny.FULL, **changes: object) -> LearnerSettings:
-    # Gradients that are zero in exact arithmetic (the bias of attention keys) are noise of 1e-9 here; AdamW would
-    # divide them by their own size and make a full step of them, so epsilon stands well above.
-    optimizer = OptimizerSettings(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0, epsilon=1e-4)
-    values = {"tuner": tuner, "deepspeed": {"zero_optimization": {"stage": stage}}, "optimizer": optimizer}
-    return tiny.settings(start, **(values | changes))
 
 
 def assert_same(found: list[Outcome], reference: list[Outcome]) -> None:
@@ -91,27 +80,31 @@ def assert_same(found: list[Outcome], reference: list[Outcome]) -> None:
 def test_sharding_packing_and_zero_stage_change_nothing(
     start: Path, segments: list[Segment], one: Ranks, two: Ranks, tuner: TunerSettings
 ) -> None:
-    reference = one.case(settings(start, 0, tuner), [ONE_PACK, ONE_PACK], segments)
+    reference = one.case(case_settings(start, 0, tuner), [ONE_PACK, ONE_PACK], segments)
     assert reference[0].manifest is not None
     assert reference[0].manifest.changed_tensors > 0
-    assert_same(one.case(settings(start, 2, tuner), [TWO_PACKS, ONE_PACK], segments), reference)
-    assert_same(one.case(settings(start, 0, tuner, packing=False), [TWO_PACKS, ONE_PACK], segments), reference)
+    assert_same(one.case(case_settings(start, 2, tuner), [TWO_PACKS, ONE_PACK], segments), reference)
+    assert_same(one.case(case_settings(start, 0, tuner, packing=False), [TWO_PACKS, ONE_PACK], segments), reference)
+    assert_same(
+        two.case(case_settings(start, 2, tuner), carried_windows(segments, 2), segments),
+        one.case(case_settings(start, 0, tuner), CARRIED_WHOLE, segments),
+    )
     for stage in (0, 2, 3):
-        assert_same(two.case(settings(start, stage, tuner), [SHARDED, SHARDED_OTHERWISE], segments), reference)
+        assert_same(two.case(case_settings(start, stage, tuner), [SHARDED, SHARDED_OTHERWISE], segments), reference)
 
 
 def test_recomputed_activations_change_nothing(start: Path, segments: list[Segment], one: Ranks, two: Ranks) -> None:
-    reference = one.case(settings(start, 0), [ONE_PACK], segments)
-    assert_same(two.case(settings(start, 1, gradient_checkpointing=True), [SHARDED], segments), reference)
-    assert_same(two.case(settings(start, 3, gradient_checkpointing=True), [SHARDED], segments), reference)
+    reference = one.case(case_settings(start, 0), [ONE_PACK], segments)
+    assert_same(two.case(case_settings(start, 1, gradient_checkpointing=True), [SHARDED], segments), reference)
+    assert_same(two.case(case_settings(start, 3, gradient_checkpointing=True), [SHARDED], segments), reference)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bfloat16_follows_float32_and_is_served_rounded(
     start: Path, segments: list[Segment], two: Ranks, stage: int
 ) -> None:
-    exact = two.case(settings(start, 0, LORA), [SHARDED], segments)
-    rounded = two.case(settings(start, stage, LORA, torch_dtype="bfloat16"), [SHARDED], segments)
+    exact = two.case(case_settings(start, 0, LORA), [SHARDED], segments)
+    rounded = two.case(case_settings(start, stage, LORA, torch_dtype="bfloat16"), [SHARDED], segments)
     assert sum(o.losses[0] for o in rounded) == pytest.approx(sum(o.losses[0] for o in exact), rel=1e-2)
     assert rounded[0].norms[0] == pytest.approx(exact[0].norms[0], rel=5e-2)
     assert rounded[0].manifest is not None
@@ -126,7 +119,7 @@ def test_a_step_that_is_not_finite_is_skipped_everywhere_and_named(
     poisoned = replace(segments[3], input_ids=segments[3].input_ids.copy(), labels=segments[3].labels.copy())
     byte = int(np.setdiff1d(np.arange(256), np.concatenate([s.input_ids for s in segments]))[0])
     poisoned.input_ids[-4] = byte
-    two.prepare(settings(start, stage))
+    two.prepare(case_settings(start, stage))
     two.call("poison", byte)
     before = two.publish()
     bad = two.step(SHARDED, [*segments[:3], poisoned])
@@ -135,7 +128,7 @@ def test_a_step_that_is_not_finite_is_skipped_everywhere_and_named(
     assert all(np.array_equal(after, before[name], equal_nan=True) for name, after in two.publish().items())
     good = two.step(SHARDED, segments)
     assert [rank.skipped for rank in good] == [False, False]
-    reference = two.case(settings(start, stage), [SHARDED], segments)
+    reference = two.case(case_settings(start, stage), [SHARDED], segments)
     assert [rank.loss for rank in good] == pytest.approx(reference[0].losses + reference[1].losses, rel=1e-6)
 
 
@@ -143,7 +136,7 @@ def test_a_step_that_is_not_finite_is_skipped_everywhere_and_named(
 def test_a_resumed_run_gives_the_same_losses_and_weights(
     start: Path, tmp_path: Path, segments: list[Segment], two: Ranks, stage: int, tuner: TunerSettings
 ) -> None:
-    chosen = settings(start, stage, replace(tuner, dropout=0.2 if tuner.kind == "lora" else 0.0))
+    chosen = case_settings(start, stage, replace(tuner, dropout=0.2 if tuner.kind == "lora" else 0.0))
     first = two.case(chosen, [SHARDED, SHARDED_OTHERWISE], segments)
     two.call("save_checkpoint", tmp_path)
     rest = [[rank.loss for rank in two.step(plan, segments)] for plan in (SHARDED, SHARDED_OTHERWISE)]
@@ -158,8 +151,8 @@ def test_a_resumed_run_gives_the_same_losses_and_weights(
 def test_state_below_stage_3_resumes_on_another_number_of_ranks(
     start: Path, tmp_path: Path, segments: list[Segment], one: Ranks, two: Ranks, stage: int
 ) -> None:
-    two.case(settings(start, stage), [SHARDED], segments)
+    two.case(case_settings(start, stage), [SHARDED], segments)
     two.call("save_checkpoint", tmp_path)
     unbroken = [sum(rank.loss for rank in two.step(SHARDED, segments)) for _ in range(2)]
-    resumed = one.case(settings(start, stage), [ONE_PACK, ONE_PACK], segments, tmp_path)
+    resumed = one.case(case_settings(start, stage), [ONE_PACK, ONE_PACK], segments, tmp_path)
     assert resumed[0].losses == pytest.approx(unbroken, rel=1e-5)
