@@ -12,7 +12,7 @@ from deploy.model_shape import ModelShape
 from protocol.config import RunConfig
 
 GIB = 2**30
-HEAD_CHUNK_BYTES = 128 * 2**20
+HEAD_CHUNK_BYTES = 224 * 2**20
 """Logits of one chunk: `learner.lm_head.CHUNK_BYTES`, which a test compares; importing it would import torch."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
