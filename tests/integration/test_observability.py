@@ -25,6 +25,7 @@ NO_DATA = {
     "rollout/desc_sem_acc_on_matched": NO_MONITOR,
     "rollout/desc_sem_sim_mean": NO_MONITOR,
     "rollout/desc_sem_sim_count": NO_MONITOR,
+    "sync/rounding_lost_share": "the demo trains no adapter",
     "eval_rollout_desc_sem_acc_on_matched": NO_ENCODER,
     "eval_rollout_desc_sem_sim_mean": NO_ENCODER,
     "eval_rollout_desc_sem_sim_count": NO_ENCODER,
