@@ -37,7 +37,7 @@ from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Plan
 from actors.pool import RolloutPool
 from actors.published import sync_metrics
 from actors.requests import RequestStream
-from protocol.contracts import Record
+from protocol.contracts import PackPlan, Record
 from protocol.errors import Interrupted, NothingChangedError, SegmentsLost
 from protocol.metrics import (
     packing_metrics,
@@ -122,9 +122,9 @@ class Controller:
     def _window(self) -> Iterator[dict[str, float]]:
         """E-step and M-steps on one window, then the publish; yields each optimizer step's metrics."""
         first_step, version = self.state.step + 1, self.state.version
-        entries, metrics = self._first_training()
+        entries, plan, metrics = self._first_training()
         for reuse in range(self._settings.m_steps):
-            metrics |= (self._train(entries) if reuse else {}) | window_metrics(self.state.step - reuse, reuse)
+            metrics |= (self._train(entries, plan) if reuse else {}) | window_metrics(self.state.step - reuse, reuse)
             self.state.step += 1
             if reuse == self._settings.m_steps - 1 or self._is_last:
                 break
@@ -132,6 +132,7 @@ class Controller:
             metrics = without_generation(metrics)
         self._buffer.release(entries)
         self.state.trained += len(entries)
+        self.state.carried = len(plan.carried)
         metrics |= self._publish(full=False)
         if self._settings.max_staleness:
             self._intake.admit()  # while this step is saved and evaluated, the actors work
@@ -141,20 +142,34 @@ class Controller:
             TrainedWindow(first_step=first_step, last_step=self.state.step, version=version, segments=trained)
         )
 
-    def _first_training(self) -> tuple[list[Entry], dict[str, float]]:
-        """The next window, trained once. Where objects of it are lost, their requests are rolled out again first."""
+    def _first_training(self) -> tuple[list[Entry], PackPlan, dict[str, float]]:
+        """The next window's planned segments, trained once; what is carried is back in the buffer.
+
+        Where objects are lost, their requests are rolled out again first.
+        """
         while True:
-            entries, metrics = self._intake.collect(self._between_polls)
+            entries = self._intake.collect(self._between_polls)
             self._intake.admit()
+            planning = time.monotonic()
+            plan = self._planned([entry.meta.length for entry in entries])
+            planned = [entry for position, entry in enumerate(entries) if position not in plan.carried]
+            self._buffer.requeue(entries[position] for position in plan.carried)
+            metrics = self._intake.metrics(planned) | {"time/post_rollout_pack_s": time.monotonic() - planning}
             try:
-                return entries, metrics | self._train(entries)
+                return planned, plan, metrics | self._train(planned, plan)
             except SegmentsLost as error:
                 self._observer.event("segments_lost", count=len(error.positions), message=str(error))
-                self._intake.roll_out_again(entries, set(error.positions))
+                self._intake.roll_out_again(planned, set(error.positions))
+
+    def _planned(self, lengths: Sequence[int]) -> PackPlan:
+        """Who trains what of a window; all of its M-steps follow this plan."""
+        if not self._settings.packing_carry:
+            return self._plan(lengths)
+        flush = self._intake.windows_left == 1 and not self._settings.packing_drop_last
+        return self._plan(lengths, must_train=self.state.carried, flush=flush)
 
     def _catch_up(self) -> None:
         """An engine that came back cannot read a broadcast of the past: it gets the version once more, in full.
-
         Called where the learner is idle."""
         if self._pool.awaits_full:
             assert self._pool.published.version is not None
@@ -167,20 +182,16 @@ class Controller:
             self._intake.take_in(timeout_s=0.05 if self._intake.num_running else 0.0)
         return future.result()
 
-    def _train(self, entries: Sequence[Entry]) -> dict[str, float]:
-        lengths = [entry.meta.length for entry in entries]
-        planning = time.monotonic()
-        plan = self._plan(lengths)
+    def _train(self, entries: Sequence[Entry], plan: PackPlan) -> dict[str, float]:
         self._leave_device()
         started = time.monotonic()
         self._observer.phase("train", "the learner's optimizer step")
         result = self._meanwhile(lambda: self._learner.train_step(plan, [entry.ref for entry in entries]))
         seconds = time.monotonic() - started
         self._observer.event("optimizer_step", seconds=seconds, busy_s=result.busy_s)
+        lengths = [entry.meta.length for entry in entries]
         return (
-            result.metrics()
-            | packing_metrics(plan, lengths, self._settings.capacity)
-            | {"time/train_step_s": seconds, "time/post_rollout_pack_s": started - planning}
+            result.metrics() | packing_metrics(plan, lengths, self._settings.capacity) | {"time/train_step_s": seconds}
         )
 
     def _publish(self, full: bool) -> dict[str, float]:

@@ -19,7 +19,7 @@ from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
 from protocol.contracts import RequestKey, SegmentMeta
 from protocol.metrics import RolloutTotals, generation_metrics, policy_metrics
-from protocol.staleness import admissible, check_fresh
+from protocol.staleness import admissible, admission_staleness, check_fresh
 
 
 class Intake:
@@ -46,6 +46,7 @@ class Intake:
         """Outcomes since the last window was complete."""
         self._generated_s = 0.0
         """Seconds with requests under way since then."""
+        self._waited_s = 0.0
 
     @property
     def num_running(self) -> int:
@@ -57,6 +58,11 @@ class Intake:
         """Where a resume starts: every request before it was trained or quarantined."""
         waiting = [*self._orders.values(), *(entry.order for entry in self._buffer.ready())]
         return min(waiting, default=self._requests.position)
+
+    @property
+    def windows_left(self) -> int:
+        """Windows that the steps that are left train, the present one included."""
+        return -(-(self._settings.max_steps - self.state.step) // self._settings.m_steps)
 
     def roll_out_again(self, entries: Sequence[Entry], lost: set[int]) -> None:
         """Gives a window back: what is left of it is ready again, what is lost keeps its place in the order."""
@@ -74,14 +80,13 @@ class Intake:
         settings, running = self._settings, len(self._orders)
         fresh = admissible(
             version=self.state.version,
-            max_staleness=settings.max_staleness,
+            max_staleness=admission_staleness(settings.max_staleness, packing_carry=settings.packing_carry),
             batch_size=settings.batch_size,
-            accepted=self.state.accepted,
+            accepted=self.state.accepted + self.state.rewound,
             running=running,
         )
-        windows_left = -(-(settings.max_steps - self.state.step) // settings.m_steps)
         untrained = self.state.accepted - self.state.trained + running
-        wanted = windows_left * settings.batch_size - untrained
+        wanted = self.windows_left * settings.batch_size + self.state.carried - untrained
         if (room := min(fresh, self._buffer.room(num_running=running), wanted)) > 0:
             batch = self._requests.take(room, min_version=self.state.version)
             self._orders.update({request.key: order for order, request in batch})
@@ -96,20 +101,24 @@ class Intake:
         if busy:
             self._generated_s += time.monotonic() - started
 
-    def collect(self, check_stop: Callable[[], None]) -> tuple[list[Entry], dict[str, float]]:
-        """Waits for one window's segments; oldest requests first, whatever the order of arrival."""
+    def collect(self, check_stop: Callable[[], None]) -> list[Entry]:
+        """Waits for one window's segments, those carried into it included; oldest requests first, whatever the order of
+        arrival."""
         started = time.monotonic()
-        wanted = self._settings.batch_size
+        wanted = self._settings.batch_size + self.state.carried
         while (takable := self._buffer.num_takable(self._oldest_running)) < wanted:
             self.admit()
             self._observer.phase("rollout", f"{wanted - takable} of {wanted} segments")
             self.take_in()
             check_stop()
-        entries = self._buffer.take(wanted, oldest_running=self._oldest_running)
-        waited = time.monotonic() - started
+        self._waited_s = time.monotonic() - started
+        return self._buffer.take(wanted, oldest_running=self._oldest_running)
+
+    def metrics(self, entries: Sequence[Entry]) -> dict[str, float]:
+        """Of the segments that a window trains, and of what arrived since the window before."""
         metrics = self._rollout_metrics([entry.meta for entry in entries], self._arrived, self._generated_s)
         self._arrived, self._generated_s = [], 0.0
-        return entries, metrics | {"time/wait_rollouts_s": waited}
+        return metrics | {"time/wait_rollouts_s": self._waited_s}
 
     @property
     def _oldest_running(self) -> int | None:

@@ -60,9 +60,10 @@ class Keeper(Protocol):
 
 
 class Planner(Protocol):
-    """Segment lengths, oldest first → who trains what."""
+    """Segment lengths, oldest first → who trains what. The options are those of `protocol.carry`; a planner that trains
+    every window whole is not given any."""
 
-    def __call__(self, lengths: Sequence[int], /) -> PackPlan: ...
+    def __call__(self, lengths: Sequence[int], /, **options: Any) -> PackPlan: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,10 @@ class LoopSettings:
     desc_enabled: bool = False
     desc_every: int = 1
     """Optimizer steps between two reports of the desc monitor."""
+    packing_carry: bool = False
+    """The newest segments of a window may wait for the next one (`protocol.carry`)."""
+    packing_drop_last: bool = True
+    """With carry: what the last window holds back stays untrained."""
     save_last: bool = True
     learning: bool = True
     """False where the learning rate is 0 throughout: then a publish may change nothing."""
@@ -112,6 +117,10 @@ class LoopState:
     accepted: int = 0
     """Rollouts whose segment entered the buffer, ever."""
     trained: int = 0
+    carried: int = 0
+    """Segments held back by the window before: the oldest of the next."""
+    rewound: int = 0
+    """Segments that were carried when a run stopped; a resume rolled them out again."""
     quarantined: int = 0
     versions_used: set[int] = field(default_factory=set)
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
@@ -127,4 +136,5 @@ class LoopState:
         known["versions_used"] = set(known["versions_used"])
         known["evaluations"] = [(step, metrics) for step, metrics in known["evaluations"]]
         known["accepted"] = known["trained"]  # what was accepted and not trained is requested again
+        known["rewound"], known["carried"] = known["rewound"] + known["carried"], 0
         return cls(**known)

@@ -1,6 +1,6 @@
 """`rollmatch check`: everything that is wrong with a run, at once, before anything is started.
 
-    settings ─► prompts, DeepSpeed file, metric name, folders      this file; check_pending
+    settings ─► prompts, DeepSpeed file, metric name, folders      this file
     sizes    ─► what cannot fit into GPUs and object store         check_sizing
     data     ─► lines and images of both JSONL files               check_data
     model    ─► config, tokenizer, processor, weight headers       check_model
@@ -19,7 +19,6 @@ from pathlib import Path
 from deploy.check_data import check_data
 from deploy.check_encoder import check_encoder
 from deploy.check_model import check_model
-from deploy.check_pending import check_pending
 from deploy.check_sizing import check_sizing
 from deploy.findings import Finding, error, print_findings, warning
 from deploy.model_shape import model_shape
@@ -35,7 +34,7 @@ def check_run(config: RunConfig) -> list[Finding]:
     """Everything there is to say about the run; errors are what would make it fail."""
     model, image_rules = check_model(config)
     sizes = check_sizing(config, model_shape(config))
-    return [*_settings(config), *check_pending(config), *sizes, *check_data(config, image_rules), *model]
+    return [*_settings(config), *sizes, *check_data(config, image_rules), *model]
 
 
 def require_clean(config: RunConfig) -> None:

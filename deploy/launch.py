@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ from deploy.signals import StopSignals
 from deploy.sync_backends import publishing_learner
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings
+from protocol.carry import plan_carry
 from protocol.config import RunConfig
 from protocol.contracts import EVALUATION_EPOCH, PackPlan, Record, RequestKey, RolloutRequest, segment_bytes
 from protocol.errors import ConfigError, LearnerError
@@ -203,6 +204,8 @@ def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
         m_steps=config.m_steps,
         max_steps=config.num_optimizer_steps(num_records),
         max_staleness=config.rollout.max_staleness,
+        packing_carry=training.packing_carry,
+        packing_drop_last=training.packing_drop_last,
         eval_steps=config.interval(training.eval_strategy, training.eval_steps, num_records),
         save_last=training.save_last_epoch,
         top_k=config.matching.candidate_top_k,
@@ -215,9 +218,12 @@ def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
     )
 
 
-def planner(config: RunConfig) -> Callable[[Sequence[int]], PackPlan]:
+def planner(config: RunConfig) -> Callable[..., PackPlan]:
     """Packs up to `global_max_length`, or padded rows of `per_device_train_batch_size`."""
     ranks = config.cluster.num_learners
+    if config.training.packing_carry:
+        fill = config.training.packing_min_fill_ratio
+        return partial(plan_carry, capacity=config.global_max_length, num_ranks=ranks, min_fill=fill)
     if config.training.packing:
         return partial(plan_packs, capacity=config.global_max_length, num_ranks=ranks)
     return partial(padded_plan, per_device_batch_size=config.training.per_device_train_batch_size, num_ranks=ranks)

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.bundles import shares, totals
-from deploy.check_pending import check_pending
 from deploy.check_sizing import check_sizing
 from deploy.findings import Finding, note, print_findings
 from deploy.model_shape import PRESETS, ModelShape, model_shape, preset
@@ -48,7 +47,7 @@ def plan(config: RunConfig, arguments: argparse.Namespace, console: Console | No
         table.add_row(*row)
     console = console or Console()
     console.print(table)
-    findings = [*check_pending(config), *check_sizing(config, shape), note("plan", "estimates, not verified on a GPU")]
+    findings = [*check_sizing(config, shape), note("plan", "estimates, not verified on a GPU")]
     print_findings(findings, console=console)
     return findings
 

@@ -134,10 +134,11 @@ def _capacity(config: RunConfig) -> Iterator[Problem]:
             "raise it, or the learner would wait for a window that cannot be admitted"
         )
         yield Problem(("buffer.max_segments", "training.effective_batch_size", "rollout.max_staleness"), message)
-    owed_bytes = batch * segment_bytes(config.global_max_length)
+    held = batch * (1 + config.training.packing_carry)  # a window, and what is carried into it
+    owed_bytes = held * segment_bytes(config.global_max_length)
     if config.buffer.max_bytes < owed_bytes:
         message = (
-            f"must hold a window of effective_batch_size {batch} segments of up to global_max_length "
+            f"must hold a window of {held} segments of up to global_max_length "
             f"{config.global_max_length} tokens, {owed_bytes} bytes, got {config.buffer.max_bytes}; raise it"
         )
         yield Problem(("buffer.max_bytes", "training.effective_batch_size", "global_max_length"), message)

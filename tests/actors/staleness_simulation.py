@@ -2,7 +2,7 @@
 that drain, continue or abort. What must hold in every one of them:
 
 - no segment is trained at version v that was begun before version v - max_staleness (`check_fresh` raises in the loop);
-- every request is trained exactly once, in request order, or quarantined;
+- every request is trained exactly once, in request order, or quarantined, also where windows carry (`protocol.carry`);
 - nothing hangs, and the bounds of the buffer are kept.
 
 `python -m tests.actors.staleness_simulation --schedules 20000` runs more of them than the test does.
@@ -15,6 +15,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from actors.buffer import SegmentBuffer
@@ -23,11 +24,13 @@ from actors.engine import LoadReport
 from actors.loop import LoopSettings
 from actors.requests import RequestStream
 from actors.rollout_actor import Outcome
+from protocol.carry import plan_carry
 from protocol.contracts import RequestKey, RolloutRequest, SegmentMeta, SegmentStats, WeightsManifest
 from protocol.packing import plan_packs
 from tests.actors.test_controller import FakeKeeper, FakeLearner, FakeObserver, Records
 
 SEGMENT_BYTES = 10
+CAPACITY = 120
 
 
 @dataclass
@@ -106,13 +109,14 @@ class RandomPool:
         elif self._rng.random() < self._fail_rate:
             outcomes.append((Outcome(key=key, failure="ImageError: gone"), None))
         else:
-            outcomes.append((Outcome(key=key, meta=meta(key, first, actor.version)), key))
+            length = self._rng.choice([20, 60, 100])
+            outcomes.append((Outcome(key=key, meta=meta(key, length, first, actor.version)), key))
 
 
-def meta(key: RequestKey, first: int, last: int) -> SegmentMeta:
+def meta(key: RequestKey, length: int, first: int, last: int) -> SegmentMeta:
     return SegmentMeta(
         key=key,
-        length=100,
+        length=length,
         num_bytes=SEGMENT_BYTES,
         first_version=first,
         last_version=last,
@@ -127,10 +131,12 @@ def check_schedule(seed: int) -> int:
     rng = random.Random(seed)
     batch, staleness, m_steps = rng.randint(1, 5), rng.randint(0, 3), rng.randint(1, 2)
     max_steps = rng.randint(1, 8)
+    carry, drop_last = staleness > 0 and rng.random() < 0.5, rng.random() < 0.5
+    packs = {"capacity": CAPACITY, "num_ranks": 1}
     log: list[str] = []
     learner, observer, requests = FakeLearner(log), FakeObserver(), RequestStream(Records(), seed=0)
     segments = batch * (staleness + 1)
-    max_bytes = rng.choice([segments, batch]) * SEGMENT_BYTES
+    max_bytes = rng.choice([segments, batch * (1 + carry)]) * SEGMENT_BYTES
     controller = Controller(
         LoopSettings(
             batch_size=batch,
@@ -138,15 +144,17 @@ def check_schedule(seed: int) -> int:
             max_steps=max_steps,
             max_staleness=staleness,
             eval_steps=0,
+            packing_carry=carry,
+            packing_drop_last=drop_last,
             top_k=5,
-            capacity=1000,
+            capacity=CAPACITY,
         ),
         pool=RandomPool(rng, rng.randint(1, 4), rng.choice(["drain", "continue", "abort"])),  # type: ignore[arg-type]
         learner=learner,
         buffer=SegmentBuffer(max_bytes, segments, SEGMENT_BYTES),
         requests=requests,
         validation=[],
-        plan=lambda lengths: plan_packs(lengths, capacity=1000, num_ranks=1),
+        plan=partial(plan_carry, min_fill=0.9, **packs) if carry else partial(plan_packs, **packs),
         observer=observer,
         keeper=FakeKeeper(),
     )
@@ -158,8 +166,11 @@ def check_schedule(seed: int) -> int:
     gone = {outcome.key for outcome in observer.quarantined}
     expected = [request.key for _, request in asked if request.key not in gone]
     assert once == expected[: len(once)], f"seed {seed}: windows are not in request order"
-    assert len(once) == windows * batch == state.trained, f"seed {seed}: {len(once)} trained of {windows * batch}"
-    assert state.accepted == state.trained, f"seed {seed}: rollouts that nobody needed"
+    untrained = state.carried if drop_last else 0
+    assert len(once) + untrained == windows * batch, f"seed {seed}: {len(once)} trained of {windows * batch}"
+    assert state.trained == len(once), f"seed {seed}: the count of trained segments is wrong"
+    assert state.carried == untrained, f"seed {seed}: a flush carried something"
+    assert state.accepted == state.trained + untrained, f"seed {seed}: rollouts that nobody needed"
     return int(max(metrics["policy/staleness_max"] for _, metrics in observer.steps))
 
 
