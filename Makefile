@@ -28,10 +28,10 @@ demo: setup
 		training.seed=$(SEED) training.run_name=demo-seed$(SEED) $(ARGS)
 
 test: setup unit
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q tests/integration
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=15 tests/integration tests/faults
 
 unit: setup
-	@$(BIN)/python -m pytest -q -n 2 tests --ignore=tests/integration
+	@$(BIN)/python -m pytest -q -n 2 tests --ignore=tests/integration --ignore=tests/faults
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports
@@ -40,7 +40,7 @@ format: setup
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
 bench: setup
-	@for name in protocol packing weight_sync learner rollout_backends; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in protocol packing weight_sync learner rollout_backends scale overlap faults observability; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: setup
 	@$(BIN)/python -m protocol.config.reference > docs/configuration.md
