@@ -22,7 +22,7 @@ from actors.settings import ActorSettings
 from actors.vllm_engine import engine_environment
 from deploy.check import require_clean
 from deploy.cluster import ray_session
-from deploy.launch import validation_records
+from deploy.inputs import validation_records
 from deploy.placement import Placement, reserve
 from learner.export import read_merged
 from learner.publisher import publish_as_is

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ray
@@ -20,29 +18,23 @@ import ray
 from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.evaluator import evaluate
-from actors.loop import LoopSettings, LoopState
-from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
+from actors.loop import LoopState
+from actors.pool import RolloutPool
 from actors.requests import RequestStream
-from actors.rollout_actor import Outcome, RolloutActor
-from actors.settings import ActorSettings
-from actors.supervision import PoolSettings
-from actors.vllm_engine import engine_environment
+from actors.rollout_actor import Outcome
 from deploy.check import require_clean
 from deploy.checkpoints import CheckpointKeeper, ResumePoint, begin_run, newest_checkpoint, rewind
 from deploy.cluster import ray_session
 from deploy.environment import write_environment
+from deploy.inputs import Data, loop_settings, planner, training_records, validation_records
 from deploy.observer import RunObserver
-from deploy.placement import Placement, reserve
+from deploy.placement import reserve
 from deploy.signals import StopSignals
+from deploy.starting import new_pool, start_service
 from deploy.sync_backends import publishing_learner
-from learner.group import LearnerGroup
-from learner.settings import LearnerSettings
-from protocol.carry import plan_carry
 from protocol.config import RunConfig
-from protocol.contracts import EVALUATION_EPOCH, PackPlan, Record, RequestKey, RolloutRequest, segment_bytes
+from protocol.contracts import segment_bytes
 from protocol.errors import ConfigError, LearnerError
-from protocol.packing import padded_plan, plan_packs
-from protocol.records import RecordFile, read_records, sample_with_replacement
 
 
 def train(config: RunConfig) -> dict[str, Any]:
@@ -66,13 +58,6 @@ def train(config: RunConfig) -> dict[str, Any]:
         summary = summarise(config, result, time.monotonic() - started)
         observer.finish(summary)
     return summary
-
-
-class Data(NamedTuple):
-    """The records of a run."""
-
-    training: RecordFile
-    validation: list[Record]
 
 
 class RunResult(NamedTuple):
@@ -124,7 +109,7 @@ def _service(
     observer.phase("start", "room on the cluster, then engines and learner ranks")
     with contextlib.ExitStack() as stack:
         placement = stack.enter_context(reserve(config))
-        pool, learner = _start(config, data.training, placement, stack)
+        pool, learner = start_service(config, data.training, placement, stack)
         if point is not None:
             learner.load_checkpoint(point.path)
         buffer = SegmentBuffer(
@@ -161,7 +146,7 @@ def evaluate_only(config: RunConfig) -> dict[str, float]:
         message = "is dummy, and without a learner nobody publishes weights; remove the key to evaluate model.model"
         raise ConfigError(f"custom.extra.rollout_matching.vllm.load_format: {message}")
     with ray_session(config), reserve(config, learners=False) as placement, contextlib.ExitStack() as stack:
-        pool = _pool(config, validation[0], placement)
+        pool = new_pool(config, validation[0], placement)
         stack.callback(pool.close)
         pool.start()
         pool.serve_start_checkpoint()
@@ -170,63 +155,6 @@ def evaluate_only(config: RunConfig) -> dict[str, float]:
 
 def _no_training_outcome(outcome: Outcome, segment: Any) -> None:
     raise AssertionError(f"{outcome.key}: only evaluation was asked for")
-
-
-def validation_records(config: RunConfig) -> list[Record]:
-    """The validation set, in file order or drawn with replacement; empty without `custom.val_jsonl`."""
-    custom = config.custom
-    if custom.val_jsonl is None:
-        return []
-    if not custom.val_sample_with_replacement:
-        return list(read_records(custom.val_jsonl, limit=custom.val_sample_limit))
-    assert custom.val_sample_limit is not None, "the configuration has asked for it"
-    records = RecordFile(custom.val_jsonl)
-    return [records[int(row)] for row in sample_with_replacement(len(records), custom.val_sample_limit)]
-
-
-def training_records(config: RunConfig) -> RecordFile:
-    """The training set by position; no record is read yet."""
-    custom = config.custom
-    assert custom.train_jsonl is not None, "the check has asked for it"
-    return RecordFile(
-        custom.train_jsonl,
-        limit=custom.train_sample_limit,
-        ordering=custom.object_ordering,
-        seed=config.training.seed,
-    )
-
-
-def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
-    """The loop's share of the configuration."""
-    training = config.training
-    return LoopSettings(
-        batch_size=training.effective_batch_size,
-        m_steps=config.m_steps,
-        max_steps=config.num_optimizer_steps(num_records),
-        max_staleness=config.rollout.max_staleness,
-        packing_carry=training.packing_carry,
-        packing_drop_last=training.packing_drop_last,
-        eval_steps=config.interval(training.eval_strategy, training.eval_steps, num_records),
-        save_last=training.save_last_epoch,
-        top_k=config.matching.candidate_top_k,
-        capacity=config.global_max_length,
-        desc_enabled=config.matching.desc_monitor.enabled,
-        desc_every=config.matching.desc_monitor.every(training.logging_steps),
-        learning=training.learning_rate > 0,
-        skip_publish=config.sync.debug_skip_publish,
-        takes_turns=config.cluster.colocate,
-    )
-
-
-def planner(config: RunConfig) -> Callable[..., PackPlan]:
-    """Packs up to `global_max_length`, or padded rows of `per_device_train_batch_size`."""
-    ranks = config.cluster.num_learners
-    if config.training.packing_carry:
-        fill = config.training.packing_min_fill_ratio
-        return partial(plan_carry, capacity=config.global_max_length, num_ranks=ranks, min_fill=fill)
-    if config.training.packing:
-        return partial(plan_packs, capacity=config.global_max_length, num_ranks=ranks)
-    return partial(padded_plan, per_device_batch_size=config.training.per_device_train_batch_size, num_ranks=ranks)
 
 
 def summarise(config: RunConfig, result: RunResult, wall_s: float) -> dict[str, Any]:
@@ -250,60 +178,3 @@ def summarise(config: RunConfig, result: RunResult, wall_s: float) -> dict[str, 
         "before": before,
         "after": after,
     }
-
-
-def _start(
-    config: RunConfig, records: RecordFile, placement: Placement, stack: contextlib.ExitStack
-) -> tuple[RolloutPool, LearnerGroup]:
-    """Engines and ranks start side by side; both are closed with `stack`, also when one of them fails."""
-    cluster = config.cluster
-    threads = stack.enter_context(ThreadPoolExecutor(max_workers=2))  # left last: closing ends what they wait for
-    learner = LearnerGroup(
-        LearnerSettings.from_config(config, num_steps=config.num_optimizer_steps(len(records))),
-        cluster.num_learners,
-        cpus_per_worker=cluster.cpus_per_learner,
-        gpus_per_worker=cluster.gpus_per_learner,
-        place=partial(placement.options, "learner"),
-        step_timeout_s=cluster.step_timeout_s,
-    )
-    stack.callback(learner.close)
-    pool = _pool(config, records[0], placement)
-    stack.callback(pool.close)
-    if cluster.colocate:  # an engine measures the free memory when it starts, and leaves before the learner comes
-        pool.start()
-        pool.sleep()
-        learner.start()
-        return pool, learner
-    starting: list[Future[Any]] = [threads.submit(pool.start), threads.submit(learner.start)]
-    for future in as_completed(starting):
-        future.result()
-    return pool, learner
-
-
-def _pool(config: RunConfig, sample: Record, placement: Placement) -> RolloutPool:
-    settings = ActorSettings.from_config(config)
-    rollout = config.rollout
-    remote = ray.remote(concurrency_groups=CONTROL_THREADS, max_concurrency=MAX_CALLS)(RolloutActor)
-
-    def spawn(name: str) -> Any:
-        slot = int(name.split("-")[1])  # actor-SLOT, and actor-SLOT-RESTART in the same place
-        return remote.options(
-            **placement.options("actor", slot),
-            max_restarts=0,
-            runtime_env={"env_vars": engine_environment(settings.engine)},
-        ).remote(settings)
-
-    limits = PoolSettings(
-        num_actors=rollout.num_actors,
-        max_in_flight_per_actor=rollout.max_in_flight_per_actor,
-        startup_timeout_s=rollout.startup_timeout_s,
-        stall_timeout_s=rollout.request_timeout_s,
-        sync_timeout_s=config.sync.timeout_s,
-        max_restarts=rollout.max_restarts,
-        max_retries=rollout.max_retries,
-        min_healthy=rollout.min_healthy,
-        in_flight=config.sync.in_flight,
-        heartbeat_s=rollout.heartbeat_s,
-    )
-    warmup = RolloutRequest(key=RequestKey(sample.index, EVALUATION_EPOCH), record=sample, seed=0)
-    return RolloutPool(limits, spawn, warmup)
