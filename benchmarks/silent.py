@@ -17,6 +17,7 @@ class TimedStep:
     """An optimizer step that took its time."""
 
     skipped = False
+    busy_s: tuple[float, ...] = ()
 
     def metrics(self) -> dict[str, float]:
         return {}
