@@ -189,10 +189,9 @@ class Controller:
         result = self._meanwhile(lambda: self._learner.train_step(plan, [entry.ref for entry in entries]))
         seconds = time.monotonic() - started
         self._observer.event("optimizer_step", seconds=seconds, busy_s=result.busy_s)
-        lengths = [entry.meta.length for entry in entries]
-        return (
-            result.metrics() | packing_metrics(plan, lengths, self._settings.capacity) | {"time/train_step_s": seconds}
-        )
+        settings, lengths = self._settings, [entry.meta.length for entry in entries]
+        packing = packing_metrics(plan, lengths, settings.capacity, settings.min_fill)
+        return result.metrics() | packing | {"time/train_step_s": seconds}
 
     def _publish(self, full: bool) -> dict[str, float]:
         """Version v+1 (or v, in full, at the start) on every engine, attested."""
@@ -205,7 +204,8 @@ class Controller:
         self._observer.phase("sync", f"version {version} on every engine")
         started = time.monotonic()
         manifest, refs = self._meanwhile(lambda: self._learner.publish(version, full))
-        if not full and self._settings.learning and manifest.changed_tensors == 0:
+        stepped = manifest.extra.get("optimizer_steps", 1.0) > 0  # none where every step of the window was skipped
+        if not full and self._settings.learning and stepped and manifest.changed_tensors == 0:
             raise NothingChangedError(
                 f"version {version}: an optimizer step ran and 0 of {len(manifest.tensors)} published tensors changed; "
                 "check training.learning_rate, tuner.* (is everything frozen?) and model.torch_dtype (rounding)"

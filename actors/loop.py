@@ -95,6 +95,8 @@ class LoopSettings:
     desc_enabled: bool = False
     desc_every: int = 1
     """Optimizer steps between two reports of the desc monitor."""
+    min_fill: float = 0.0
+    """Packs that are filled less count as underfilled."""
     packing_carry: bool = False
     """The newest segments of a window may wait for the next one (`protocol.carry`)."""
     packing_drop_last: bool = True

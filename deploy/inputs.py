@@ -59,6 +59,7 @@ def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
         save_last=training.save_last_epoch,
         top_k=config.matching.candidate_top_k,
         capacity=config.global_max_length,
+        min_fill=training.packing_min_fill_ratio if training.packing else 0.0,
         desc_enabled=config.matching.desc_monitor.enabled,
         desc_every=config.matching.desc_monitor.every(training.logging_steps),
         learning=training.learning_rate > 0,
