@@ -19,7 +19,7 @@ import ray
 
 from learner.checkpoint import Checkpoint
 from learner.ranks import LearnerRank, failure_of, wait_all
-from learner.results import SkipLimit, StepResult, combine
+from learner.results import SkipLimit, StepResult
 from learner.settings import LearnerSettings
 from protocol.contracts import PackPlan, SyncGroup, WeightsManifest
 from protocol.errors import ContractError, DeadlineError, LearnerDeadlineError, LearnerError, SegmentsLost
@@ -99,14 +99,11 @@ class LearnerGroup:
             [[segment_refs[position] for position in packs[rank]] for packs in plan.micro_batches]
             for rank in range(self._num_workers)
         ]
-        limit = self._step_timeout_s
         with self._fatal():
-            ranks = dict(enumerate(self._alive("train_step")))
-            fetches = {number: rank.fetch.remote(shares[number], limit) for number, rank in ranks.items()}
-            lost = {ref for refs in wait_all(fetches, limit, "fetch") for ref in refs}
+            lost = self._fetch(shares)
             if not lost:
-                calls = {number: rank.train_step.remote() for number, rank in ranks.items()}
-                result = combine(wait_all(calls, limit, "train_step"))
+                calls = {number: rank.train_step.remote() for number, rank in enumerate(self._alive("train_step"))}
+                result = combine(wait_all(calls, self._step_timeout_s, "train_step"))
                 self._skips.note(result)
                 return result
         positions = tuple(position for position, ref in enumerate(segment_refs) if ref in lost)
@@ -115,6 +112,14 @@ class LearnerGroup:
             f"position {positions[0]}): the node that held them is gone; their records must be requested again",
             positions,
         )
+
+    def _fetch(self, shares: Sequence[Sequence[Sequence[ray.ObjectRef]]]) -> set[ray.ObjectRef]:
+        """Every rank gets its segments; what is no longer in the object store."""
+        limit = self._step_timeout_s
+        calls = {
+            number: rank.fetch.remote(shares[number], limit) for number, rank in enumerate(self._alive("train_step"))
+        }
+        return {ref for refs in wait_all(calls, limit, "fetch") for ref in refs}
 
     def publish(self, version: int, full: bool) -> tuple[WeightsManifest, list[ray.ObjectRef]]:
         """Merged weights as buckets in the object store, and the manifest that describes them.

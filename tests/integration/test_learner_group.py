@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -122,7 +123,14 @@ def test_one_ranks_failure_ends_the_step_and_the_group(start: Path, segments: li
 def test_a_rank_that_dies_in_a_collective_does_not_hang_the_others(start: Path, segments: list[Segment]) -> None:
     group = started(start)
     refs = [ray.put(segment) for segment in segments]
-    ray.kill(group._ranks[1], no_restart=True)
+    fetch = group._fetch
+
+    def fetch_and_lose_a_rank(shares: Any) -> set[ray.ObjectRef]:
+        lost = fetch(shares)
+        ray.kill(group._ranks[1], no_restart=True)
+        return lost
+
+    group._fetch = fetch_and_lose_a_rank  # type: ignore[method-assign]
     began = time.monotonic()
     with pytest.raises(LearnerError, match=r"learner rank 1 failed in train_step"):
         group.train_step(SHARDED, refs)
