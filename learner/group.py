@@ -19,7 +19,7 @@ import ray
 
 from learner.checkpoint import Checkpoint
 from learner.ranks import LearnerRank, failure_of, wait_all
-from learner.results import SkipLimit, StepResult
+from learner.results import SkipLimit, StepResult, combine
 from learner.settings import LearnerSettings
 from protocol.contracts import PackPlan, SyncGroup, WeightsManifest
 from protocol.errors import ContractError, DeadlineError, LearnerDeadlineError, LearnerError, SegmentsLost
