@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
 from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
 from actors.settings import ActorSettings
@@ -29,7 +29,7 @@ RECORDS = 64
 
 
 class ScaledNorm:
-    """Publishes the checkpoint: version v with its last norm's weight grown by v in a thousand."""
+    """Publishes the checkpoint: version v with its last norm's weight grown by v percent."""
 
     def __init__(self) -> None:
         self._tensors = load_file(MODEL / "model.safetensors")
@@ -37,14 +37,18 @@ class ScaledNorm:
 
     def __call__(self, version: int) -> tuple[WeightsManifest, list[Any]]:
         tensors = dict(self._tensors) if version == 0 else {}
-        tensors[self._norm] = self._tensors[self._norm] * np.float32(1 + version / 1000)
-        arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        bucket = tuple(array.reshape(-1).view(np.uint8) for array in arrays.values())
+        tensors[self._norm] = self._tensors[self._norm] * (1 + version / 100)
+        bucket = tuple(tensor.contiguous().flatten().view(torch.uint8).numpy() for tensor in tensors.values())
         entries = tuple(
             TensorEntry(
-                name=name, dtype=str(array.dtype), shape=array.shape, bucket=0, index=index, num_bytes=array.nbytes
+                name=name,
+                dtype=str(tensor.dtype).removeprefix("torch."),
+                shape=tuple(tensor.shape),
+                bucket=0,
+                index=index,
+                num_bytes=tensor.nbytes,
             )
-            for index, (name, array) in enumerate(arrays.items())
+            for index, (name, tensor) in enumerate(tensors.items())
         )
         manifest = WeightsManifest(
             version=version,
