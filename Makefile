@@ -10,7 +10,7 @@ DEMO_DATA := data/demo
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo test unit check format bench docs
+.PHONY: setup demo test test-long unit check format bench docs
 
 setup: $(STAMP)
 
@@ -28,7 +28,10 @@ demo: setup
 		training.seed=$(SEED) training.run_name=demo-seed$(SEED) $(ARGS)
 
 test: setup unit
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=15 tests/integration tests/faults
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=15 -m "not long" tests/integration tests/faults
+
+test-long: setup
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=15 -m long tests/integration tests/faults
 
 unit: setup
 	@$(BIN)/python -m pytest -q -n 2 tests --ignore=tests/integration --ignore=tests/faults

@@ -21,6 +21,7 @@ def test_simulated_actors_survive_each_kind_of_fault() -> None:
     assert found["quarantined"] == []
 
 
+@pytest.mark.long
 def test_vllm_engines_survive_a_kill_and_a_load_that_stops_half_way() -> None:
     found = in_own_process("--engine", "vllm", "--kinds", "sigkill_generating", "raise_in_load", timeout_s=550)
     assert set(found["recoveries"]) == {"sigkill_generating", "raise_in_load"}

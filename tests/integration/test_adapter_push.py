@@ -11,7 +11,7 @@ from deploy.launch import evaluate_only, train
 from protocol.config import RunConfig
 from tests.integration.conftest import read_lines
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 LORA = (
     "tuner.train_type=lora",
     "tuner.lora_rank=4",

@@ -19,7 +19,7 @@ import pytest
 
 from tests.integration.conftest import ROOT, processes_with, read_lines
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 BIN = Path(sys.executable).parent
 START_S = 240
 JOB_S = 420

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.conftest import descendants, read_lines
 from tests.integration.kill_suite import KillPoint, Result, Run, killed, resumed, settings, undisturbed, written
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 NUM_STEPS, SAVE_STEPS = 6, 2
 
