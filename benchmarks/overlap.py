@@ -65,7 +65,7 @@ def train_once(staleness: int, steps: int, folder: Path, seed: int) -> dict[str,
         f"training.max_steps={steps}",
         f"training.seed={seed}",
         "training.eval_steps=null",
-        "training.save_strategy=no",
+        'training.save_strategy="no"',
         "custom.extra.rollout_matching.rollout_buffer.m_steps=1",
         f"rollout.max_staleness={staleness}",
     ]

@@ -67,6 +67,8 @@ def zero_means(default: float) -> Callable[[Any], Any]:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
 AnyCase = BeforeValidator(_normal)
+YamlNo = BeforeValidator(lambda value: "no" if value is False else value)
+"""YAML reads a bare `no` as false."""
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]

@@ -18,6 +18,7 @@ from protocol.config.base import (
     Problem,
     Section,
     UnitFloat,
+    YamlNo,
     require,
 )
 
@@ -105,11 +106,11 @@ class TrainingConfig(Section):
     """Accepted for runbook files; without effect: evaluation generates, it does not pack."""
     dataloader_drop_last: bool = True
     """Leave the records of an epoch's last incomplete window to the next epoch; false trains a smaller last window."""
-    eval_strategy: Annotated[Literal["no", "steps", "epoch"], AnyCase] = "steps"
+    eval_strategy: Annotated[Literal["no", "steps", "epoch"], AnyCase, YamlNo] = "steps"
     """When to evaluate during training. `steps` without `eval_steps` evaluates only before and after the run."""
     eval_steps: PositiveInt | None = None
     """Optimizer steps between two evaluations."""
-    save_strategy: Annotated[Literal["no", "steps", "epoch"], AnyCase] = "steps"
+    save_strategy: Annotated[Literal["no", "steps", "epoch"], AnyCase, YamlNo] = "steps"
     """When to write checkpoints. `steps` without `save_steps` writes only the last one."""
     save_steps: PositiveInt | None = None
     """Optimizer steps between two checkpoints."""

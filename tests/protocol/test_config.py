@@ -68,6 +68,13 @@ def test_a_minimal_run_has_the_runbooks_defaults() -> None:
     assert config.bf16
 
 
+def test_yaml_reads_a_bare_no_as_false_and_it_means_no() -> None:
+    config = config_from_mapping(
+        minimal(training__save_strategy=False, training__eval_strategy="No"), source="run.yaml"
+    )
+    assert (config.training.save_strategy, config.training.eval_strategy) == ("no", "no")
+
+
 def test_a_run_survives_pickle_and_dump(tmp_path: Path) -> None:
     config = config_from_mapping(
         minimal(training__run_name="a", matching__soft_ce_weight=0.5, matching__target_truncate=4)
