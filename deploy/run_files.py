@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from deploy.environment import NAME as ENVIRONMENT
+from deploy.ledger import NAME as LEDGER
 from deploy.recorder import RecordedRollout, read_rollouts
 from deploy.timeline import Span
 from protocol.errors import ConfigError
@@ -46,6 +47,8 @@ class RunData:
     evaluations: list[Row]
     spans: list[LaneSpan]
     events: list[dict[str, Any]]
+    num_trained: int
+    """Rollouts in the ledger."""
     rollouts: list[RecordedRollout] = field(default_factory=list)
 
     def setting(self, path: str, default: Any = None) -> Any:
@@ -83,6 +86,7 @@ def read_run(folder: Path, *, with_rollouts: bool = True) -> RunData:
         evaluations=_by_step(row for row in rows if "eval_rollout_f1" in row),
         spans=_spans(events),
         events=events,
+        num_trained=sum(len(line["keys"]) for line in _lines(folder / LEDGER)),
         rollouts=list(read_rollouts(folder)) if with_rollouts else [],
     )
 
@@ -117,6 +121,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _spans(events: Sequence[dict[str, Any]]) -> list[LaneSpan]:
+    """The loop's and the actors' own spans; those of the ranks follow from what the loop said of a step, a publish."""
     found = []
     for event in events:
         if event["kind"] == "span":
@@ -126,4 +131,7 @@ def _spans(events: Sequence[dict[str, Any]]) -> list[LaneSpan]:
             start = event["time"] - event["seconds"]
             for rank, busy in enumerate(event["busy_s"]):
                 found.append(LaneSpan(lane=f"rank-{rank}", name="train", span=Span(start, start + busy)))
+        elif event["kind"] == "publish" and "seconds" in event:  # not in runs of before; rank 0 merges and hands over
+            start = event["time"] - event["seconds"]
+            found.append(LaneSpan(lane="rank-0", name="sync", span=Span(start, start + event["learner_s"])))
     return sorted(found, key=lambda each: each.span)

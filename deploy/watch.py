@@ -21,7 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deploy.health_rules import Level, findings
+from deploy.health_numbers import Level
+from deploy.health_rules import findings, verdict
 from deploy.run_files import RunData, read_run
 from deploy.timeline import Span, merge_spans
 
@@ -166,9 +167,11 @@ def _version(data: RunData) -> str:
 
 
 def _findings(data: RunData) -> RenderableType:
+    found = findings(data.steps, data.evaluations, data.setting, data.events)
+    level, words = verdict(found)
     text = Text()
-    for finding in findings(data.steps, data.evaluations, data.setting):
+    for finding in found:
         text.append(f"{finding.title}. ", _STYLES[finding.level])
         text.append(f"{finding.text}\n")
     text.rstrip()
-    return Panel(text, title="findings", title_align="left")
+    return Panel(text, title=Text(words, _STYLES[level]), title_align="left", border_style=_STYLES[level])
