@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from deploy.health_numbers import HealthFinding, Level, Numbers, Rule, percent
 
-USABLE = 0.9
+USABLE, UNUSABLE = 0.9, 0.5
 TRUNCATED = 0.05
 REJECTED = 0.10
 DUPLICATES = 0.10
@@ -108,7 +108,10 @@ def _rate(
 
 
 def _against_truncation(n: Numbers) -> str:
-    """Rollouts are cut off, or they end by themselves with their JSON open."""
+    """Rollouts are cut off, or they end by themselves with their JSON open, or there is hardly any JSON."""
+    usable = n.end("rollout/sample_valid_pred_rate")
+    if usable is not None and usable < UNUSABLE:
+        return "hardly any rollout holds an object, so mend that first"
     most = n.setting("custom.extra.rollout_matching.max_new_tokens", 0)
     longest = n.end("rollout/gen_new_tokens_p99")
     if most and longest is not None and longest < 0.95 * most:
@@ -120,9 +123,11 @@ def _against_truncation(n: Numbers) -> str:
 
 
 def _lengths(n: Numbers) -> Iterator[HealthFinding]:
+    """Silent where truncation is told already."""
     most = n.setting("custom.extra.rollout_matching.max_new_tokens", 0)
     longest = n.end("rollout/gen_new_tokens_p90")
-    if most and longest is not None and longest >= most:
+    cut = n.end("rollout/parse_truncated_rate") or 0.0
+    if most and longest is not None and longest >= most and cut <= TRUNCATED:
         yield HealthFinding(
             Level.WATCH,
             "Rollouts reach their limit",

@@ -176,7 +176,7 @@ def _f1(runs: Sequence[RunData]) -> Figure:
             marker = {"symbol": "diamond", "size": 10, "color": colour}
             line = {"dash": "dot", "width": 1, "color": colour}
             trace = {"type": "scatter", "mode": "lines+markers", "name": name, "x": steps, "y": values}
-            figure["data"].append(trace | {"marker": marker, "line": line})
+            figure["data"].append(trace | {"marker": marker, "line": line, "cliponaxis": False})
     return figure
 
 

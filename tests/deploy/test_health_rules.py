@@ -39,6 +39,13 @@ def test_rollouts_that_end_early_with_open_json_need_another_remedy() -> None:
     assert "raise max_new_tokens" not in found.text
 
 
+def test_a_model_without_the_format_is_told_that_first_and_not_to_write_longer() -> None:
+    lost = {"rollout__sample_valid_pred_rate": 0.0, "rollout__parse_truncated_rate": 1.0}
+    found = said(rows(**lost, rollout__gen_new_tokens_p90=256.0), max_new_tokens=256)
+    assert [each.title for each in found] == ["The model does not speak the format", "Truncated rollouts"]
+    assert found[1].text == "truncation is 100 %: hardly any rollout holds an object, so mend that first."
+
+
 def test_a_share_that_was_high_all_along_did_not_rise() -> None:
     (found,) = said(rows(rollout__parse_truncated_rate=0.4))
     assert found.text.startswith("truncation is 40 %:")
