@@ -23,7 +23,7 @@ from rich.text import Text
 
 from deploy.health_numbers import Level
 from deploy.health_rules import findings, verdict
-from deploy.run_files import RunData, read_run
+from deploy.run_files import RunData, RunReader
 from deploy.timeline import Span, merge_spans
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -62,14 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Shows frames until the run has ended."""
     console = Console()
-    data = read_run(arguments.run_dir, with_rollouts=False)
+    reader = RunReader(arguments.run_dir)
+    data = reader.read()
     if arguments.once:
         console.print(frame(data, time.time()))
         return 0
     with Live(frame(data, time.time()), console=console, auto_refresh=False) as live:
         while not has_ended(data):
             time.sleep(arguments.every)
-            data = read_run(arguments.run_dir, with_rollouts=False)
+            data = reader.read()
             live.update(frame(data, time.time()), refresh=True)
     return 0
 
