@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.records import epoch_permutation
@@ -62,4 +64,4 @@ class RequestStream:
 
 def request_seed(seed: int, key: RequestKey) -> int:
     """A rerun of the same record in the same epoch samples the same rollout."""
-    return int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])
+    return xxhash.xxh3_64_intdigest(struct.pack("<4q", seed, *key)) & 0x7FFF_FFFF

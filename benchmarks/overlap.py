@@ -32,8 +32,9 @@ from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.engine_loop import InFlight
 from actors.loop import LoopSettings
-from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
+from actors.pool import RolloutPool
 from actors.requests import RequestStream
+from actors.rollout_actor import THREADS
 from actors.scripted_engine import Pace
 from actors.simulated_answers import AnswerModel, lvis_like_record
 from actors.simulation import SimulatedActor, Simulation
@@ -136,7 +137,7 @@ def busy_share(staleness: int, in_flight: InFlight, step_s: float, windows: int)
         load_s=1.5 / SPEED,
     )
     simulation = Simulation(tokens_per_step=64, max_new_tokens=1 << 16, pace=pace, answers=AnswerModel())
-    remote = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS, concurrency_groups=CONTROL_THREADS)(SimulatedActor)
+    remote = ray.remote(num_cpus=0, concurrency_groups=THREADS)(SimulatedActor)
     limits = PoolSettings(
         num_actors=ACTORS,
         max_in_flight_per_actor=64,

@@ -9,7 +9,7 @@ Bars: under 200 µs per segment and flat (256 actors against 4), and a buffer th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ import ray
 from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.loop import LoopSettings, LoopState
-from actors.pool import CONTROL_THREADS, RolloutPool
+from actors.pool import RolloutPool
 from actors.requests import RequestStream
+from actors.rollout_actor import THREADS
 from actors.simulation import SimulatedActor, Simulation
 from actors.supervision import PoolSettings
 from benchmarks.reporting import finish, print_table
@@ -29,11 +30,26 @@ from protocol.packing import plan_packs
 
 ACTORS = (1, 4, 16, 64, 256)
 PER_PROCESS = 32
-PER_ACTOR = 8
-"""Requests that an actor holds on average."""
-SEGMENTS = 3000
+PER_ACTOR = 32
+"""Requests that an actor holds on average: half of them for the window in training, half for the next."""
+SEGMENTS = 8000
 SEGMENT_BYTES = 4096
-SIMULATION = Simulation(step_s=0.05)
+MAX_STEPS = 8
+
+
+def spread(request: RolloutRequest, _version: int) -> str:
+    """An answer of 1 to 8 engine steps, so that an actor's requests end one by one, as a real engine's do."""
+    return "{" + " " * (16 * (request.seed % MAX_STEPS)) + "}"
+
+
+SIMULATION = Simulation(step_s=0.05, answers=spread)
+
+
+CONTROL = {"concurrency_group": "control"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "submit": {"enable_task_events": False},
+    "collect": {"concurrency_group": "collect", "num_returns": 2, "enable_task_events": False},
+}
 
 
 class Host:
@@ -45,9 +61,6 @@ class Host:
     def call(self, index: int, name: str, *args: Any) -> Any:
         return getattr(self._actors[index], name)(*args)
 
-    def stream(self, index: int, requests: Sequence[RolloutRequest]) -> Iterator[Any]:
-        yield from self._actors[index].rollout(requests)
-
 
 class Slot:
     """Looks to the pool like the handle of an actor of its own."""
@@ -56,22 +69,19 @@ class Slot:
         self._host, self._index = host, index
 
     def __getattr__(self, name: str) -> Method:
-        return Method(self._host, self._index, name, {})
+        method = Method(self._host, self._index, name)
+        setattr(self, name, method)
+        return method
 
 
 class Method:
-    """`handle.method.options(...).remote(...)`."""
+    """`handle.method.remote(...)`, with the options that the actor's own method has."""
 
-    def __init__(self, host: Any, index: int, name: str, options: dict[str, Any]) -> None:
-        self._host, self._index, self._name, self._options = host, index, name, options
-
-    def options(self, **options: Any) -> Method:
-        return Method(self._host, self._index, self._name, options)
+    def __init__(self, host: Any, index: int, name: str) -> None:
+        self._call = partial(host.call.options(**OPTIONS.get(name, CONTROL)).remote, index, name)
 
     def remote(self, *args: Any) -> Any:
-        if self._name == "rollout":
-            return self._host.stream.options(**self._options).remote(self._index, *args)
-        return self._host.call.options(**self._options).remote(self._index, self._name, *args)
+        return self._call(*args)
 
 
 class EmptyRecords:
@@ -87,7 +97,8 @@ class EmptyRecords:
 def measure(num_actors: int) -> dict[str, float]:
     """CPU time of the driver per segment, over `SEGMENTS` segments after a warm-up."""
     hosts = [min(PER_PROCESS, num_actors - at) for at in range(0, num_actors, PER_PROCESS)]
-    remote = ray.remote(num_cpus=0, max_concurrency=PER_PROCESS * 4, concurrency_groups=CONTROL_THREADS)(Host)
+    threads = {name: count * PER_PROCESS for name, count in THREADS.items()}
+    remote = ray.remote(num_cpus=0, max_concurrency=PER_PROCESS, concurrency_groups=threads)(Host)
     handles = [remote.remote(count) for count in hosts]
     slots = iter([Slot(handle, index) for handle, count in zip(handles, hosts, strict=True) for index in range(count)])
     limits = PoolSettings(

@@ -17,7 +17,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from actors.member import ActorState
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.step_metrics import OVERSIZE
 from protocol.metric_series import RUN_LABEL, labels, series

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from protocol.contracts import RequestKey
 from protocol.errors import ConfigError
 from protocol.traces import RolloutTrace

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from deploy.background import BackgroundWriter
 from deploy.dumps import MonitorDumps
 from deploy.recorder import RecordedRollout, RolloutFile

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -259,6 +259,14 @@ def segment_bytes(length: int) -> int:
     """Most bytes that the arrays of a segment of `length` tokens can take: every token a coordinate target."""
     per_token = 4 + 4 + 4 + 4 + 1  # input_ids, labels, coord_positions, coord_bins, coord_in_prefix
     return length * per_token
+
+
+class SegmentRef(NamedTuple):
+    """Where a segment lies: in an object of the object store that holds a group of them."""
+
+    group: Any
+    """Reference of a tuple of segments."""
+    position: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

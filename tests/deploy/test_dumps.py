@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageColor
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from deploy.overlay import COLOURS, Mark, draw_sample, outlines
 from deploy.rollout_log import RolloutLog
 from protocol.config import RunConfig, load_config

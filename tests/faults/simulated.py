@@ -9,7 +9,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
+from actors.pool import RolloutPool
+from actors.rollout_actor import THREADS
 from actors.simulation import Simulation
 from actors.supervision import PoolSettings
 from protocol.contracts import GroundTruth, Record, Shape
@@ -44,7 +45,7 @@ def simulated_run(
     step_s: float = 0.02,
 ) -> FaultRun:
     """Rollouts of some tenths of a second; deadlines of a few seconds."""
-    remote = ray.remote(num_cpus=0, max_concurrency=MAX_CALLS, concurrency_groups=CONTROL_THREADS)(FaultySimulatedActor)
+    remote = ray.remote(num_cpus=0, concurrency_groups=THREADS)(FaultySimulatedActor)
 
     def spawn(name: str) -> Any:
         first = nodes is not None and name.startswith("actor-0")
