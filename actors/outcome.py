@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.contracts import RequestKey, Segment, SegmentMeta, SegmentStats
-from protocol.traces import RolloutTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +25,8 @@ class Outcome:
     """Building the teacher-forced segment."""
     latency_s: float = 0.0
     """From `submit` to the last token: waiting and decoding."""
-    trace: RolloutTrace | None = None
-    """Of a training request, where `ActorSettings.trace` asks for it."""
+    trace: bytes | None = None
+    """An encoded `RolloutTrace` of a training request, where `ActorSettings.trace` asks for it."""
     actor: str = ""
     """Name of its slot in the pool, which fills it in."""
 

@@ -210,7 +210,7 @@ class RolloutActor:
         )
         if settings.trace and not request.evaluates:
             trace = RolloutTrace.of(request, completion, parsed, matched, stats, self._frame.suffix_ids)
-            outcome = replace(outcome, trace=trace)
+            outcome = replace(outcome, trace=trace.encode())
         if request.evaluates:
             return None, replace(outcome, evaluated=stats)
         if target.segment is None:

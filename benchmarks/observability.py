@@ -141,7 +141,7 @@ def outcome(rollout: RecordedRollout) -> Outcome:
         new_tokens=new_tokens,
         finish_reason="stop",
         latency_s=rollout.latency_s,
-        trace=trace,
+        trace=rollout.encoded,
         actor=rollout.actor,
     )
 

@@ -38,7 +38,7 @@ class RolloutLog:
             return
         rollout = RecordedRollout.of(outcome, self._step)
         self._arrived.append(rollout)
-        stats = rollout.trace.stats
+        stats = outcome.meta.stats if outcome.meta is not None else rollout.trace.stats
         refused = stats.parse_dropped_invalid or stats.parse_truncated
         if refused and self._failures[outcome.actor] < self._failures_per_actor:
             self._failures[outcome.actor] += 1

@@ -19,6 +19,7 @@ from protocol.errors import ContractError, EngineError, ImageError
 from protocol.matching import MatchSettings
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings
+from protocol.traces import RolloutTrace
 
 MODEL = str(Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model")
 CAT = GroundTruth(index=1, desc="red circle", shape=Shape("bbox_2d", (100, 100, 300, 300)))
@@ -185,5 +186,6 @@ def test_a_trace_leaves_the_actor_only_where_it_is_asked_for_and_never_of_an_eva
 
     assert without.trace is None
     assert evaluated.trace is None
-    assert [(pair.prediction, pair.ground_truth) for pair in traced.trace.pairs] == [(0, 0)]
-    assert made._codec.encode(assistant_text([CAT]) + "<|im_end|>") == traced.trace.token_ids.tolist()
+    trace = RolloutTrace.decode(traced.trace)
+    assert [(pair.prediction, pair.ground_truth) for pair in trace.pairs] == [(0, 0)]
+    assert made._codec.encode(assistant_text([CAT]) + "<|im_end|>") == trace.token_ids.tolist()
