@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from protocol.contracts import GroundTruth, Record, Shape
 from tests.faults.faulty_actors import FaultySimulatedActor
 from tests.faults.harness import CountingLearner, FaultRun, tiny_publish
 
+log = logging.getLogger(__name__)
 STORE = 200 * 2**20
 
 
@@ -74,6 +76,18 @@ def simulated_run(
     )
 
 
+def started(head: dict[str, Any]) -> Cluster:
+    """A cluster of one node. Ray's node manager ends itself where its agent needs more than 15 s to start, which
+    happens on a loaded machine and is no fault that is tested here: so it is tried three times."""
+    for _ in range(2):
+        try:
+            return Cluster(initialize_head=True, connect=True, head_node_args=head)
+        except Exception as error:  # Ray raises nothing narrower
+            log.warning("the test cluster did not start: %s", error)
+            ray.shutdown()
+    return Cluster(initialize_head=True, connect=True, head_node_args=head)
+
+
 class TwoNodes:
     """A head node and one that can be lost, on one machine.
 
@@ -85,7 +99,7 @@ class TwoNodes:
         assert os.environ.get("RAY_AUTH_MODE") == "disabled", "start this process with RAY_AUTH_MODE=disabled"
         system = {"max_direct_call_object_size": 100}
         head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": STORE, "_system_config": system}
-        self._cluster = Cluster(initialize_head=True, connect=True, head_node_args=head)
+        self._cluster = started(head)
         self._node = self._add()
 
     def lose(self) -> None:
