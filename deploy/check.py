@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -98,9 +97,3 @@ def _folders(config: RunConfig) -> Iterator[Finding]:
         existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             yield error(path, f"{folder} cannot be created, {existing} is not writable; choose another folder")
-    pattern = config.tuner.target_regex
-    if pattern is not None:
-        try:
-            re.compile(pattern)
-        except re.error as raised:
-            yield error("tuner.target_regex", f"is no regular expression ({raised}); correct it")

@@ -61,7 +61,11 @@ def parse_record(
         )
     except json.JSONDecodeError as error:
         raise RecordError(f"{source}: is no JSON ({error.msg} at column {error.colno}); mend the line") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            f"{source}: is no UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
+        ) from error
+    except ValueError as error:
         raise RecordError(f"{source}: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -113,6 +114,14 @@ class TunerConfig(Section):
         if self.train_type == "full" and self.freeze_llm and self.freeze_vit and self.freeze_aligner:
             message = "llm, vit and aligner are all frozen, so nothing would be trained; set one of them to false"
             require([Problem(("freeze_llm", "freeze_vit", "freeze_aligner"), message)])
+        return self
+
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> TunerConfig:
+        try:
+            re.compile(self.target_regex or "")
+        except re.error as error:
+            require([Problem(("target_regex",), f"is no regular expression ({error}); correct it")])
         return self
 
 

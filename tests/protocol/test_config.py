@@ -131,7 +131,9 @@ def test_a_circle_of_extends_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("training: [", "is not valid YAML"),
+        ("training: [", r"run\.yaml:1: is not valid YAML"),
+        ("a: 1\n b: 2", r"run\.yaml:2: is not valid YAML"),
+        ("\x01", "is no text that YAML allows"),
         ("- 1", "must hold a mapping"),
         ("training: {seed: 1, seed: 2}", "key 'seed' is written twice"),
         ("extends: 3", "must be a file name or a list"),
@@ -283,6 +285,7 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
             {"tuner": {"freeze_llm": True, "freeze_vit": True, "freeze_aligner": True}},
             "tuner.freeze_llm: llm, vit and aligner are all frozen",
         ),
+        ({"tuner": {"target_regex": "("}}, "tuner.target_regex: is no regular expression"),
         (
             {"tuner": {"train_type": "lora", "use_dora": True}, "matching__vllm__enable_lora": True},
             f"{MATCHING}.vllm.enable_lora: cannot serve an adapter with tuner.use_dora",
