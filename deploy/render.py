@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from deploy.render_observability import common_manifests
-from deploy.render_pods import RUN_FOLDER, Manifest, cluster_spec, labels
+from deploy.render_pods import RUN_FOLDER, Manifest, cluster_spec, image_pull, labels
 from protocol.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent
@@ -62,14 +62,11 @@ def ray_job(config: RunConfig) -> Manifest:
         "backoffLimit": kubernetes.backoff_limit,
         "submitterConfig": {"backoffLimit": 2},
         **({} if deadline is None else {"activeDeadlineSeconds": deadline}),
-        # GPUs are given back at once; the head stays for a look at the logs, then everything goes.
-        "deletionStrategy": {
-            "deletionRules": [
-                {"policy": policy, "condition": {"jobStatus": status, "ttlSeconds": seconds}}
-                for status in ("SUCCEEDED", "FAILED")
-                for policy, seconds in (("DeleteWorkers", 0), ("DeleteCluster", kubernetes.ttl_seconds))
-            ]
-        },
+        # Not deletionStrategy: KubeRay refuses to delete workers beside an autoscaler, Kueue asks for this field, which
+        # excludes rules, and a rule for a failed job does not fire for one that ran out of time. The log stays: it is
+        # the submitter's.
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": kubernetes.ttl_seconds,
         "rayClusterSpec": cluster_spec(config),
         "submitterPodTemplate": _submitter(config),
     }
@@ -84,6 +81,7 @@ def _submitter(config: RunConfig) -> Manifest:
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
+            **image_pull(config),
             "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [
                 {
