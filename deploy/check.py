@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from ctypes.util import find_library
 from pathlib import Path
 
 from deploy.check_data import check_data
@@ -49,6 +51,7 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
     yield from _raised(lambda: check_evaluation_metric(config.training.metric_for_best_model))
     yield from _deepspeed(config)
     yield from _folders(config)
+    yield from _machine(config)
     if config.model.attn_impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         yield error("model.attn_impl", "flash_attention_2 needs the package flash-attn, which is missing; write sdpa")
     parallel = config.matching.vllm.tensor_parallel_size
@@ -87,6 +90,16 @@ def _deepspeed(config: RunConfig) -> Iterator[Finding]:
             "DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only, got stage 0 from deepspeed.config; "
             "raise the stage, or set offload.enabled to false",
         )
+
+
+def _machine(config: RunConfig) -> Iterator[Finding]:
+    """What no package brings along, where the run's processes live on this machine."""
+    if config.cluster.address is not None:
+        return
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        yield error("this machine", "has no C++ compiler, and DeepSpeed builds with one; install g++")
+    if config.matching.rollout_backend == "vllm" and config.cluster.gpus_per_actor == 0 and not find_library("numa"):
+        yield error("this machine", "has no libnuma, and vLLM's CPU kernels are linked with it; install libnuma1")
 
 
 def _folders(config: RunConfig) -> Iterator[Finding]:

@@ -285,6 +285,16 @@ def test_tensor_parallel_without_gpus_is_an_error(tmp_path: Path) -> None:
     assert only_error(config).startswith(f"{MATCHING}.vllm.tensor_parallel_size: is 4 but cluster.gpus_per_actor is 0")
 
 
+def test_what_no_package_brings_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("deploy.check.find_library", lambda name: None)
+    assert [message.split(", and")[0] for message in errors(run(tmp_path))] == [
+        "this machine: has no C++ compiler",
+        "this machine: has no libnuma",
+    ]
+    assert not errors(run(tmp_path, cluster__address="auto"))
+
+
 def test_swap_space_is_accepted_with_a_warning(tmp_path: Path) -> None:
     config = run(tmp_path, custom__rollout_matching={"vllm": {"max_model_len": 1024, "swap_space": 4}})
     assert [str(each) for each in check_run(config) if f"{MATCHING}.vllm.swap_space" in str(each)]
