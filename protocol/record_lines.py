@@ -82,7 +82,7 @@ def _path(image: str, root: Path) -> str:
     """The image's path; with ROOT_IMAGE_DIR set it must lie below that folder, symbolic links followed."""
     path = str(root / image)
     confined = os.environ.get("ROOT_IMAGE_DIR")
-    if confined is not None:
+    if confined:
         below = os.path.realpath(confined)
         if os.path.commonpath([below, os.path.realpath(path)]) != below:
             raise ValueError(f"images[0] is {image}, outside ROOT_IMAGE_DIR {confined}; move the image, or unset it")
