@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from protocol.config import RunConfig, config_from_mapping, load_config
-from protocol.config.explain import all_paths
+from protocol.config.explain import REMOVED, all_paths
 from protocol.config.reference import as_markdown
 from protocol.errors import ConfigError
 
@@ -143,6 +144,15 @@ def test_a_circle_of_extends_is_named(tmp_path: Path) -> None:
 def test_a_broken_file_is_a_config_error(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(write(tmp_path / "run.yaml", text))
+
+
+def test_a_setting_of_the_old_trainer_is_answered_with_one_that_exists() -> None:
+    known = set(all_paths(RunConfig))
+    for path, advice in REMOVED.items():
+        assert path not in known
+        named = re.findall(r"\b(?:custom|training|cluster)\.[a-z0-9_]+|\bglobal_max_length\b", advice)
+        assert set(named) <= known, advice
+    assert refusal(training__optim="adamw_torch").startswith("training.optim: the optimizer is AdamW; remove the key")
 
 
 def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
