@@ -43,8 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--answer-tokens", type=_positive(int), help="mean answer (default: a quarter of max_new_tokens)"
     )
-    parser.add_argument("--bandwidth", type=_positive(float), default=device.bandwidth_gbytes_s, help="of a GPU, GB/s")
-    parser.add_argument("--tflops", type=_positive(float), default=device.tflops, help="of a GPU, dense bfloat16")
+    parser.add_argument(
+        "--bandwidth", type=_positive(float), default=device.bandwidth_gbytes_s, help="of a GPU, GB/s (default 3350)"
+    )
+    parser.add_argument(
+        "--tflops", type=_positive(float), default=device.tflops, help="of a GPU, dense bfloat16 (default 990)"
+    )
 
 
 def plan(config: RunConfig, arguments: argparse.Namespace, console: Console | None = None) -> list[Finding]:

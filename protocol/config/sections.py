@@ -169,7 +169,7 @@ class DeepSpeedConfig(Section):
 
 
 class DebugConfig(Section):
-    """A short variant of the same run file: `--debug` switches it on."""
+    """A short variant of the same run file; `--debug` and `debug.enabled: true` switch it on."""
 
     enabled: bool = False
     """Replace output folder and sample limits by those below."""

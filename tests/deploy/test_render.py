@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from deploy.bundles import shares, totals
+from deploy.cli import main
 from deploy.render import as_yaml, read_assets, render
 from deploy.render_pods import GPU, processes_per_pod
 from protocol.config import RunConfig, config_from_mapping, load_config
@@ -234,6 +235,22 @@ def test_every_container_is_locked_down_and_every_pod_is_no_root() -> None:
         assert pod["securityContext"]["runAsNonRoot"]
         for each in pod["containers"]:
             assert each["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def test_paths_that_no_pod_would_find_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    demo = str(ROOT / "configs" / "demo.yaml")
+    assert main(["render", "--config", demo]) == 2
+    printed = capsys.readouterr()
+    first, *paths = printed.err.splitlines()
+    assert first == "rollmatch: 4 paths would not be found by a pod"
+    assert [line.split(":")[0] for line in paths] == [
+        "model.model",
+        "custom.train_jsonl",
+        "custom.val_jsonl",
+        "training.output_dir",
+    ]
+    assert not printed.out
+    assert main(["render", "--config", str(CONFIG), "training.output_dir=/data/runs"]) == 2, "mounted read-only"
 
 
 def test_rendering_changes_neither_the_configuration_nor_its_own_result() -> None:
