@@ -61,7 +61,11 @@ def parse_record(
         )
     except json.JSONDecodeError as error:
         raise RecordError(f"{source}: is no JSON ({error.msg} at column {error.colno}); mend the line") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RecordError(
+            f"{source}: is no UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
+        ) from error
+    except ValueError as error:
         raise RecordError(f"{source}: {error}") from error
 
 
@@ -78,7 +82,7 @@ def _path(image: str, root: Path) -> str:
     """The image's path; with ROOT_IMAGE_DIR set it must lie below that folder, symbolic links followed."""
     path = str(root / image)
     confined = os.environ.get("ROOT_IMAGE_DIR")
-    if confined is not None:
+    if confined:
         below = os.path.realpath(confined)
         if os.path.commonpath([below, os.path.realpath(path)]) != below:
             raise ValueError(f"images[0] is {image}, outside ROOT_IMAGE_DIR {confined}; move the image, or unset it")

@@ -56,6 +56,12 @@ def test_a_line_becomes_a_record_with_absolute_image_and_ordered_objects(tmp_pat
     ]
 
 
+def test_a_line_in_another_encoding_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(json.dumps(line()).encode() + b"\n" + b'{"images": ["\xe9.png"]}\n')
+    assert error_of(path) == f"{path}:2: is no UTF-8 (invalid continuation byte at byte 13); save the file as UTF-8"
+
+
 def test_another_root_is_where_images_count_from(tmp_path: Path) -> None:
     path = write(tmp_path / "train.jsonl", line(), line(images=["/abs/b.png"]))
     assert [record.images[0] for record in read_records(path, root="/data")] == ["/data/a.png", "/abs/b.png"]
