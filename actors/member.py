@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from actors.engine import EngineProgress
 from actors.status import ActorStatus
-from protocol.contracts import RequestKey, RolloutRequest, WeightsManifest
+from protocol.contracts import RequestKey, WeightsManifest
+from protocol.unread import AnyRequest
 
 
 class ActorState(StrEnum):
@@ -76,7 +77,7 @@ class Member:
     """Hand-overs of requests that the actor has not confirmed yet."""
     collecting: Collect | None = None
     """The call that brings the next group of its answers; there while it owes any."""
-    owed: dict[RequestKey, RolloutRequest] = field(default_factory=dict)
+    owed: dict[RequestKey, AnyRequest] = field(default_factory=dict)
     alone: bool = False
     """Its one request killed actors before: nothing else is sent until that is answered."""
     heartbeat: Any = None

@@ -13,6 +13,7 @@ from actors.member import ActorState, Call, Collect, Member
 from actors.ray_calls import Inbox
 from actors.supervision import PoolSettings
 from protocol.contracts import RolloutRequest, WeightsManifest
+from protocol.unread import AnyRequest
 
 
 class MemberCalls:
@@ -43,7 +44,7 @@ class MemberCalls:
             limit = self._settings.sync_timeout_s
             member.call = Call(ref, f"{member.name} {what}", _after(limit), manifest)
 
-    def submit(self, member: Member, requests: Sequence[RolloutRequest]) -> None:
+    def submit(self, member: Member, requests: Sequence[AnyRequest]) -> None:
         """Hands requests over that the member owes already."""
         member.sent.add(self._expect(member, member.handle.submit.remote(requests)))
         self.collect(member)

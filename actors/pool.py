@@ -38,6 +38,7 @@ from actors.status import ActorStatus
 from actors.supervision import PoolSettings, judge_progress, plan_restart
 from protocol.contracts import RolloutRequest, SegmentRef, WeightsManifest
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
+from protocol.unread import AnyRequest
 
 WATCH_S = 0.1
 """Between two looks at deadlines, heartbeats and due restarts, all of which are longer."""
@@ -72,7 +73,7 @@ class RolloutPool:
         self._started = True
         return self._ready
 
-    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+    def submit(self, requests: Sequence[AnyRequest]) -> None:
         """Queues requests and hands out what fits."""
         self._queue.submit(requests)
         self._route()

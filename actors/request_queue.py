@@ -19,7 +19,8 @@ from heapq import heapify, heappop, heapreplace
 
 from actors.member import Member
 from actors.outcome import Outcome
-from protocol.contracts import RequestKey, RolloutRequest
+from protocol.contracts import RequestKey
+from protocol.unread import AnyRequest
 
 
 class RequestQueue:
@@ -29,7 +30,7 @@ class RequestQueue:
         """Requests that an actor may owe; and the deaths after which a request is sent alone, at least one."""
         self._max_in_flight = max_in_flight
         self._max_deaths = max(1, max_retries)
-        self._queue: deque[RolloutRequest] = deque()
+        self._queue: deque[AnyRequest] = deque()
         self._open_since: dict[RequestKey, float] = {}
         self._deaths: Counter[RequestKey] = Counter()
         self._blamed: list[Outcome] = []
@@ -38,7 +39,7 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+    def submit(self, requests: Sequence[AnyRequest]) -> None:
         """New requests, behind all others."""
         self._queue.extend(requests)
         self._open_since.update(dict.fromkeys((request.key for request in requests), time.monotonic()))
@@ -48,9 +49,9 @@ class RequestQueue:
         """Seconds since the oldest request without an answer was submitted; 0 without one."""
         return time.monotonic() - next(iter(self._open_since.values())) if self._open_since else 0.0
 
-    def plan(self, members: Sequence[Member]) -> list[tuple[Member, list[RolloutRequest]]]:
+    def plan(self, members: Sequence[Member]) -> list[tuple[Member, list[AnyRequest]]]:
         """Moves requests into the debts of members that take some: each to the one that owes least."""
-        batches: dict[int, list[RolloutRequest]] = {}
+        batches: dict[int, list[AnyRequest]] = {}
         able = [(len(member.owed), at) for at, member in enumerate(members) if self._queue and member.takes_requests]
         heapify(able)
         while self._queue and able:
@@ -80,9 +81,7 @@ class RequestQueue:
             self._deaths[key] += 1
             self.num_given_back += 1
             if member.alone:
-                failure = (
-                    f"EngineKilled: {request.record.source}: {self._deaths.pop(key)} engines ended with it: {cause}"
-                )
+                failure = f"EngineKilled: {request.source}: {self._deaths.pop(key)} engines ended with it: {cause}"
                 del self._open_since[key]
                 self._blamed.append(Outcome(key=key, failure=failure))
             else:

@@ -12,6 +12,7 @@ import xxhash
 
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.records import epoch_permutation
+from protocol.unread import AnyRequest, RecordLine, UnreadRequest
 
 
 class RecordSource(Protocol):
@@ -19,7 +20,7 @@ class RecordSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def get(self, index: int, epoch: int = 0) -> Record: ...
+    def get(self, index: int, epoch: int = 0) -> RecordLine | Record: ...
 
 
 class RequestStream:
@@ -34,7 +35,7 @@ class RequestStream:
         self._rows: Sequence[int] | npt.NDArray[np.int64] = ()
         self.position = position
 
-    def take(self, count: int, min_version: int) -> list[tuple[int, RolloutRequest]]:
+    def take(self, count: int, min_version: int) -> list[tuple[int, AnyRequest]]:
         """The next `count` requests, each with its position."""
         taken = []
         for _ in range(count):
@@ -42,7 +43,7 @@ class RequestStream:
             self.position += 1
         return taken
 
-    def again(self, position: int, min_version: int) -> RolloutRequest:
+    def again(self, position: int, min_version: int) -> AnyRequest:
         """The request of a position that was taken before: same record, same seed."""
         return self._request(position, min_version)
 
@@ -50,7 +51,7 @@ class RequestStream:
         """Passes over the data set that so many rollouts are."""
         return num_rollouts / len(self._records)
 
-    def _request(self, position: int, min_version: int) -> RolloutRequest:
+    def _request(self, position: int, min_version: int) -> AnyRequest:
         epoch, offset = divmod(position, len(self._records))
         if epoch != self._epoch:
             size = len(self._records)
@@ -59,7 +60,10 @@ class RequestStream:
         row = int(self._rows[offset])
         key = RequestKey(record=row, epoch=epoch)
         seed = request_seed(self._seed, key)
-        return RolloutRequest(key=key, record=self._records.get(row, epoch), seed=seed, min_version=min_version)
+        found = self._records.get(row, epoch)
+        if isinstance(found, Record):
+            return RolloutRequest(key=key, record=found, seed=seed, min_version=min_version)
+        return UnreadRequest(key=key, line=found, seed=seed, min_version=min_version)
 
 
 def request_seed(seed: int, key: RequestKey) -> int:

@@ -40,11 +40,12 @@ from protocol.contracts import (
     SegmentStats,
     WeightsManifest,
 )
-from protocol.errors import ContractError, DataFailure, EngineError
+from protocol.errors import ContractError, DataFailure, EngineError, RecordError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
 from protocol.targets import build_target
 from protocol.traces import RolloutTrace
+from protocol.unread import AnyRequest
 from protocol.vocab import TokenCodec
 
 THREADS = {"control": 4, "collect": 1}
@@ -75,7 +76,7 @@ class RolloutActor:
     def __init__(self, settings: ActorSettings, engine: RolloutEngine | None = None) -> None:
         self._settings = settings
         self._engine = engine
-        self._answers: queue.SimpleQueue[tuple[RolloutRequest, Answer, float]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[AnyRequest, Answer | RecordError, float]] = queue.SimpleQueue()
         self._num_submitted = self._num_collected = 0  # one writer each
 
     @served(concurrency_group="control")
@@ -97,13 +98,17 @@ class RolloutActor:
         )
 
     @served(enable_task_events=False)
-    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+    def submit(self, requests: Sequence[AnyRequest]) -> None:
         """Hands requests to the engine; each is answered once, in some later group."""
         asked = time.monotonic()
         self._num_submitted += len(requests)
-        self.loop.submit(
-            requests, lambda request, answer: self._answers.put((request, answer, time.monotonic() - asked))
-        )
+        read = []
+        for request in requests:
+            try:
+                read.append(request.read())
+            except RecordError as error:
+                self._answers.put((request, error, 0.0))
+        self.loop.submit(read, lambda request, answer: self._answers.put((request, answer, time.monotonic() - asked)))
 
     @served(concurrency_group="collect", num_returns=2, enable_task_events=False)
     def collect(self) -> Group:
@@ -164,10 +169,12 @@ class RolloutActor:
         self._suffix_ids: Sequence[int] = self._frame.suffix_ids
         return lambda: self._engine or build_engine(self._settings, self._frame, self._codec, processor)
 
-    def _outcome(self, request: RolloutRequest, answer: Completion | DataFailure) -> tuple[Segment | None, Outcome]:
-        if isinstance(answer, DataFailure):
-            return None, Outcome(key=request.key, failure=f"{type(answer).__name__}: {answer}")
-        return self._finish(request, answer)
+    def _outcome(
+        self, request: AnyRequest, answer: Completion | DataFailure | RecordError
+    ) -> tuple[Segment | None, Outcome]:
+        if isinstance(answer, Completion):
+            return self._finish(request.read(), answer)
+        return None, Outcome(key=request.key, failure=f"{type(answer).__name__}: {answer}")
 
     def _finish(self, request: RolloutRequest, completion: Completion) -> tuple[Segment | None, Outcome]:
         """Parse, match, target: everything that turns tokens into a segment."""
@@ -209,7 +216,7 @@ class RolloutActor:
             encode_s=time.monotonic() - parsed_at,
         )
         if settings.trace and not request.evaluates:
-            trace = RolloutTrace.of(request, completion, parsed, matched, stats, self._frame.suffix_ids)
+            trace = RolloutTrace.of(request, completion, parsed, matched, stats, self._suffix_ids)
             outcome = replace(outcome, trace=trace.encode())
         if request.evaluates:
             return None, replace(outcome, evaluated=stats)

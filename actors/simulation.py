@@ -34,6 +34,8 @@ class Simulation:
     pace: Pace | None = None
     answers: Script | None = None
     """None: the first half of a record's objects."""
+    trace: bool = False
+    """Answers carry what `rollouts.jsonl` records."""
 
 
 class SimulatedActor(RolloutActor):
@@ -73,6 +75,7 @@ def simulated_settings(simulation: Simulation) -> ActorSettings:
         user_prompt="",
         match=MatchSettings(),
         target=TargetSettings(max_length=1 << 20),
+        trace=simulation.trace,
     )
 
 

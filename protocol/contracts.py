@@ -71,6 +71,11 @@ class RequestKey(NamedTuple):
     def __str__(self) -> str:
         return f"record={self.record}/epoch={self.epoch}/rollout={self.rollout}"
 
+    @property
+    def evaluates(self) -> bool:
+        """Of a request whose answer is judged and not trained on."""
+        return self.epoch == EVALUATION_EPOCH
+
     @classmethod
     def parse(cls, text: str) -> RequestKey:
         """Inverse of `str`; ValueError when the text has another form."""
@@ -95,7 +100,16 @@ class RolloutRequest:
     @property
     def evaluates(self) -> bool:
         """Answered with statistics only, no segment."""
-        return self.key.epoch == EVALUATION_EPOCH
+        return self.key.evaluates
+
+    @property
+    def source(self) -> str:
+        """Where a person finds its record."""
+        return self.record.source
+
+    def read(self) -> RolloutRequest:
+        """Itself: its record was read before; see `records.UnreadRequest`."""
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

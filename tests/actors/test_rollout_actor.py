@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from protocol.matching import MatchSettings
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings
 from protocol.traces import RolloutTrace
+from protocol.unread import AnyRequest, RecordLine, UnreadRequest
 
 MODEL = str(Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model")
 CAT = GroundTruth(index=1, desc="red circle", shape=Shape("bbox_2d", (100, 100, 300, 300)))
@@ -66,7 +67,7 @@ class Wrapped:
         return getattr(self._engine, name)
 
 
-def answers(actor: RolloutActor, requests: list[RolloutRequest]) -> Group:
+def answers(actor: RolloutActor, requests: Sequence[AnyRequest]) -> Group:
     """The one group that answers all of them."""
     actor.submit(requests)
     return actor.collect()
@@ -162,6 +163,28 @@ def test_what_ended_before_an_engine_failed_is_a_group_and_then_the_failure_is_r
     assert [outcome.key.record for outcome in made.collect()[1]] == [first[0].key.record]
     with pytest.raises(EngineError, match="the device is lost"):
         made.collect()
+
+
+def test_a_line_that_is_no_record_fails_alone_with_its_place(actor: Callable[..., RolloutActor]) -> None:
+    line = RecordLine(
+        text=b'{"images": ["x.png"], "width": 8, "height": 8, "objects": [{"desc": "cat", "bbox_2d": [1, 2, 3]}]}',
+        index=16,
+        source="train.jsonl:17",
+        root="/",
+        confined_to=None,
+        ordering="sorted",
+        seed=0,
+        epoch=0,
+    )
+    broken = UnreadRequest(key=RequestKey(16), line=line, seed=0)
+    segments, outcomes = answers(actor(finds_the_cat), [request(0), broken])
+
+    failures = {outcome.key.record: outcome.failure for outcome in outcomes}
+    assert [segment.key.record for segment in segments] == [0]
+    assert failures[0] is None
+    assert (
+        failures[16] == "RecordError: train.jsonl:17: objects[0].bbox_2d has 3 values, expected 4; write x1, y1, x2, y2"
+    )
 
 
 def test_an_engine_older_than_the_request_allows_is_a_contract_error(actor: Callable[..., RolloutActor]) -> None:

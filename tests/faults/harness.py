@@ -5,7 +5,7 @@
 
 | who waits | for what | who ends the wait |
 |---|---|---|
-| the injector | every actor SYNCED at the published version and busy | the pool; or `recovery_s`, which fails the run |
+| the injector | every actor SYNCED, and an answer of the one that was hit | the pool; or `recovery_s`, which fails the run |
 | the controller | segments, attestations | the pool's own deadlines: what is tested |
 
 After the last fault the main thread sets `controller.stop`. What must hold then is in `FaultRun.verify`.
@@ -175,6 +175,7 @@ class FaultRun:
         if kind not in HARMLESS:
             self._wait(lambda: victim.causes.total() > causes, f"the pool to notice {kind}")
         self._wait(self._healthy, f"recovery from {kind}")
+        self._wait(lambda: victim.failures == 0, f"an answer of {victim.name} after {kind}")
         if kind in KILLED:
             self._wait(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} of the actor to end after {kind}")
         self._wait(lambda: self.learner.steps > steps + 1, f"training to go on after {kind}")
