@@ -5,7 +5,7 @@
 
 | who waits | for what | who ends the wait |
 |---|---|---|
-| the injector | every actor SYNCED, an answer of the one that was hit | the pool; or `recovery_s`, which fails the run |
+| the injector | every actor SYNCED, an answer of the one hit | the pool; or `recovery_s`, which fails the run |
 | the controller | segments, attestations | the pool's own deadlines: what is tested |
 
 After the last fault the main thread sets `controller.stop`. What must hold then is in `FaultRun.verify`.
