@@ -2,8 +2,8 @@
 
 Part 1, real: the demo on 2 cores, one engine and one learner rank, runs taking turns; steps per hour from the metrics'
 own clock (start-up, evaluation and checkpoints left out), and F1 on the validation scenes after equal rollouts.
-Bars: at least 1.5x steps per hour (2.0 would be perfect), F1 within 0.02. Beside them stands what two processes that have
-nothing to do with each other gain by running side by side on this machine (`benchmarks.machine`).
+Bars: at least 1.5x steps per hour (2.0 would be perfect), F1 within 0.02. Beside them stands what two processes that
+have nothing to do with each other gain by running side by side on this machine (`benchmarks.machine`).
 
 Part 2, simulated: 8 actors and a learner of 4 ranks, answers as long as LVIS answers, an engine's pace as on a GPU,
 all times divided by `SPEED`; real Ray, pool, buffer, loop. Share of the wall time in which the learner trains, for
