@@ -102,7 +102,7 @@ class RolloutPool:
         return [member.status() for member in self._members]
 
     def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, SegmentRef | None]]:
-        """Outcomes that arrived, each with the place of its segment (None without one). Waits for the first."""
+        """Outcomes that arrived, each with the place of its segment (None without one). Waits for one, or `wake`."""
         outcomes: list[tuple[Outcome, SegmentRef | None]] = []
         for ended in self._calls.inbox.take(timeout_s):
             try:
@@ -114,6 +114,10 @@ class RolloutPool:
             self._watch(now)
         self._route()
         return outcomes + [(outcome, None) for outcome in self._queue.blamed()]
+
+    def wake(self) -> None:
+        """Ends the wait of `poll`, from any thread."""
+        self._calls.inbox.wake()
 
     def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         """Sends a version to every live engine; `poll` until `synced`. Others get it in full when they are back."""

@@ -42,21 +42,25 @@ class Inbox(Generic[Owner]):
     """Calls that ended, in that order. Waiting costs the same however many calls are open."""
 
     def __init__(self) -> None:
-        self._ended: queue.SimpleQueue[Ended[Owner]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Ended[Owner] | None] = queue.SimpleQueue()
 
     def expect(self, owner: Owner, ref: Any) -> None:
         """Puts the call into the inbox when it ends; Ray's own thread does it, with the value."""
         ref.future().add_done_callback(lambda future: self._ended.put(Ended(owner, ref, future)))
 
+    def wake(self) -> None:
+        """Ends the wait of `take`, from any thread: something else has happened."""
+        self._ended.put(None)
+
     def take(self, timeout_s: float) -> list[Ended[Owner]]:
-        """Everything that is there; waits up to `timeout_s` for the first."""
-        ended: list[Ended[Owner]] = []
+        """Everything that is there; waits up to `timeout_s` for the first, or for `wake`."""
+        found: list[Ended[Owner] | None] = []
         try:
-            ended.append(self._ended.get(block=timeout_s > 0, timeout=timeout_s))
+            found.append(self._ended.get(block=timeout_s > 0, timeout=timeout_s))
             while True:
-                ended.append(self._ended.get_nowait())
+                found.append(self._ended.get_nowait())
         except queue.Empty:
-            return ended
+            return [ended for ended in found if ended is not None]
 
 
 def get(ref: Any, timeout_s: float, what: str) -> Any:

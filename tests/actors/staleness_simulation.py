@@ -69,6 +69,8 @@ class RandomPool:
     def synced(self) -> bool:
         return all(actor.loading is None for actor in self._actors)
 
+    def wake(self) -> None: ...
+
     def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
         outcomes: list[tuple[Outcome, Any]] = []
         for _ in range(self._rng.randint(0, 8)):

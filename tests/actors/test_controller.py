@@ -57,6 +57,8 @@ class FakePool:
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         self._open.extend(requests)
 
+    def wake(self) -> None: ...
+
     def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
         if timeout_s < 1.0:  # the learner is at work meanwhile: these actors are slower than it
             return []

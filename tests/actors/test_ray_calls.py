@@ -49,6 +49,16 @@ def test_calls_arrive_in_the_order_in_which_they_ended_and_only_once() -> None:
     assert inbox.take(timeout_s=0) == []
 
 
+def test_a_wait_ends_when_it_is_woken() -> None:
+    inbox: Inbox[str] = Inbox()
+    inbox.expect("a", ref := FakeRef())
+    inbox.wake()
+
+    assert inbox.take(timeout_s=60) == []
+    ref.end(1)
+    assert [ended.owner for ended in inbox.take(timeout_s=60)] == ["a"]
+
+
 def test_a_call_brings_what_it_returned() -> None:
     assert ended_with(7) == 7
 
