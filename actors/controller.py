@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from actors.buffer import Entry, SegmentBuffer
@@ -46,6 +46,8 @@ from protocol.metrics import (
 )
 
 T = TypeVar("T")
+MEANWHILE_S = 0.5
+"""Longest wait for an answer while the learner works; its end wakes the loop at once."""
 
 
 class Controller:
@@ -178,8 +180,9 @@ class Controller:
     def _meanwhile(self, work: Callable[[], T]) -> T:
         """The learner's `work`, while what the actors answer is taken in."""
         future = self._learner_thread.submit(work)
-        while not wait([future], timeout=0.0 if self._intake.num_running else 1.0).done:
-            self._intake.take_in(timeout_s=0.05 if self._intake.num_running else 0.0)
+        future.add_done_callback(lambda _: self._pool.wake())
+        while not future.done():
+            self._intake.take_in(timeout_s=MEANWHILE_S)
         return future.result()
 
     def _train(self, entries: Sequence[Entry], plan: PackPlan) -> dict[str, float]:

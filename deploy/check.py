@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
+import shutil
 from collections.abc import Callable, Iterator
+from ctypes.util import find_library
 from pathlib import Path
 
 from deploy.check_data import check_data
@@ -50,6 +51,7 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
     yield from _raised(lambda: check_evaluation_metric(config.training.metric_for_best_model))
     yield from _deepspeed(config)
     yield from _folders(config)
+    yield from _machine(config)
     if config.model.attn_impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         yield error("model.attn_impl", "flash_attention_2 needs the package flash-attn, which is missing; write sdpa")
     parallel = config.matching.vllm.tensor_parallel_size
@@ -90,6 +92,16 @@ def _deepspeed(config: RunConfig) -> Iterator[Finding]:
         )
 
 
+def _machine(config: RunConfig) -> Iterator[Finding]:
+    """What no package brings along, where the run's processes live on this machine."""
+    if config.cluster.address is not None:
+        return
+    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        yield error("this machine", "has no C++ compiler, and DeepSpeed builds with one; install g++")
+    if config.matching.rollout_backend == "vllm" and config.cluster.gpus_per_actor == 0 and not find_library("numa"):
+        yield error("this machine", "has no libnuma, and vLLM's CPU kernels are linked with it; install libnuma1")
+
+
 def _folders(config: RunConfig) -> Iterator[Finding]:
     resume = config.training.resume
     if resume not in ("never", "auto") and not Path(resume).is_dir():
@@ -98,9 +110,3 @@ def _folders(config: RunConfig) -> Iterator[Finding]:
         existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             yield error(path, f"{folder} cannot be created, {existing} is not writable; choose another folder")
-    pattern = config.tuner.target_regex
-    if pattern is not None:
-        try:
-            re.compile(pattern)
-        except re.error as raised:
-            yield error("tuner.target_regex", f"is no regular expression ({raised}); correct it")

@@ -73,7 +73,8 @@ def _check_file(config: RunConfig, path: str, file: str, limit: int | None, rule
         return
     looked_at = min(len(records), MAX_LINES)
     yield note(path, f"{len(records)} records in {file}, lines and images 1..{looked_at} were checked")
-    lines, images, lengths = Findings(SHOWN), Findings(SHOWN), {severity: Findings(1) for severity in Severity}
+    lines, images, boxes = Findings(SHOWN), Findings(SHOWN), Findings(SHOWN)
+    lengths, num_long = {severity: Findings(1) for severity in Severity}, 0
     for index in range(looked_at):
         try:
             record = records[index]
@@ -86,7 +87,10 @@ def _check_file(config: RunConfig, path: str, file: str, limit: int | None, rule
             images.add(error(record.source, f"{record.images[0]} {problem}"))
         elif (finding := _length(record, config, rules)) is not None:
             lengths[finding.severity].add(finding)
-    for findings in (lines, images, *lengths.values()):
+        num_long += sum(_least_tokens(record, rules)) > config.global_max_length
+        for finding in _turned(record):
+            boxes.add(finding)
+    for findings in (lines, images, boxes, *lengths.values()):
         yield from findings.folded(path)
     if (
         path == "custom.train_jsonl"
@@ -97,6 +101,10 @@ def _check_file(config: RunConfig, path: str, file: str, limit: int | None, rule
             path,
             f"{len(records)} records fill no window of training.effective_batch_size "
             f"{config.training.effective_batch_size}, so there would be no step; lower the batch size",
+        )
+    if path == "custom.train_jsonl" and num_long == looked_at:
+        yield error(
+            "global_max_length", f"is {config.global_max_length}, and no record of {file} is that short; raise it"
         )
 
 
@@ -119,10 +127,23 @@ def _image_problem(record: Record, max_pixels: int | None) -> str | None:
     return None
 
 
-def _length(record: Record, config: RunConfig, rules: ImageRules) -> Finding | None:
-    """A lower bound of the sequence: image tokens, and one token per coordinate of the answer."""
+def _turned(record: Record) -> Iterator[Finding]:
+    """Boxes whose corners are the wrong way round: the mask is right, the text that is trained is not."""
+    for truth in record.objects:
+        x1, y1, x2, y2 = truth.shape.bins[:4]
+        if truth.shape.geometry == "bbox_2d" and (x1 > x2 or y1 > y2):
+            message = f"bbox_2d {truth.shape.bins} of {truth.desc!r} is no x1, y1, x2, y2; swap its corners"
+            yield warning(record.source, message)
+
+
+def _least_tokens(record: Record, rules: ImageRules) -> tuple[int, int]:
+    """Lower bounds of prompt and answer: the image's tokens, and one token per coordinate."""
     image = rules.num_tokens(record.width, record.height)
-    answer = sum(len(truth.shape.bins) for truth in record.objects)
+    return image, sum(len(truth.shape.bins) for truth in record.objects)
+
+
+def _length(record: Record, config: RunConfig, rules: ImageRules) -> Finding | None:
+    image, answer = _least_tokens(record, rules)
     limit = config.matching.vllm.max_model_len if config.matching.rollout_backend == "vllm" else 0
     if limit and image >= limit:
         return error(

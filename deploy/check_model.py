@@ -165,11 +165,7 @@ def _targets(config: RunConfig, names: list[str]) -> Iterator[Finding]:
         return
     modules = {name.rsplit(".", 1)[0] for name in names}
     if tuner.target_regex is not None:
-        try:
-            pattern = re.compile(tuner.target_regex)
-        except re.error:
-            return  # reported with the settings
-        if not any(pattern.fullmatch(module) for module in modules):
+        if not any(re.fullmatch(tuner.target_regex, module) for module in modules):
             text = f"matches none of the checkpoint's {len(modules)} module names, the first is {min(modules)}"
             yield warning(
                 "tuner.target_regex", f"{text}; the expression must match a whole name, as the loaded model has it"

@@ -120,12 +120,12 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
 
 
 def resume_path(config: RunConfig) -> Path | None:
-    """The checkpoint that `training.resume` names; None to start anew. ConfigError for a folder that is none."""
+    """The checkpoint that `training.resume` names, absolute; None to start anew. ConfigError where it is none."""
     resume = config.training.resume
     if resume == "never":
         return None
     if resume == "auto":
-        return newest_checkpoint(config.run_dir)
+        return newest_checkpoint(config.run_dir.resolve())
     if not _is_complete(Path(resume)):
         raise ConfigError(f"training.resume: {resume} holds no {META}; name a checkpoint-STEP folder, or auto")
     return Path(resume).resolve()

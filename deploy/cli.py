@@ -25,9 +25,9 @@ ATTEST = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
-    arguments = build_parser().parse_args(argv)
+    arguments = parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("rollmatch").setLevel(logging.DEBUG if getattr(arguments, "debug", False) else logging.INFO)
+    logging.getLogger("rollmatch").setLevel(logging.DEBUG if getattr(arguments, "verbose", False) else logging.INFO)
     try:
         return int(arguments.run(arguments))
     except (ConfigError, RecordError) as error:
@@ -43,6 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("rollmatch").debug("traceback", exc_info=True)
         print(f"rollmatch: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand anywhere: argparse takes positional arguments from one place only, and leaves the others."""
+    parser = build_parser()
+    arguments, left = parser.parse_known_args(argv)
+    stray = [word for word in left if word.startswith("-") or not hasattr(arguments, "overrides")]
+    if stray:
+        parser.error(f"unrecognized arguments: {' '.join(stray)}; rollmatch COMMAND --help lists what there is")
+    if left:
+        arguments.overrides = [*arguments.overrides, *left]
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_render(commands)
     evaluate = commands.choices["evaluate"]
     evaluate.add_argument("--attest", type=Path, metavar="CHECKPOINT", help=ATTEST)
-    evaluate.add_argument("--attest_records", type=int, default=8, help="validation records that both engines answer")
+    evaluate.add_argument(
+        "--attest_records", type=int, default=8, help="validation records that both engines answer (default 8)"
+    )
     _add_submit(commands)
     _add_import_coco(commands)
     _add_replay(commands)
@@ -74,7 +88,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
     parser.add_argument("--base_config", type=Path, help="YAML file merged under --config")
-    parser.add_argument("--debug", action="store_true", help="log everything, show tracebacks")
+    parser.add_argument("--debug", action="store_true", help="the short variant of the run: its `debug` section")
+    parser.add_argument("--verbose", action="store_true", help="log everything, show tracebacks")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides: training.max_steps=3")
     return parser
 
@@ -82,7 +97,7 @@ def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def _load(arguments: argparse.Namespace) -> RunConfig:
     resume = getattr(arguments, "resume", None)
     overrides = [*arguments.overrides, *([] if resume is None else [f"training.resume={resume}"])]
-    return load_config(arguments.config, base=arguments.base_config, overrides=overrides)
+    return load_config(arguments.config, base=arguments.base_config, overrides=overrides, debug=arguments.debug)
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -145,7 +160,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _add_render(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     text = "write the run as Kubernetes manifests: RayJob, RayCluster, monitoring"
     parser = _with_config(commands.add_parser("render", help=text, description=text))
-    parser.add_argument("-o", "--output", type=Path, help="folder to write to; without it, the RayJob is printed")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="folder to write to; without it, what the RayJob needs is printed"
+    )
     parser.set_defaults(run=_render)
 
 

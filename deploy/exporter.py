@@ -17,7 +17,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from actors.member import ActorState
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.step_metrics import OVERSIZE
 from protocol.metric_series import RUN_LABEL, labels, series
@@ -33,7 +33,7 @@ OTHER = "other"
 PHASE_SECONDS = "run/phase_s"
 
 
-QUARANTINE_REASONS = ("ImageError", "PromptTooLongError", OVERSIZE, "EngineKilled", OTHER)
+QUARANTINE_REASONS = ("RecordError", "ImageError", "PromptTooLongError", OVERSIZE, "EngineKilled", OTHER)
 """How an `Outcome.failure` may begin."""
 RESTART_REASONS = ("ActorLost", "DeadlineError", "EngineError", "SyncError", OTHER)
 """Classes of what `RolloutPool` restarts an actor for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,8 +68,9 @@ class Resizer:
         checked = check_image(path, width, height)
         if isinstance(checked, Rule):
             return checked
-        inside = path.is_relative_to(self._images_dir)
-        target = self._folder / (path.relative_to(self._images_dir) if inside else path.name)
+        source, root = Path(os.path.normpath(path)), os.path.normpath(self._images_dir)
+        # A name such as ../a.jpg, which an instance file from elsewhere may hold, must not lead out of the folder.
+        target = self._folder / (source.relative_to(root) if source.is_relative_to(root) else source.name)
         if target.suffix.lower() not in (".jpg", ".jpeg"):
             target = target.with_suffix(".png")
         size = fit_size(width, height, max_pixels=self._max_pixels)

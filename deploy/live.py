@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from actors.buffer import SegmentBuffer
+from actors.outcome import Outcome
 from actors.pool import RolloutPool
-from actors.rollout_actor import Outcome
 from deploy.endpoint import Endpoint
 from deploy.exporter import PHASES, Exporter
 from deploy.health import Health

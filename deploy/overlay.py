@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from protocol.contracts import GroundTruth, MatchedPair, Shape
 from protocol.norm1000 import to_pixels
+from protocol.record_lines import IMAGE_FORMATS
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _LEGEND_PX = 24
@@ -55,7 +56,7 @@ def outlines(
 
 def draw_sample(path: str | Path, drawn: Sequence[Outline], *, width: int = 640) -> Image.Image:
     """The image, `width` pixels wide, with every outline and a legend below. OSError where it cannot be read."""
-    with Image.open(path) as opened:
+    with Image.open(path, formats=IMAGE_FORMATS) as opened:
         image = opened.convert("RGB")
     image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.BICUBIC)
     page = Image.new("RGB", (width, image.height + _LEGEND_PX), "white")

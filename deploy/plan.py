@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -17,16 +19,36 @@ from protocol.config import RunConfig
 from protocol.errors import ConfigError
 
 Row = tuple[str, str, str]
+N = TypeVar("N", int, float)
+
+
+def _positive(kind: Callable[[str], N]) -> Callable[[str], N]:
+    def read(text: str) -> N:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise ValueError
+        return value
+
+    read.__name__ = f"{kind.__name__} above 0"  # what argparse calls it: "invalid int above 0 value: '-5'"
+    return read
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Inputs of the estimate, beside the run file."""
     device = Device()
     parser.add_argument("--model", choices=sorted(PRESETS), help="count with this Qwen3-VL, not with model.model")
-    parser.add_argument("--prompt-tokens", type=int, default=1000, help="mean prompt with image (default 1000)")
-    parser.add_argument("--answer-tokens", type=int, help="mean answer (default: a quarter of max_new_tokens)")
-    parser.add_argument("--bandwidth", type=float, default=device.bandwidth_gbytes_s, help="of a GPU, GB/s")
-    parser.add_argument("--tflops", type=float, default=device.tflops, help="of a GPU, dense bfloat16")
+    parser.add_argument(
+        "--prompt-tokens", type=_positive(int), default=1000, help="mean prompt with image (default 1000)"
+    )
+    parser.add_argument(
+        "--answer-tokens", type=_positive(int), help="mean answer (default: a quarter of max_new_tokens)"
+    )
+    parser.add_argument(
+        "--bandwidth", type=_positive(float), default=device.bandwidth_gbytes_s, help="of a GPU, GB/s (default 3350)"
+    )
+    parser.add_argument(
+        "--tflops", type=_positive(float), default=device.tflops, help="of a GPU, dense bfloat16 (default 990)"
+    )
 
 
 def plan(config: RunConfig, arguments: argparse.Namespace, console: Console | None = None) -> list[Finding]:

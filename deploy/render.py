@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from deploy.render_observability import common_manifests
-from deploy.render_pods import RUN_FOLDER, Manifest, cluster_spec, labels
+from deploy.render_pods import RUN_FOLDER, Manifest, cluster_spec, image_pull, labels
 from protocol.config import RunConfig
+from protocol.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent
 ASSETS = ("prometheus/rules.yaml", "grafana/*.json")
@@ -62,14 +63,11 @@ def ray_job(config: RunConfig) -> Manifest:
         "backoffLimit": kubernetes.backoff_limit,
         "submitterConfig": {"backoffLimit": 2},
         **({} if deadline is None else {"activeDeadlineSeconds": deadline}),
-        # GPUs are given back at once; the head stays for a look at the logs, then everything goes.
-        "deletionStrategy": {
-            "deletionRules": [
-                {"policy": policy, "condition": {"jobStatus": status, "ttlSeconds": seconds}}
-                for status in ("SUCCEEDED", "FAILED")
-                for policy, seconds in (("DeleteWorkers", 0), ("DeleteCluster", kubernetes.ttl_seconds))
-            ]
-        },
+        # Not deletionStrategy: KubeRay refuses to delete workers beside an autoscaler, Kueue asks for this field, which
+        # excludes rules, and a rule for a failed job does not fire for one that ran out of time. The log stays: it is
+        # the submitter's.
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": kubernetes.ttl_seconds,
         "rayClusterSpec": cluster_spec(config),
         "submitterPodTemplate": _submitter(config),
     }
@@ -84,6 +82,7 @@ def _submitter(config: RunConfig) -> Manifest:
         "spec": {
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
+            **image_pull(config),
             "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
             "containers": [
                 {
@@ -144,8 +143,34 @@ def write(files: Mapping[str, Manifest], folder: Path) -> None:
                 path.unlink()
 
 
+def unmounted(config: RunConfig) -> list[str]:
+    """Paths of the run that no pod would find, or whose files would be gone with the pod; one line each."""
+    kubernetes, prompts = config.kubernetes, (config.custom.system_prompt, config.custom.user_prompt)
+    kept = [kubernetes.checkpoints.path, kubernetes.models.path]
+    read = [kubernetes.data.path, *kept]
+    asked = {
+        "model.model": (config.model.model, read),
+        "custom.train_jsonl": (config.custom.train_jsonl, read),
+        "custom.val_jsonl": (config.custom.val_jsonl, read),
+        "training.output_dir": (config.training.output_dir, kept),
+    }
+    for name, prompt in zip(("system_prompt", "user_prompt"), prompts, strict=True):
+        if prompt is not None and prompt.endswith(".txt"):
+            asked[f"custom.{name}"] = (prompt, read)
+    return [
+        f"{name}: {path} lies on no volume that the pods keep, which are {', '.join(volumes)} (kubernetes.*.path); "
+        "write a path below one of them"
+        for name, (path, volumes) in asked.items()
+        if path is not None and not any(Path(path).is_relative_to(volume) for volume in volumes)
+    ]
+
+
 def run(config: RunConfig, output: Path | None) -> int:
-    """Writes the files, or prints what a RayJob needs as one stream."""
+    """Writes the files, or prints what a RayJob needs as one stream. ConfigError where pods would not find a path."""
+    problems = unmounted(config)
+    if problems:
+        several = f"{len(problems)} paths would not be found by a pod\n" + "\n".join(problems)
+        raise ConfigError(problems[0] if len(problems) == 1 else several)
     files = render(config, read_assets())
     if output is not None:
         write(files, output)

@@ -19,6 +19,7 @@ def common_manifests(config: RunConfig, assets: Mapping[str, str]) -> dict[str, 
     found = {
         "run": run_file(config),
         "networkpolicy": network_policy(config),
+        **({"networkpolicy-head": autoscaler_policy(config)} if config.cluster.autoscaling else {}),
         "priorityclass-learner": priority(config, "learner", config.kubernetes.learner_priority),
         "priorityclass-rollout": priority(config, "actor", config.kubernetes.actor_priority),
         "podmonitor": pod_monitor(config),
@@ -47,12 +48,6 @@ def network_policy(config: RunConfig) -> Manifest:
     kubernetes = config.kubernetes
     own = [{"podSelector": {"matchLabels": selector(config)}}]
     scraped = [RAY_METRICS, *([config.metrics.port] if config.metrics.enabled and config.metrics.port else [])]
-    egress: list[Manifest] = [
-        {"to": own},
-        {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]},
-    ]
-    if config.cluster.autoscaling:
-        egress.append({"ports": _ports([443, 6443])})  # the autoscaler asks the API server for pods
     return _core(config, "networking.k8s.io/v1", "NetworkPolicy") | {
         "spec": {
             "podSelector": {"matchLabels": selector(config)},
@@ -62,7 +57,21 @@ def network_policy(config: RunConfig) -> Manifest:
                 {"from": [_namespace(kubernetes.operator_namespace)], "ports": _ports([DASHBOARD])},
                 {"from": [_namespace(kubernetes.monitoring_namespace)], "ports": _ports(scraped)},
             ],
-            "egress": egress,
+            "egress": [
+                {"to": own},
+                {"ports": [{"port": 53, "protocol": protocol} for protocol in ("UDP", "TCP")]},
+            ],
+        }
+    }
+
+
+def autoscaler_policy(config: RunConfig) -> Manifest:
+    """The head's autoscaler asks the API server for pods; its address is the cluster's, so only the port is named."""
+    return _core(config, "networking.k8s.io/v1", "NetworkPolicy", "head") | {
+        "spec": {
+            "podSelector": {"matchLabels": selector(config) | {"rollmatch-component": "head"}},
+            "policyTypes": ["Egress"],
+            "egress": [{"ports": _ports([443, 6443])}],
         }
     }
 

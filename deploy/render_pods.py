@@ -20,6 +20,12 @@ GPU = "nvidia.com/gpu"
 UID = 1000
 DASHBOARD, AGENT, RAY_METRICS = 8265, 52365, 8080
 MIB = 2**20
+HEAD_STORE_BYTES = 2 * 2**30
+"""Object store of the head, which holds references: weights and segments lie where they were made."""
+HEAD_SHM_BYTES = 2**30
+"""Shared memory of the head beyond its object store."""
+UNDISTURBED = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+"""Keeps those who save nodes from moving the pods of a run."""
 
 
 def selector(config: RunConfig) -> dict[str, str]:
@@ -54,8 +60,8 @@ def cluster_spec(config: RunConfig) -> Manifest:
         "headGroupSpec": {
             "serviceType": "ClusterIP",
             # No tasks on the head: the driver, and nothing else.
-            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", **_object_store(config)},
-            "template": _pod(config, "head", _demand(config, kubernetes.head_cpus, kubernetes.head_memory)),
+            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", **_object_store(config, "head")},
+            "template": _pod(config, "head", _demand(config, "head", kubernetes.head_cpus, kubernetes.head_memory)),
         },
         "workerGroupSpecs": [_group(config, share) for share in shares(config)],
     }
@@ -75,7 +81,7 @@ def _group(config: RunConfig, share: Share) -> Manifest:
     per_pod = processes_per_pod(share, config.kubernetes.gpus_per_node)
     replicas = share.count // per_pod
     memory = config.kubernetes.learner_memory if share.role == "learner" else config.kubernetes.actor_memory
-    resources = _demand(config, per_pod * share.resources["CPU"], memory, per_pod)
+    resources = _demand(config, share.role, per_pod * share.resources["CPU"], memory, per_pod)
     gpus = math.ceil(per_pod * share.resources.get("GPU", 0))
     if gpus:
         resources[GPU] = str(gpus)
@@ -85,7 +91,7 @@ def _group(config: RunConfig, share: Share) -> Manifest:
         "minReplicas": 0 if config.cluster.autoscaling else replicas,
         "maxReplicas": replicas,
         "replicas": 0 if config.cluster.autoscaling else replicas,
-        "rayStartParams": _object_store(config),
+        "rayStartParams": _object_store(config, share.role),
         **({"labels": share.labels} if share.labels else {}),
         **({"resources": custom} if custom else {}),
         "template": _pod(config, share.role, resources),
@@ -93,18 +99,16 @@ def _group(config: RunConfig, share: Share) -> Manifest:
 
 
 def _pod(config: RunConfig, component: str, resources: dict[str, str]) -> Manifest:
-    kubernetes = config.kubernetes
-    account = {"serviceAccountName": kubernetes.service_account} if kubernetes.service_account else {}
     spec: Manifest = {
-        # A worker needs nothing of the API server. The head's autoscaler does; KubeRay gives it its own account.
-        **({} if component == "head" else {"automountServiceAccountToken": False, **account}),
+        **_account(config, component),
+        **image_pull(config),
         "priorityClassName": priority_class(config, component),
-        "terminationGracePeriodSeconds": kubernetes.stop_grace_seconds if component == "head" else 60,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": UID,
             "runAsGroup": UID,
             "fsGroup": UID,
+            "fsGroupChangePolicy": "OnRootMismatch",  # a walk over every file of a large volume takes hours
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(config, component, resources)],
@@ -112,7 +116,22 @@ def _pod(config: RunConfig, component: str, resources: dict[str, str]) -> Manife
     }
     if GPU in resources:
         spec["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
-    return {"metadata": {"labels": labels(config, component)}, "spec": spec}
+    metadata = {"labels": labels(config, component), "annotations": dict(UNDISTURBED)}
+    return {"metadata": metadata, "spec": spec}
+
+
+def _account(config: RunConfig, component: str) -> Manifest:
+    """Only an autoscaler talks to the API server, and KubeRay gives its pod, the head, an account of its own."""
+    if component == "head" and config.cluster.autoscaling:
+        return {}
+    name = config.kubernetes.service_account
+    return {"automountServiceAccountToken": False, **({"serviceAccountName": name} if name else {})}
+
+
+def image_pull(config: RunConfig) -> Manifest:
+    """What a private registry asks for."""
+    secret = config.kubernetes.image_pull_secret
+    return {"imagePullSecrets": [{"name": secret}]} if secret else {}
 
 
 def _container(config: RunConfig, component: str, resources: dict[str, str]) -> Manifest:
@@ -148,18 +167,21 @@ def _container(config: RunConfig, component: str, resources: dict[str, str]) -> 
         "resources": {"requests": dict(resources), "limits": dict(resources)},
         "securityContext": _locked_down(),
         "volumeMounts": mounts,
-        **_probes(head),
+        **_probes(),
     }
 
 
-def _probes(head: bool) -> Manifest:
-    """Ray's own health endpoints, which need no token. The run's deadlines, not a probe, end a driver that hangs."""
-    alive = {"httpGet": {"path": "/api/local_raylet_healthz", "port": AGENT}, "timeoutSeconds": 5}
-    serving = {"httpGet": {"path": "/api/gcs_healthz", "port": DASHBOARD}, "timeoutSeconds": 5} if head else alive
+def _probes() -> Manifest:
+    """Ray's own health endpoint, which needs no token and asks the head for its GCS too.
+
+    A pod is ended after ten minutes of silence, as KubeRay does by default: Ray's agent may starve on a busy node, and
+    a killed pod costs the attempt. The run's deadlines, not a probe, end a driver that hangs.
+    """
+    alive = {"httpGet": {"path": "/api/healthz", "port": AGENT}, "timeoutSeconds": 5, "periodSeconds": 10}
     return {
-        "startupProbe": {**alive, "periodSeconds": 10, "failureThreshold": 60},
-        "livenessProbe": {**alive, "periodSeconds": 10, "failureThreshold": 12},
-        "readinessProbe": {**serving, "periodSeconds": 10, "failureThreshold": 3},
+        "startupProbe": {**alive, "failureThreshold": 60},
+        "livenessProbe": {**alive, "failureThreshold": 60},
+        "readinessProbe": {**alive, "failureThreshold": 3},
     }
 
 
@@ -169,16 +191,23 @@ def _volumes(config: RunConfig, component: str) -> list[Manifest]:
         {"name": "data", "persistentVolumeClaim": {"claimName": kubernetes.data.claim, "readOnly": True}},
         {"name": "checkpoints", "persistentVolumeClaim": {"claimName": kubernetes.checkpoints.claim}},
         {"name": "models", "persistentVolumeClaim": {"claimName": kubernetes.models.claim}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_bytes(config) // MIB}Mi"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_bytes(config, component) // MIB}Mi"}},
     ]
     if component == "head":
         volumes.append({"name": "run", "configMap": {"name": f"{kubernetes.name}-run"}})
     return volumes
 
 
-def shm_bytes(config: RunConfig) -> int:
+def store_bytes(config: RunConfig, component: str) -> int | None:
+    """Bytes of a pod's object store; None where Ray chooses."""
+    given = config.cluster.object_store_bytes
+    return given if given is None or component != "head" else min(given, HEAD_STORE_BYTES)
+
+
+def shm_bytes(config: RunConfig, component: str) -> int:
     """Bytes of /dev/shm: the object store lies in it."""
-    return (config.cluster.object_store_bytes or 0) + config.kubernetes.shm_extra_bytes
+    beyond = HEAD_SHM_BYTES if component == "head" else config.kubernetes.shm_extra_bytes
+    return (store_bytes(config, component) or 0) + beyond
 
 
 def priority_class(config: RunConfig, component: str) -> str:
@@ -186,8 +215,8 @@ def priority_class(config: RunConfig, component: str) -> str:
     return f"{config.kubernetes.name}-{'rollout' if component == 'actor' else 'learner'}"
 
 
-def _object_store(config: RunConfig) -> dict[str, str]:
-    given = config.cluster.object_store_bytes
+def _object_store(config: RunConfig, component: str) -> dict[str, str]:
+    given = store_bytes(config, component)
     return {} if given is None else {"object-store-memory": str(given)}
 
 
@@ -195,7 +224,7 @@ def _locked_down() -> Manifest:
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def _demand(config: RunConfig, cpus: float, memory: str, processes: int = 1) -> dict[str, str]:
+def _demand(config: RunConfig, component: str, cpus: float, memory: str, processes: int = 1) -> dict[str, str]:
     """CPU and memory of a pod; what lies in /dev/shm counts as memory of the pod."""
     mebibytes = {"Mi": 1, "Gi": 2**10, "Ti": 2**20}[memory[-2:]] * int(memory[:-2]) * processes
-    return {"cpu": str(math.ceil(cpus)), "memory": f"{mebibytes + shm_bytes(config) // MIB}Mi"}
+    return {"cpu": str(math.ceil(cpus)), "memory": f"{mebibytes + shm_bytes(config, component) // MIB}Mi"}

@@ -50,8 +50,10 @@ def submit(config: RunConfig, arguments: argparse.Namespace) -> int:
     runtime_env: dict[str, Any] = yaml.safe_load(RUNTIME_ENV.read_text())
     problems = list(portability(config, runtime_env["excludes"]))
     if problems:
-        raise ConfigError(problems[0] if len(problems) == 1 else "as a job\n" + "\n".join(problems))
-    command = entrypoint(config, arguments.config, arguments.base_config, arguments.overrides)
+        several = f"{len(problems)} paths would not be found by a job\n" + "\n".join(problems)
+        raise ConfigError(problems[0] if len(problems) == 1 else several)
+    overrides = [*arguments.overrides, *(["debug.enabled=true"] if arguments.debug else [])]
+    command = entrypoint(config, arguments.config, arguments.base_config, overrides)
     client = _client(arguments.address)
     job = _accepted(client, command, runtime_env | {"working_dir": str(ROOT)}, config.run_dir.name)
     print(f"rollmatch: submitted {job}: {command}", file=sys.stderr)
@@ -117,6 +119,8 @@ def portability(config: RunConfig, excludes: Sequence[str]) -> list[str]:
 
 
 def _client(address: str) -> JobSubmissionClient:
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(f"--address: {address} is no URL; name the head's dashboard, such as http://head:8265")
     try:
         return JobSubmissionClient(address)
     except OSError as error:

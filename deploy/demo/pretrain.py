@@ -146,7 +146,9 @@ def main() -> None:
         out = arguments.out
         shutil.copytree(fresh, out, dirs_exist_ok=True)
         log = out / "training_log.jsonl"
-        model = Qwen3VLForConditionalGeneration.from_pretrained(arguments.start or fresh, dtype=torch.float32)
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            arguments.start or fresh, dtype=torch.float32, use_safetensors=True
+        )
         model.train()
         if arguments.start is None:
             log.write_text("")

@@ -1,12 +1,17 @@
 # CPU image, from the lock. Not built here: no container engine was at hand. A test checks what can be read.
 #   docker build -f deploy/docker/cpu.Dockerfile -t rollmatch:0.1.0-cpu .
 FROM python:3.11-slim-bookworm AS build
+# Versions of Debian packages are not pinned: a release keeps no old ones.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends build-essential && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir uv==0.13.9
 WORKDIR /app
 COPY requirements/cpu.lock requirements/cpu.lock
+# Compiled now: user 1000 cannot write beside the packages, and would compile them again in every process.
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy
 # --no-deps: the lock is the whole truth, and torch===2.13.0 must be PyPI's build (ARCHITECTURE.md, "The stack").
-RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv/bin/python --no-deps -r requirements/cpu.lock
+RUN --mount=type=cache,target=/root/.cache/uv \
+    /opt/venv/bin/uv pip install --python /opt/venv/bin/python --no-deps -r requirements/cpu.lock
 COPY pyproject.toml README.md ./
 COPY protocol protocol
 COPY actors actors
@@ -15,8 +20,10 @@ COPY deploy deploy
 RUN /opt/venv/bin/uv pip install --no-cache --python /opt/venv/bin/python --no-deps --no-build-isolation --editable .
 
 FROM python:3.11-slim-bookworm
-# A compiler stays: DeepSpeed builds an op at its first start. KubeRay's probes and init containers want wget.
-RUN apt-get update && apt-get install -y --no-install-recommends build-essential libtcmalloc-minimal4 tini wget \
+# A compiler stays: DeepSpeed builds an op at its first start. vLLM's CPU kernels are linked with
+# libnuma. KubeRay's own probes, where a manifest has none, want wget.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends build-essential libnuma1 tini wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 rollmatch
 COPY --from=build /opt/venv /opt/venv

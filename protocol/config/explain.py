@@ -21,7 +21,18 @@ REMOVED = {
     "custom.coord_expectation_metrics": "coordinates are never decoded as expectations; remove the key",
     "custom.hard_sample_mining": "was removed; remove the section",
     "custom.images_per_user_turn": "a record has exactly one image; remove the key",
+    "custom.augmentation": "images and boxes are trained as they are; augment the data set offline, remove the key",
+    "data.lazy_tokenize": "a record is read when its turn comes; remove the key",
+    "template.max_length": "is the length of a whole row; write global_max_length",
+    "training.ddp_timeout": "belongs to the learner group; write cluster.step_timeout_s",
+    "training.gradient_accumulation_steps": "follows from effective_batch_size and the packs; remove the key",
+    "training.load_best_model_at_end": "best.json in the run's folder names the best checkpoint; remove the key",
+    "training.optim": "the optimizer is AdamW; remove the key",
+    "training.per_device_eval_batch_size": "evaluation runs on the rollout actors; remove the key",
+    "training.resume_from_checkpoint": "was renamed; write training.resume: auto, or a checkpoint folder",
+    "training.save_only_model": "a checkpoint holds what a resume needs, and merged/ is the model; remove the key",
 }
+"""Settings of the single-process trainer and of its libraries that have no namesake here."""
 EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",

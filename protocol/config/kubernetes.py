@@ -39,33 +39,36 @@ class KubernetesConfig(Section):
     head_cpus: PositiveInt = 4
     """CPU cores of the head pod, where the driver runs."""
     head_memory: Quantity = "32Gi"
-    """Memory of the head pod; the segment buffer and the object store live in it."""
+    """Memory of the head pod, where the driver keeps references and traces, without shared memory."""
     learner_memory: Quantity = "96Gi"
     """Memory per learner rank, without shared memory."""
     actor_memory: Quantity = "64Gi"
     """Memory per rollout actor, without shared memory."""
     shm_extra_bytes: PositiveInt = 8 * GIB
-    """Shared memory of a pod beyond the object store of `cluster.object_store_bytes`: NCCL and vLLM's workers."""
+    """Shared memory of a worker pod beyond `cluster.object_store_bytes`: NCCL and vLLM's workers."""
     data: VolumeConfig = VolumeConfig(claim="rollmatch-data", path="/data")
     """Records and images; mounted read-only."""
     checkpoints: VolumeConfig = VolumeConfig(claim="rollmatch-checkpoints", path="/checkpoints")
     """Runs and checkpoints; must be writable from several nodes (ReadWriteMany)."""
     models: VolumeConfig = VolumeConfig(claim="rollmatch-models", path="/models")
-    """Start checkpoints and the cache of compiled kernels."""
+    """Start checkpoints, and the model hub's cache (`HF_HOME`)."""
     env_secret: DnsLabel | None = None
     """Secret whose keys become environment variables of all pods, such as WANDB_API_KEY; only its name is rendered."""
     service_account: DnsLabel | None = None
-    """Service account of the worker pods. Null: the namespace's default, without a mounted token."""
+    """Service account of the pods. Null: the namespace's default. No token is mounted, except for the head's
+    autoscaler, whose account KubeRay makes."""
+    image_pull_secret: DnsLabel | None = None
+    """Secret with which nodes fetch the image from a private registry; only its name is rendered."""
     queue: DnsLabel | None = None
-    """Kueue LocalQueue of the RayJob (docs/kueue.md)."""
+    """Kueue LocalQueue of the RayJob (docs/kueue.md); needs `cluster.autoscaling: false`."""
     learner_priority: int = 1000
     """Priority of head and learner pods: losing one ends the attempt, so rollout pods go first."""
     actor_priority: int = 500
     """Priority of rollout pods: the run survives the loss of one."""
     backoff_limit: NonNegativeInt = 3
     """Further attempts of the RayJob, each on a new cluster and resumed from the newest checkpoint."""
-    ttl_seconds: NonNegativeInt = 3600
-    """Seconds for which a finished RayJob keeps its head for a look at the logs; workers are deleted at once."""
+    ttl_seconds: NonNegativeInt = 600
+    """Seconds for which a finished RayJob keeps its pods, GPUs included, for a look at Ray's logs."""
     active_deadline_seconds: PositiveInt | None = None
     """Seconds after which the RayJob is ended. Null: never."""
     stop_grace_seconds: PositiveInt = 900

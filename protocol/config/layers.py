@@ -100,9 +100,12 @@ def _read(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"{_shown(path)}: cannot be read ({error.strerror}); correct the path") from error
+    except yaml.MarkedYAMLError as error:
+        where = f"{_shown(path)}:{error.problem_mark.line + 1}" if error.problem_mark else _shown(path)
+        raise ConfigError(f"{where}: is not valid YAML ({error.problem}); mend it there") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{_shown(path)}: is not valid YAML ({' '.join(str(error).split())}); mend it there"
+            f"{_shown(path)}: is no text that YAML allows ({' '.join(str(error).split())}); save it as UTF-8"
         ) from error
     if values is None:
         return {}

@@ -25,6 +25,7 @@ def cross_problems(config: RunConfig) -> Iterator[Problem]:
         _carry,
         _capacity,
         _devices,
+        _queue,
         _offload,
         _colocation,
     ):
@@ -184,6 +185,12 @@ def _devices(config: RunConfig) -> Iterator[Problem]:
         if config.sync.backend == "nccl" and asked:
             message = "nccl broadcasts merged weights to vLLM engines on GPUs of their own; write object_store"
             yield Problem(("sync.backend", path), message)
+
+
+def _queue(config: RunConfig) -> Iterator[Problem]:
+    if config.kubernetes.queue and config.cluster.autoscaling:
+        message = "Kueue admits a fixed number of pods, and cluster.autoscaling is true; set that to false"
+        yield Problem(("kubernetes.queue", "cluster.autoscaling"), message)
 
 
 def _offload(config: RunConfig) -> Iterator[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,6 +116,14 @@ class TunerConfig(Section):
             require([Problem(("freeze_llm", "freeze_vit", "freeze_aligner"), message)])
         return self
 
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> TunerConfig:
+        try:
+            re.compile(self.target_regex or "")
+        except re.error as error:
+            require([Problem(("target_regex",), f"is no regular expression ({error}); correct it")])
+        return self
+
 
 ZERO_STAGES = {f"zero{stage}": stage for stage in range(4)}
 
@@ -160,7 +169,7 @@ class DeepSpeedConfig(Section):
 
 
 class DebugConfig(Section):
-    """A short variant of the same run file: `--debug` switches it on."""
+    """A short variant of the same run file; `--debug` and `debug.enabled: true` switch it on."""
 
     enabled: bool = False
     """Replace output folder and sample limits by those below."""

@@ -113,7 +113,7 @@ class ClusterConfig(Section):
     placement_timeout_s: PositiveFloat = 600.0
     """Seconds until the cluster must have room for every learner rank and rollout actor."""
     object_store_bytes: PositiveInt | None = None
-    """Object store of a local cluster. Null: Ray's choice."""
+    """Bytes of the object store of a local cluster, and of each worker pod. Null: Ray's choice."""
     step_timeout_s: PositiveFloat = 1800.0
     """Seconds until every learner rank must have finished an optimizer step."""
     max_learner_restarts: NonNegativeInt = 3

@@ -16,8 +16,8 @@ from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.engine import LoadReport
 from actors.loop import LoopSettings, LoopState, TrainedWindow
+from actors.outcome import Outcome
 from actors.requests import RequestStream
-from actors.rollout_actor import Outcome
 from protocol.contracts import (
     PackPlan,
     Record,
@@ -56,6 +56,8 @@ class FakePool:
 
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         self._open.extend(requests)
+
+    def wake(self) -> None: ...
 
     def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
         if timeout_s < 1.0:  # the learner is at work meanwhile: these actors are slower than it

@@ -97,7 +97,9 @@ def _write_rollouts(folder: Path) -> None:
             time=START + at,
             actor=f"actor-{at % 2}",
             latency_s=1.0 + at / 10,
-            trace=trace_of(at, answers[at % 3], truths=(CAT, DOG), image=str(image if at else folder / "gone.png")),
+            encoded=trace_of(
+                at, answers[at % 3], truths=(CAT, DOG), image=str(image if at else folder / "gone.png")
+            ).encode(),
         )
         for at in range(12)
     ]

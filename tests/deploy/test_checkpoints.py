@@ -131,7 +131,7 @@ def test_a_fresh_start_moves_an_earlier_run_aside_and_a_resume_does_not(tmp_path
 def train_to(folder: Path, last_step: int) -> None:
     """A run of windows of one step and ten rollouts, with a checkpoint every second step."""
     run, saves = folder / "r", keeper(folder, save_steps=2)
-    run.mkdir(exist_ok=True)
+    run.mkdir(parents=True, exist_ok=True)
     for step in range(1, last_step + 1):
         with (run / "metrics.jsonl").open("a") as metrics, (run / "ledger.jsonl").open("a") as ledger:
             metrics.write(json.dumps({"step": step}) + "\n")
@@ -156,6 +156,19 @@ def test_a_resume_cuts_metrics_and_ledger_back_to_its_checkpoint(tmp_path: Path)
     assert (point.state.step, point.position) == (4, 40)
     assert steps(tmp_path / "r") == [1, 2, 3, 4]
     assert [window.last_step for window in read_ledger(tmp_path / "r")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("named", ["auto", "runs/r/checkpoint-4"])
+def test_a_run_below_the_working_directory_resumes_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    train_to(tmp_path / "runs", 4)
+    monkeypatch.chdir(tmp_path)
+    point = begin_run(config(Path("runs"), resume=named))
+    assert point is not None
+    assert point.path == tmp_path / "runs" / "r" / "checkpoint-4"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["r"]
+    assert steps(tmp_path / "runs" / "r")[-1] == 4
 
 
 def test_going_back_behind_a_later_checkpoint_takes_its_name_from_it(tmp_path: Path) -> None:

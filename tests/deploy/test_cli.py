@@ -81,9 +81,29 @@ def test_the_resume_flag_sets_training_resume(
     assert "nowhere is no folder" in error
 
 
+def test_overrides_may_stand_between_options(
+    train: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = refused([*train, "training.seed=x", "--verbose", "training.learning_rat=1"], capsys, tmp_path)
+    assert "2 settings are wrong" in error
+    with pytest.raises(SystemExit, match="2"):
+        main([*train, "training.seed=1", "--fast"])
+    assert "unrecognized arguments: --fast" in capsys.readouterr().err
+
+
+def test_the_debug_flag_takes_the_short_variant(
+    train: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    error = refused([*train, "--debug", "debug.train_sample_limit=0"], capsys, tmp_path)
+    assert "\ndebug.train_sample_limit: must be > 0" in error
+    (tmp_path / "file").touch()
+    error = refused([*train, "--debug", f"debug.output_dir={tmp_path / 'file'}"], capsys, tmp_path)
+    assert "\ntraining.output_dir: " in error, "the debug section's folder is the run's"
+
+
 def test_every_command_has_a_line_of_help() -> None:
     text = build_parser().format_help()
-    for name in ("train", "evaluate", "check", "import-coco", "replay", "report", "watch"):
+    for name in ("train", "evaluate", "check", "plan", "render", "submit", "import-coco", "replay", "report", "watch"):
         assert re.search(rf"^    {name}\s+\w", text, re.MULTILINE), name
 
 

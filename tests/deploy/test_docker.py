@@ -31,6 +31,12 @@ def test_an_image_is_built_from_its_lock_and_runs_as_nobody_special(kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_a_lock_takes_the_build_of_torch_that_its_torchvision_matches(kind: str) -> None:
+    lines = (ROOT / "requirements" / f"{kind}.lock").read_text().splitlines()
+    assert "torch===2.13.0" in lines, "with two `=`, pip and uv may take a build with a local version, such as +cpu"
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_everything_that_is_copied_exists_and_is_let_through(kind: str) -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for word, rest in instructions(kind):

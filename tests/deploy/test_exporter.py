@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.exporter import RESTART_REASONS, Exporter
 from protocol.contracts import RequestKey, SegmentMeta, SegmentStats

@@ -14,9 +14,11 @@ import pytest
 import yaml
 
 from deploy.bundles import shares, totals
+from deploy.cli import main
 from deploy.render import as_yaml, read_assets, render
 from deploy.render_pods import GPU, processes_per_pod
 from protocol.config import RunConfig, config_from_mapping, load_config
+from protocol.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "deploy" / "k8s"
@@ -88,6 +90,7 @@ def test_every_manifest_is_valid_with_unknown_fields_refused() -> None:
     for manifest in rendered().values():
         validate(manifest)
     more = ["kubernetes.queue=gpu", "kubernetes.env_secret=wandb", "kubernetes.service_account=runner"]
+    more += ["kubernetes.image_pull_secret=registry", "kubernetes.active_deadline_seconds=86400"]
     for manifest in rendered(*more, "cluster.autoscaling=false", "cluster.actor_resources={fast: 1}").values():
         validate(manifest)
 
@@ -111,9 +114,9 @@ MUTATIONS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
     "a group without bounds": _job(lambda m: worker(m).pop("maxReplicas")),
     "an unknown field of a pod": _job(lambda m: worker(m)["template"]["spec"].update(securitycontext={})),
     "a probe without its kind": _job(lambda m: container(m)["livenessProbe"].update(httpget={})),
-    "a deletion rule without policy": _job(lambda m: m["spec"]["deletionStrategy"]["deletionRules"][0].pop("policy")),
-    "an unknown deletion policy": _job(
-        lambda m: m["spec"]["deletionStrategy"]["deletionRules"][0].update(policy="DeleteAll")
+    "an end that is text": _job(lambda m: m["spec"].update(shutdownAfterJobFinishes="yes")),
+    "an unknown way to grow": _job(
+        lambda m: m["spec"]["rayClusterSpec"]["autoscalerOptions"].update(upscalingMode="Fast")
     ),
     "a cluster without a head": ("cluster/raycluster.yaml", lambda m: m["spec"].pop("headGroupSpec")),
     "a port that is no number": (
@@ -172,11 +175,56 @@ def test_a_retry_resumes_and_the_driver_joins_the_cluster_it_runs_in() -> None:
     assert read | {"kubernetes": None} == given | {"kubernetes": None}, "the driver reads the same run"
 
 
+@pytest.mark.parametrize("queued", [False, True])
+def test_the_operators_rules_beyond_their_schemas_are_kept(queued: bool) -> None:
+    """KubeRay 1.7 refuses deletion rules beside shutdownAfterJobFinishes, which Kueue demands and suspension needs; and
+    a group whose resources stand in two places. Kueue refuses an autoscaler, and a group named head."""
+    overrides = ("kubernetes.queue=gpu", "cluster.autoscaling=false") if queued else ()
+    job = rendered(*overrides, "cluster.actor_resources={fast: 1}")["job/rayjob.yaml"]
+    spec, cluster = job["spec"], job["spec"]["rayClusterSpec"]
+    assert spec["shutdownAfterJobFinishes"]
+    assert "deletionStrategy" not in spec
+    assert cluster.get("enableInTreeAutoscaling", False) is not queued
+    for group in cluster["workerGroupSpecs"]:
+        assert group["groupName"] != "head"
+        assert not {"num-cpus", "num-gpus", "memory", "resources", "labels"} & set(group["rayStartParams"])
+        assert "restartPolicy" not in group["template"]["spec"], "the autoscaler wants Never, KubeRay writes it"
+
+
+def test_a_queue_and_an_autoscaler_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"kubernetes\.queue: Kueue admits a fixed number of pods"):
+        config("kubernetes.queue=gpu")
+
+
+def test_an_api_token_is_mounted_for_the_autoscaler_alone() -> None:
+    def automounts(*overrides: str) -> list[bool]:
+        cluster = rendered(*overrides)["cluster/raycluster.yaml"]["spec"]
+        groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+        return [group["template"]["spec"].get("automountServiceAccountToken", True) for group in groups]
+
+    assert automounts() == [True, False, False]
+    assert automounts("cluster.autoscaling=false") == [False, False, False]
+
+
+def test_only_the_heads_autoscaler_may_leave_the_run() -> None:
+    files = rendered()
+    (own, names) = files["common/networkpolicy.yaml"]["spec"]["egress"]
+    assert own["to"] == files["common/networkpolicy.yaml"]["spec"]["ingress"][0]["from"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    head = files["common/networkpolicy-head.yaml"]["spec"]
+    assert head["podSelector"]["matchLabels"]["rollmatch-component"] == "head"
+    assert {port["port"] for port in head["egress"][0]["ports"]} == {443, 6443}
+    assert "common/networkpolicy-head.yaml" not in rendered("cluster.autoscaling=false")
+
+
 def test_no_secret_is_rendered_only_its_name() -> None:
-    files = rendered("kubernetes.env_secret=wandb")
+    files = rendered("kubernetes.env_secret=wandb", "kubernetes.image_pull_secret=registry")
     assert all(manifest["kind"] != "Secret" for manifest in files.values())
-    (source,) = worker(files["job/rayjob.yaml"])["template"]["spec"]["containers"][0]["envFrom"]
-    assert source == {"secretRef": {"name": "wandb"}}
+    job = files["job/rayjob.yaml"]
+    pod = worker(job)["template"]["spec"]
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "wandb"}}]
+    for each in (pod, job["spec"]["submitterPodTemplate"]["spec"]):
+        assert each["imagePullSecrets"] == [{"name": "registry"}]
 
 
 def test_every_container_is_locked_down_and_every_pod_is_no_root() -> None:
@@ -187,6 +235,22 @@ def test_every_container_is_locked_down_and_every_pod_is_no_root() -> None:
         assert pod["securityContext"]["runAsNonRoot"]
         for each in pod["containers"]:
             assert each["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def test_paths_that_no_pod_would_find_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    demo = str(ROOT / "configs" / "demo.yaml")
+    assert main(["render", "--config", demo]) == 2
+    printed = capsys.readouterr()
+    first, *paths = printed.err.splitlines()
+    assert first == "rollmatch: 4 paths would not be found by a pod"
+    assert [line.split(":")[0] for line in paths] == [
+        "model.model",
+        "custom.train_jsonl",
+        "custom.val_jsonl",
+        "training.output_dir",
+    ]
+    assert not printed.out
+    assert main(["render", "--config", str(CONFIG), "training.output_dir=/data/runs"]) == 2, "mounted read-only"
 
 
 def test_rendering_changes_neither_the_configuration_nor_its_own_result() -> None:

@@ -165,6 +165,13 @@ def test_a_model_of_unknown_size_needs_the_name_of_a_preset(capsys: pytest.Captu
     assert main(["plan", "--config", str(NODE), "--model", "4B", "model.model=/nowhere/some-model"]) == 0
 
 
+@pytest.mark.parametrize("given", ["0", "-5", "nan", "many"])
+def test_a_mean_length_is_above_0(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "--config", str(NODE), f"--answer-tokens={given}"])
+    assert f"argument --answer-tokens: invalid int above 0 value: '{given}'" in capsys.readouterr().err
+
+
 def test_shapes_are_read_from_a_config_file_without_a_preset() -> None:
     shape = ModelShape.from_config(PRESETS["2B"], "here")
     assert (shape.hidden, shape.num_layers, shape.num_kv_heads) == (2048, 28, 8)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.submit import ROOT, RUNTIME_ENV, entrypoint, portability
+from deploy.submit import ROOT, RUNTIME_ENV, _client, entrypoint, portability
 from protocol.config import RunConfig, load_config
 from protocol.errors import ConfigError
 
@@ -29,6 +29,11 @@ def test_a_job_joins_the_cluster_it_runs_in_unless_the_file_names_one() -> None:
 def test_paths_are_those_of_the_working_directory_and_words_are_quoted() -> None:
     command = entrypoint(demo(), DEMO, None, ["custom.user_prompt=List every object."])
     assert command.startswith("python -m deploy.cli train --config configs/demo.yaml 'custom.user_prompt=List every")
+
+
+def test_an_address_without_a_scheme_is_refused_at_once() -> None:
+    with pytest.raises(ConfigError, match="--address: head:8265 is no URL"):
+        _client("head:8265")
 
 
 def test_a_run_file_outside_the_checkout_is_refused(tmp_path: Path) -> None:

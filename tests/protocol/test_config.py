@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from protocol.config import RunConfig, config_from_mapping, load_config
-from protocol.config.explain import all_paths
+from protocol.config.explain import REMOVED, all_paths
 from protocol.config.reference import as_markdown
 from protocol.errors import ConfigError
 
@@ -131,7 +132,9 @@ def test_a_circle_of_extends_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("training: [", "is not valid YAML"),
+        ("training: [", r"run\.yaml:1: is not valid YAML"),
+        ("a: 1\n b: 2", r"run\.yaml:2: is not valid YAML"),
+        ("\x01", "is no text that YAML allows"),
         ("- 1", "must hold a mapping"),
         ("training: {seed: 1, seed: 2}", "key 'seed' is written twice"),
         ("extends: 3", "must be a file name or a list"),
@@ -141,6 +144,15 @@ def test_a_circle_of_extends_is_named(tmp_path: Path) -> None:
 def test_a_broken_file_is_a_config_error(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(write(tmp_path / "run.yaml", text))
+
+
+def test_a_setting_of_the_old_trainer_is_answered_with_one_that_exists() -> None:
+    known = set(all_paths(RunConfig))
+    for path, advice in REMOVED.items():
+        assert path not in known
+        named = re.findall(r"\b(?:custom|training|cluster)\.[a-z0-9_]+|\bglobal_max_length\b", advice)
+        assert set(named) <= known, advice
+    assert refusal(training__optim="adamw_torch").startswith("training.optim: the optimizer is AdamW; remove the key")
 
 
 def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
@@ -283,6 +295,7 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
             {"tuner": {"freeze_llm": True, "freeze_vit": True, "freeze_aligner": True}},
             "tuner.freeze_llm: llm, vit and aligner are all frozen",
         ),
+        ({"tuner": {"target_regex": "("}}, "tuner.target_regex: is no regular expression"),
         (
             {"tuner": {"train_type": "lora", "use_dora": True}, "matching__vllm__enable_lora": True},
             f"{MATCHING}.vllm.enable_lora: cannot serve an adapter with tuner.use_dora",
