@@ -25,7 +25,7 @@ def required_cpus(config: RunConfig) -> int:
 
 @contextlib.contextmanager
 def ray_session(config: RunConfig) -> Iterator[None]:
-    """Connects to `cluster.address`, or starts a local cluster with its own directory and no open port to the outside.
+    """Connects to `cluster.address`, or starts a local cluster with its own directory, on the loopback interface.
 
     A local cluster's processes end with this context, whatever happened inside, and with this process, however it ends.
     """
