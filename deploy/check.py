@@ -54,6 +54,10 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
     yield from _machine(config)
     if config.model.attn_impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         yield error("model.attn_impl", "flash_attention_2 needs the package flash-attn, which is missing; write sdpa")
+    if "wandb" in config.training.report_to and importlib.util.find_spec("wandb") is None:
+        yield error(
+            "training.report_to", "wandb needs the package wandb, which is missing; install it, or remove the name"
+        )
     parallel = config.matching.vllm.tensor_parallel_size
     if parallel > 1 and config.cluster.gpus_per_actor == 0 and config.matching.rollout_backend == "vllm":
         yield error(

@@ -107,7 +107,12 @@ def serve(options: dict[str, Any]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="rm-", dir="/tmp"))
     try:
         context = ray.init(
-            address="local", include_dashboard=False, log_to_driver=False, _temp_dir=str(scratch), **options
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(scratch),
+            **options,
         )
         for number in (signal.SIGINT, signal.SIGTERM):  # who signals every process of a job means the driver
             signal.signal(number, signal.SIG_IGN)

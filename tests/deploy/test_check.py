@@ -285,6 +285,14 @@ def test_tensor_parallel_without_gpus_is_an_error(tmp_path: Path) -> None:
     assert only_error(config).startswith(f"{MATCHING}.vllm.tensor_parallel_size: is 4 but cluster.gpus_per_actor is 0")
 
 
+def test_a_tracker_that_is_not_installed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = only_error(run(tmp_path, training__report_to=["wandb"]))
+    assert (
+        found == "training.report_to: wandb needs the package wandb, which is missing; install it, or remove the name"
+    )
+
+
 def test_what_no_package_brings_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("deploy.check.find_library", lambda name: None)
