@@ -204,6 +204,7 @@ class Controller:
         self._observer.phase("sync", f"version {version} on every engine")
         started = time.monotonic()
         manifest, refs = self._meanwhile(lambda: self._learner.publish(version, full))
+        learner_s = time.monotonic() - started
         stepped = manifest.extra.get("optimizer_steps", 1.0) > 0  # none where every step of the window was skipped
         if not full and self._settings.learning and stepped and manifest.changed_tensors == 0:
             raise NothingChangedError(
@@ -215,11 +216,10 @@ class Controller:
             self._intake.take_in()
             self._catch_up()
         self.state.version = version
-        reports = self._pool.reports
-        self._observer.event(
-            "publish", version=version, checksums=manifest.bucket_checksums, engines=_attested(reports)
-        )
-        return {"policy/version": float(version)} | sync_metrics(manifest, reports, time.monotonic() - started)
+        reports, seconds = self._pool.reports, time.monotonic() - started
+        attested = {"checksums": manifest.bucket_checksums, "engines": _attested(reports)}
+        self._observer.event("publish", version=version, seconds=seconds, learner_s=learner_s, **attested)
+        return {"policy/version": float(version)} | sync_metrics(manifest, reports, seconds)
 
     def _evaluation_due(self) -> bool:
         every = self._settings.eval_steps

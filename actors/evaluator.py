@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from actors.outcome import Outcome
 from actors.pool import RolloutPool
-from actors.rollout_actor import Outcome
 from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest
 from protocol.errors import DataFailure
 from protocol.metrics import RolloutTotals, evaluation_timing

@@ -14,9 +14,9 @@ from typing import Any
 
 from actors.buffer import Entry, SegmentBuffer
 from actors.loop import LoopSettings, LoopState, Observer
+from actors.outcome import Outcome
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
-from actors.rollout_actor import Outcome
 from protocol.contracts import RequestKey, SegmentMeta
 from protocol.metrics import RolloutTotals, generation_metrics, policy_metrics
 from protocol.staleness import admissible, admission_staleness, check_fresh

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from typing import Any, Protocol
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from protocol.contracts import PackPlan, SegmentMeta, WeightsManifest
 
 

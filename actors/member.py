@@ -16,12 +16,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from actors.engine import EngineProgress
-from actors.ray_calls import AnswerStream
 from actors.status import ActorStatus
-from protocol.contracts import RequestKey, RolloutRequest, WeightsManifest
+from protocol.contracts import RequestKey, WeightsManifest
+from protocol.unread import AnyRequest
 
 
 class ActorState(StrEnum):
@@ -54,6 +54,14 @@ class Call:
     """The publish that a load must attest; None for a start."""
 
 
+class Collect(NamedTuple):
+    """A `collect` call: its two objects."""
+
+    segments: Any
+    """Never fetched here."""
+    outcomes: Any
+
+
 @dataclass(slots=True)
 class Member:
     """Mutable record; `RolloutPool` moves it."""
@@ -65,8 +73,11 @@ class Member:
     version: int | None = None
     """Policy version that its engine attested last; None before the first."""
     call: Call | None = None
-    streams: list[AnswerStream] = field(default_factory=list)
-    owed: dict[RequestKey, RolloutRequest] = field(default_factory=dict)
+    sent: set[Any] = field(default_factory=set)
+    """Hand-overs of requests that the actor has not confirmed yet."""
+    collecting: Collect | None = None
+    """The call that brings the next group of its answers; there while it owes any."""
+    owed: dict[RequestKey, AnyRequest] = field(default_factory=dict)
     alone: bool = False
     """Its one request killed actors before: nothing else is sent until that is answered."""
     heartbeat: Any = None
@@ -120,7 +131,7 @@ class Member:
 
     def forget(self) -> None:
         """Drops everything that belonged to a process that is gone."""
-        self.handle = self.call = self.heartbeat = self.progress = self.version = None
-        self.streams.clear()
+        self.handle = self.call = self.collecting = self.heartbeat = self.progress = self.version = None
+        self.sent.clear()
         self.owed.clear()
         self.alone = False

@@ -1,7 +1,8 @@
 """N rollout actors behind one queue: routing, heartbeats, restarts, weight sync. States are drawn in `member`.
 
-Nothing here blocks on one actor: `poll` looks at everything that can happen (answers, started engines, attested loads,
-heartbeats, deadlines, due restarts), so an actor that restarts never holds up the others.
+Nothing here blocks on one actor: whatever ends (groups of answers, started engines, attested loads, heartbeats) comes
+out of one inbox, and `poll` looks at deadlines and due restarts beside it, so an actor that restarts never holds up the
+others.
 
 | who waits | for what | who ends the wait |
 |---|---|---|
@@ -12,35 +13,35 @@ heartbeats, deadlines, due restarts), so an actor that restarts never holds up t
 | a member DEAD | its back-off | the clock; given up after `max_restarts` failures without an answer in between |
 | the run | healthy actors | EngineError when fewer than `min_healthy` are not given up |
 
-Every request is answered exactly once: an outcome counts when it is taken from the stream of the actor that owes it,
-the streams of a dead actor are dropped with it, and what it owed goes back to `request_queue`.
+Every request is answered exactly once: an outcome counts when it comes from the call that collects for the actor that
+owes it; what a dead actor's calls still bring is not looked at, and what it owed goes back to `request_queue`.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
 
-from actors.engine import LoadReport
-from actors.member import ActorState, Call, Member
-from actors.published import PublishedWeights
-from actors.ray_calls import ActorLost, AnswerStream, get, ready_now
+from actors.engine import EngineProgress, LoadReport
+from actors.member import ActorState, Member
+from actors.member_calls import MemberCalls
+from actors.outcome import ActorReady, Outcome
+from actors.published import PublishedWeights, check_attested
+from actors.ray_calls import ActorLost, Ended, get
 from actors.request_queue import RequestQueue
-from actors.rollout_actor import ActorReady, Outcome
 from actors.status import ActorStatus
 from actors.supervision import PoolSettings, judge_progress, plan_restart
-from protocol.contracts import RolloutRequest, WeightsManifest
+from protocol.contracts import RolloutRequest, SegmentRef, WeightsManifest
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
+from protocol.unread import AnyRequest
 
-CONTROL = {"concurrency_group": "control"}
-"""Starts, loads and heartbeats have threads of their own in the actor: rollout calls cannot keep them waiting."""
-CONTROL_THREADS = {CONTROL["concurrency_group"]: 4}
-MAX_CALLS = 64
-"""Rollout calls that may run in one actor, each in a thread."""
+WATCH_S = 0.1
+"""Between two looks at deadlines, heartbeats and due restarts, all of which are longer."""
 
 
 class RolloutPool:
@@ -48,10 +49,10 @@ class RolloutPool:
 
     def __init__(self, settings: PoolSettings, spawn: Callable[[str], Any], warmup: RolloutRequest | None) -> None:
         self._settings = settings
-        self._spawn = spawn
-        self._warmup = warmup
-        self._queue = RequestQueue(settings.max_in_flight_per_actor, MAX_CALLS, settings.max_retries)
+        self._calls = MemberCalls(settings, spawn, warmup)
+        self._queue = RequestQueue(settings.max_in_flight_per_actor, settings.max_retries)
         self._members: list[Member] = []
+        self._watched = 0.0
         self._ready: list[ActorReady] = []
         self._started = self._serves_start = False
         self.published = PublishedWeights()
@@ -66,13 +67,13 @@ class RolloutPool:
         """
         self._members = [Member(f"actor-{i}") for i in range(self._settings.num_actors)]
         for member in self._members:
-            self._begin_start(member)
+            self._calls.start(member)
         while any(m.state in (ActorState.STARTING, ActorState.DEAD) and not m.given_up for m in self._members):
             self.poll()
         self._started = True
         return self._ready
 
-    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+    def submit(self, requests: Sequence[AnyRequest]) -> None:
         """Queues requests and hands out what fits."""
         self._queue.submit(requests)
         self._route()
@@ -100,20 +101,17 @@ class RolloutPool:
         """What each actor does now."""
         return [member.status() for member in self._members]
 
-    def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
-        """Outcomes that arrived, each with the reference of its segment (None without one). Waits for the first."""
-        waits: dict[Any, Member] = {}
-        for member in self._members:
-            waits |= {stream.generator: member for stream in member.streams}
-            waits |= {ref: member for ref in (member.call and member.call.ref, member.heartbeat) if ref is not None}
-        ready = ready_now(list(waits), timeout_s)
-        outcomes: list[tuple[Outcome, Any]] = []
-        for member in {id(waits[ref]): waits[ref] for ref in ready}.values():
+    def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, SegmentRef | None]]:
+        """Outcomes that arrived, each with the place of its segment (None without one). Waits for the first."""
+        outcomes: list[tuple[Outcome, SegmentRef | None]] = []
+        for ended in self._calls.inbox.take(timeout_s):
             try:
-                self._take(member, ready, outcomes)
+                self._take(ended, outcomes)
             except (InfrastructureFailure, SyncError) as error:
-                self._fail(member, error)
-        self._watch()
+                self._fail(ended.owner, error)
+        if (now := time.monotonic()) - self._watched >= WATCH_S:
+            self._watched = now
+            self._watch(now)
         self._route()
         return outcomes + [(outcome, None) for outcome in self._queue.blamed()]
 
@@ -122,10 +120,9 @@ class RolloutPool:
         if manifest.version != self.published.version:
             self.reports = []
         self.published.update(manifest, refs)
-        for member in self._members:
-            invited = manifest.group is None or member.process in manifest.group.offsets
-            if invited and member.is_live and member.call is None:
-                self._begin_load(member, manifest, list(refs))
+        idle = [member for member in self._members if member.is_live and member.call is None]
+        group = manifest.group
+        self._calls.load([m for m in idle if group is None or m.process in group.offsets], manifest, refs)
 
     def recipients(self, full: bool) -> list[str]:
         """Engine processes for the next broadcast: in part to those that are current, in full to the others."""
@@ -148,9 +145,7 @@ class RolloutPool:
 
     def sleep(self) -> None:
         """Every live engine leaves its device; one that does not within the sync's deadline is restarted."""
-        calls = [
-            (member, member.handle.sleep.options(**CONTROL).remote()) for member in self._members if member.is_live
-        ]
+        calls = [(member, member.handle.sleep.remote()) for member in self._members if member.is_live]
         for member, call in calls:
             try:
                 get(call, self._settings.sync_timeout_s, f"{member.name} to leave its device (sync.timeout_s)")
@@ -175,48 +170,41 @@ class RolloutPool:
     def _is_current(self, member: Member) -> bool:
         return member.call is None and member.version == self.published.version
 
-    def _begin_start(self, member: Member) -> None:
-        member.enter(ActorState.STARTING)
-        member.handle = self._spawn(member.process)
-        call = member.handle.start.options(**CONTROL).remote(self._warmup)
-        limit = self._settings.startup_timeout_s
-        member.call = Call(call, f"{member.name} to start its engine (rollout.startup_timeout_s)", _after(limit))
-
-    def _begin_load(self, member: Member, manifest: WeightsManifest, refs: list[Any]) -> None:
-        member.enter(ActorState.STALE)
-        if manifest.group is not None:
-            own = replace(manifest.group, rank_offset=manifest.group.offsets[member.process])
-            manifest = replace(manifest, group=own)
-        ref = member.handle.load_weights.options(**CONTROL).remote(manifest, refs, self._settings.in_flight)
-        what = f"{member.name} to load version {manifest.version} (sync.timeout_s)"
-        member.call = Call(ref, what, _after(self._settings.sync_timeout_s), manifest)
-
-    def _take(self, member: Member, ready: set[Any], outcomes: list[tuple[Outcome, Any]]) -> None:
-        """Everything of this member that is there."""
-        if member.heartbeat in ready:
-            self._on_heartbeat(member)
-        for stream in [s for s in member.streams if s.generator in ready]:
-            for outcome, segment in stream.take(f"an outcome of {member.name}"):
-                self._queue.answered(member, outcome.key)
-                member.failures = 0
-                member.moved()
-                outcomes.append((replace(outcome, actor=member.name), segment))
-            if stream.ended:
-                member.streams.remove(stream)
-        if member.call is not None and member.call.ref in ready:
+    def _take(self, ended: Ended[Member], outcomes: list[tuple[Outcome, SegmentRef | None]]) -> None:
+        """One call that ended; nothing where it belongs to a process that is gone."""
+        member, ref = ended.owner, ended.ref
+        if member.collecting is not None and ref == member.collecting.outcomes:
+            outcomes += self._on_collected(member, ended.result(f"answers of {member.name}"))
+        elif ref == member.heartbeat:
+            self._on_heartbeat(member, ended.result(f"a heartbeat of {member.name}"))
+        elif ref in member.sent:
+            member.sent.remove(ref)
+            ended.result(f"{member.name} to take requests")
+        elif member.call is not None and ref == member.call.ref:
             call, member.call = member.call, None
-            answer = get(call.ref, 60.0, call.what)
-            self._on_started(member, answer) if call.manifest is None else self._on_loaded(
-                member, answer, call.manifest
-            )
+            answer = ended.result(call.what)
+            if call.manifest is None:
+                self._on_started(member, answer)
+            else:
+                self._on_loaded(member, answer, call.manifest)
 
-    def _on_heartbeat(self, member: Member) -> None:
-        before, member.progress = member.progress, get(member.heartbeat, 60.0, f"a heartbeat of {member.name}")
-        member.heartbeat = None
-        assert member.progress is not None
+    def _on_collected(self, member: Member, answered: Sequence[Outcome]) -> Iterator[tuple[Outcome, SegmentRef | None]]:
+        assert member.collecting is not None
+        group, position = member.collecting.segments, itertools.count()
+        member.collecting = None
+        member.failures = 0
+        member.moved()
+        for outcome in answered:
+            self._queue.answered(member, outcome.key)
+            segment = SegmentRef(group, next(position)) if outcome.meta is not None else None
+            yield replace(outcome, actor=member.name), segment
+        self._calls.collect(member)
+
+    def _on_heartbeat(self, member: Member, progress: EngineProgress) -> None:
+        before, member.progress, member.heartbeat = member.progress, progress, None
         # A load has a deadline of its own, and an engine that owes nothing does no steps.
         excused = member.call is not None or not member.owed
-        if excused or before is None or member.progress.num_steps > before.num_steps:
+        if excused or before is None or progress.num_steps > before.num_steps:
             member.moved()
 
     def _on_started(self, member: Member, ready: ActorReady) -> None:
@@ -227,18 +215,14 @@ class RolloutPool:
         if self._serves_start:
             member.enter(ActorState.SYNCED)
         elif self.published.can_be_fetched:
-            self._begin_load(member, *self.published.full())
+            self._calls.load([member], *self.published.full())
 
     def _on_loaded(self, member: Member, report: LoadReport, manifest: WeightsManifest) -> None:
-        if (report.version, report.bucket_checksums) != (manifest.version, manifest.bucket_checksums):
-            raise SyncError(
-                f"{member.name}: serves version {report.version} with checksums {report.bucket_checksums[:1]}..., "
-                f"published was {manifest.version} with {manifest.bucket_checksums[:1]}...; the engine is restarted"
-            )
+        check_attested(member.name, report, manifest)
         member.moved()
         if manifest.version != self.published.version:  # a newer one was published meanwhile
             if self.published.can_be_fetched:
-                self._begin_load(member, *self.published.full())
+                self._calls.load([member], *self.published.full())
             return
         member.version = manifest.version
         self.reports.append(report)
@@ -247,19 +231,17 @@ class RolloutPool:
     def _route(self) -> None:
         for member, batch in self._queue.plan(self._members):
             member.moved()
-            method = member.handle.rollout.options(num_returns="streaming")
-            member.streams.append(AnswerStream(method.remote(batch), len(batch)))
+            self._calls.submit(member, batch)
 
-    def _watch(self) -> None:
+    def _watch(self, now: float) -> None:
         """Deadlines, heartbeats, due restarts."""
-        now = time.monotonic()
         for member in self._members:
             if member.call is not None and now > member.call.deadline:
                 self._fail(member, DeadlineError(f"gave up waiting for {member.call.what}; the actor is restarted"))
             elif member.is_live:
                 self._check_progress(member, now)
             elif member.state is ActorState.DEAD and not member.given_up and now >= member.retry_at:
-                self._begin_start(member)
+                self._calls.start(member)
 
     def _check_progress(self, member: Member, now: float) -> None:
         try:
@@ -267,9 +249,7 @@ class RolloutPool:
         except DeadlineError as error:
             self._fail(member, error)
             return
-        if member.heartbeat is None and now - member.heartbeat_sent >= self._settings.heartbeat_s:
-            member.heartbeat = member.handle.progress.options(**CONTROL).remote()
-            member.heartbeat_sent = now
+        self._calls.heartbeat(member, now)
 
     def _fail(self, member: Member, cause: Exception) -> None:
         """Ends a member's process, takes its requests back, and plans its restart or gives it up."""
@@ -281,7 +261,3 @@ class RolloutPool:
         if cannot_start and not self._started:
             raise EngineError(f"{member.name}: its engine cannot start: {cause}") from cause
         plan_restart(member, self._members, self._settings, cause)
-
-
-def _after(seconds: float) -> float:
-    return time.monotonic() + seconds

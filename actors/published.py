@@ -13,6 +13,7 @@ from typing import Any
 
 from actors.engine import LoadReport
 from protocol.contracts import TensorEntry, WeightsManifest
+from protocol.errors import SyncError
 
 
 class PublishedWeights:
@@ -60,6 +61,15 @@ class PublishedWeights:
             tensors.append(replace(entry, bucket=positions[ref]))
         manifest = replace(self.latest[0], full=True, tensors=tuple(tensors), bucket_checksums=tuple(checksums))
         return manifest, refs
+
+
+def check_attested(engine: str, report: LoadReport, manifest: WeightsManifest) -> None:
+    """SyncError when an engine loaded something else than what was published (SPEC A17)."""
+    if (report.version, report.bucket_checksums) != (manifest.version, manifest.bucket_checksums):
+        raise SyncError(
+            f"{engine}: serves version {report.version} with checksums {report.bucket_checksums[:1]}..., published was "
+            f"{manifest.version} with {manifest.bucket_checksums[:1]}...; the engine is restarted"
+        )
 
 
 FROM_PRODUCER = ("merge_s", "put_s", "rounding_lost_share")

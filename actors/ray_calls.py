@@ -1,57 +1,62 @@
-"""Ray's failures in our words: what a call or a stream of an actor gives, or which of our errors ended it."""
+"""Ray's calls in our words: those that ended arrive in one inbox, and a failure is one of our errors."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from typing import Any
+import queue
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, RayActorError, RayTaskError
 
-from actors.rollout_actor import Outcome
 from protocol.errors import ContractError, DeadlineError, EngineError, InfrastructureFailure, SyncError
+
+Owner = TypeVar("Owner")
+
+GONE = (RayActorError, ObjectLostError, NodeDiedError)
+"""The process is gone, or what it answered is: a node takes its objects with it."""
 
 
 class ActorLost(EngineError):
-    """The actor's process is gone."""
+    """The actor's process is gone, or the object that held its answer."""
 
 
-class AnswerStream:
-    """One running `rollout` call: pairs of (segment, outcome), as far as they have arrived."""
+@dataclass(frozen=True, slots=True)
+class Ended(Generic[Owner]):
+    """One call that ended."""
 
-    def __init__(self, generator: Any, num_requests: int) -> None:
-        self.generator = generator
-        self._left = num_requests
-        self._segment: Any = None
+    owner: Owner
+    ref: Any
+    future: Future[Any]
 
-    def take(self, what: str) -> Iterator[tuple[Outcome, Any]]:
-        """Each answer that is here, with its segment's reference (None without one).
+    def result(self, what: str) -> Any:
+        """What the call returned. Raises what `get` raises, but no DeadlineError."""
+        error = self.future.exception(timeout=0)
+        if error is not None:
+            raise translated(error, what)
+        return self.future.result(timeout=0)
 
-        The segment comes first. Nearly always an outcome that arrived vouches for it; where the process died at that
-        very moment, Ray may hand over a reference that cannot be read, which the learner reports like a lost object.
 
-        Raises what `get` raises when the call failed, before or instead of an answer.
-        """
-        while self._left and ray.wait([self.generator], timeout=0, fetch_local=False)[0]:
-            try:
-                ref = next(self.generator)
-            except StopIteration:
-                if self._segment is not None:
-                    get(self._segment, 60.0, what)  # the stream's last reference holds the error that ended it
-                raise ActorLost(f"{what}: the stream ended with {self._left} requests unanswered") from None
-            if self._segment is None:
-                self._segment = ref
-                continue
-            outcome: Outcome = get(ref, 60.0, what)
-            segment, self._segment = self._segment, None
-            self._left -= 1
-            yield outcome, segment if outcome.meta is not None else None
+class Inbox(Generic[Owner]):
+    """Calls that ended, in that order. Waiting costs the same however many calls are open."""
 
-    @property
-    def ended(self) -> bool:
-        """Every request of the call was answered."""
-        return self._left == 0
+    def __init__(self) -> None:
+        self._ended: queue.SimpleQueue[Ended[Owner]] = queue.SimpleQueue()
+
+    def expect(self, owner: Owner, ref: Any) -> None:
+        """Puts the call into the inbox when it ends; Ray's own thread does it, with the value."""
+        ref.future().add_done_callback(lambda future: self._ended.put(Ended(owner, ref, future)))
+
+    def take(self, timeout_s: float) -> list[Ended[Owner]]:
+        """Everything that is there; waits up to `timeout_s` for the first."""
+        ended: list[Ended[Owner]] = []
+        try:
+            ended.append(self._ended.get(block=timeout_s > 0, timeout=timeout_s))
+            while True:
+                ended.append(self._ended.get_nowait())
+        except queue.Empty:
+            return ended
 
 
 def get(ref: Any, timeout_s: float, what: str) -> Any:
@@ -64,19 +69,16 @@ def get(ref: Any, timeout_s: float, what: str) -> Any:
     except GetTimeoutError as error:
         message = f"waited {timeout_s:.0f} s for {what}; raise the timeout or look at the actor's log"
         raise DeadlineError(message) from error
-    except RayActorError as error:
-        raise ActorLost(f"lost the process while waiting for {what}: {error}") from error
-    except RayTaskError as error:
+    except (*GONE, RayTaskError) as error:
+        raise translated(error, what) from error
+
+
+def translated(error: BaseException, what: str) -> BaseException:
+    """The error of ours that says what Ray's failure means; others as they are."""
+    if isinstance(error, GONE):
+        return ActorLost(f"lost the process or its answer while waiting for {what}: {error}")
+    if isinstance(error, RayTaskError):
         if isinstance(error.cause, SyncError | InfrastructureFailure | ContractError):
-            raise error.cause from error
-        raise EngineError(f"{what}: {error}") from error
-
-
-def ready_now(refs: list[Any], timeout_s: float) -> set[Any]:
-    """Those of `refs` that are there; waits up to `timeout_s` for the first one, sleeps where there is none."""
-    if not refs:
-        time.sleep(timeout_s)
-        return set()
-    if timeout_s > 0 and not ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)[0]:
-        return set()
-    return set(ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0])
+            return error.cause
+        return EngineError(f"{what}: {error}")
+    return error

@@ -15,21 +15,22 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from heapq import heapify, heappop, heapreplace
 
 from actors.member import Member
-from actors.rollout_actor import Outcome
-from protocol.contracts import RequestKey, RolloutRequest
+from actors.outcome import Outcome
+from protocol.contracts import RequestKey
+from protocol.unread import AnyRequest
 
 
 class RequestQueue:
     """First in, first out; what comes back goes to the front."""
 
-    def __init__(self, max_in_flight: int, max_calls: int, max_retries: int) -> None:
-        """Limits per actor: requests owed, calls running; and the deaths after which a request is sent alone."""
+    def __init__(self, max_in_flight: int, max_retries: int) -> None:
+        """Requests that an actor may owe; and the deaths after which a request is sent alone, at least one."""
         self._max_in_flight = max_in_flight
-        self._max_calls = max_calls
-        self._max_retries = max_retries
-        self._queue: deque[RolloutRequest] = deque()
+        self._max_deaths = max(1, max_retries)
+        self._queue: deque[AnyRequest] = deque()
         self._open_since: dict[RequestKey, float] = {}
         self._deaths: Counter[RequestKey] = Counter()
         self._blamed: list[Outcome] = []
@@ -38,7 +39,7 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+    def submit(self, requests: Sequence[AnyRequest]) -> None:
         """New requests, behind all others."""
         self._queue.extend(requests)
         self._open_since.update(dict.fromkeys((request.key for request in requests), time.monotonic()))
@@ -48,22 +49,25 @@ class RequestQueue:
         """Seconds since the oldest request without an answer was submitted; 0 without one."""
         return time.monotonic() - next(iter(self._open_since.values())) if self._open_since else 0.0
 
-    def plan(self, members: Sequence[Member]) -> list[tuple[Member, list[RolloutRequest]]]:
+    def plan(self, members: Sequence[Member]) -> list[tuple[Member, list[AnyRequest]]]:
         """Moves requests into the debts of members that take some: each to the one that owes least."""
-        batches: dict[str, list[RolloutRequest]] = {}
-        while self._queue:
-            able = [m for m in members if m.takes_requests and len(m.streams) < self._max_calls]
-            member = min(able, key=lambda m: len(m.owed), default=None)
-            if member is None or len(member.owed) >= self._max_in_flight:
+        batches: dict[int, list[AnyRequest]] = {}
+        able = [(len(member.owed), at) for at, member in enumerate(members) if self._queue and member.takes_requests]
+        heapify(able)
+        while self._queue and able:
+            num_owed, at = able[0]
+            member = members[at]
+            if num_owed >= self._max_in_flight:
                 break
-            if self._deaths[self._queue[0].key] >= self._max_retries:
-                if member.owed:
+            if self._deaths.get(self._queue[0].key, 0) >= self._max_deaths:
+                if num_owed:
                     break  # it waits at the front until an actor has nothing else
                 member.alone = True
             request = self._queue.popleft()
             member.owed[request.key] = request
-            batches.setdefault(member.name, []).append(request)
-        return [(member, batches[member.name]) for member in members if member.name in batches]
+            batches.setdefault(at, []).append(request)
+            heappop(able) if member.alone else heapreplace(able, (num_owed + 1, at))
+        return [(members[at], batch) for at, batch in sorted(batches.items())]
 
     def answered(self, member: Member, key: RequestKey) -> None:
         """The member no longer owes this request. KeyError when it did not owe it: an answer came twice."""
@@ -77,9 +81,7 @@ class RequestQueue:
             self._deaths[key] += 1
             self.num_given_back += 1
             if member.alone:
-                failure = (
-                    f"EngineKilled: {request.record.source}: {self._deaths.pop(key)} engines ended with it: {cause}"
-                )
+                failure = f"EngineKilled: {request.source}: {self._deaths.pop(key)} engines ended with it: {cause}"
                 del self._open_since[key]
                 self._blamed.append(Outcome(key=key, failure=failure))
             else:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.records import epoch_permutation
+from protocol.unread import AnyRequest, RecordLine, UnreadRequest
 
 
 class RecordSource(Protocol):
@@ -17,7 +20,7 @@ class RecordSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def get(self, index: int, epoch: int = 0) -> Record: ...
+    def get(self, index: int, epoch: int = 0) -> RecordLine | Record: ...
 
 
 class RequestStream:
@@ -32,7 +35,7 @@ class RequestStream:
         self._rows: Sequence[int] | npt.NDArray[np.int64] = ()
         self.position = position
 
-    def take(self, count: int, min_version: int) -> list[tuple[int, RolloutRequest]]:
+    def take(self, count: int, min_version: int) -> list[tuple[int, AnyRequest]]:
         """The next `count` requests, each with its position."""
         taken = []
         for _ in range(count):
@@ -40,7 +43,7 @@ class RequestStream:
             self.position += 1
         return taken
 
-    def again(self, position: int, min_version: int) -> RolloutRequest:
+    def again(self, position: int, min_version: int) -> AnyRequest:
         """The request of a position that was taken before: same record, same seed."""
         return self._request(position, min_version)
 
@@ -48,7 +51,7 @@ class RequestStream:
         """Passes over the data set that so many rollouts are."""
         return num_rollouts / len(self._records)
 
-    def _request(self, position: int, min_version: int) -> RolloutRequest:
+    def _request(self, position: int, min_version: int) -> AnyRequest:
         epoch, offset = divmod(position, len(self._records))
         if epoch != self._epoch:
             size = len(self._records)
@@ -57,9 +60,12 @@ class RequestStream:
         row = int(self._rows[offset])
         key = RequestKey(record=row, epoch=epoch)
         seed = request_seed(self._seed, key)
-        return RolloutRequest(key=key, record=self._records.get(row, epoch), seed=seed, min_version=min_version)
+        found = self._records.get(row, epoch)
+        if isinstance(found, Record):
+            return RolloutRequest(key=key, record=found, seed=seed, min_version=min_version)
+        return UnreadRequest(key=key, line=found, seed=seed, min_version=min_version)
 
 
 def request_seed(seed: int, key: RequestKey) -> int:
     """A rerun of the same record in the same epoch samples the same rollout."""
-    return int(np.random.SeedSequence((seed, *key)).generate_state(1)[0])
+    return xxhash.xxh3_64_intdigest(struct.pack("<4q", seed, *key)) & 0x7FFF_FFFF

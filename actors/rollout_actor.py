@@ -1,12 +1,17 @@
-"""One rollout actor: engine → parse → match → target, streamed back as each completion ends.
+"""One rollout actor: engine → parse → match → target, handed over in groups of finished rollouts.
 
-The driver calls `rollout`, a Ray streaming generator, as often as it has requests; the calls run side by side, each in
-a thread of its own, and `engine_loop` mixes their requests into the engine's running batch. Parsing and matching happen
-in the call's thread, while the engine goes on.
+    driver ──submit──► [engine_loop] ──► answers ──► parse, match, target ──collect──► (segments, outcomes)
 
-Each finished request yields two objects: its segment (or None), then its small `Outcome`. The driver owns both from the
-moment they are yielded, so they outlive this process, and it fetches only the second. The outcome comes last because
-whoever has it also has the segment: an actor that dies between the two has answered nothing.
+`submit` hands requests to the engine's running batch and returns at once. `collect` waits for the first answer, then a
+moment for others, and returns what has ended since the call before: two objects, the segments of the group and its
+outcomes. The driver owns both, so they outlive this process, and it fetches only the second. Groups, because an object
+costs the driver hundreds of microseconds whatever is in it; two objects of one call, because they arrive together or
+not at all.
+
+| who waits | for what | who ends the wait |
+|---|---|---|
+| `collect` | the first answer | the engine's thread, which answers every request, also when it fails |
+| `collect`, holding answers | more of them, `GROUP_S` at most | the same; nothing more is owed; the group is full |
 """
 
 from __future__ import annotations
@@ -14,65 +19,48 @@ from __future__ import annotations
 import os
 import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import ray
 
 from actors.codec import ChatFrame, HubCodec
 from actors.desc_monitor import DescMonitor
 from actors.engine import Bucket, EngineProgress, LoadReport, RolloutEngine
 from actors.engine_loop import Answer, EngineLoop, InFlight
 from actors.engines import build_engine
+from actors.outcome import ActorReady, Group, Outcome
 from actors.settings import ActorSettings
 from protocol.contracts import (
     Completion,
-    RequestKey,
     RolloutRequest,
     Segment,
     SegmentMeta,
     SegmentStats,
     WeightsManifest,
 )
-from protocol.errors import ContractError, DataFailure, EngineError
+from protocol.errors import ContractError, DataFailure, EngineError, RecordError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
 from protocol.targets import build_target
 from protocol.traces import RolloutTrace
+from protocol.unread import AnyRequest
 from protocol.vocab import TokenCodec
 
+THREADS = {"control": 4, "collect": 1}
+"""Of an actor's process, by what they serve: starts, loads and heartbeats never wait behind the collecting call."""
+GROUP_S = 0.1
+"""How long a finished rollout waits for others; small beside the seconds that a rollout takes."""
+GROUP_SIZE = 32
+"""Most rollouts of a group: the object that holds it is freed when the last of its segments is."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of one request: exactly one of `meta`, `evaluated` and `failure` is set."""
-
-    key: RequestKey
-    meta: SegmentMeta | None = None
-    """A trainable segment came as the object before this one."""
-    evaluated: SegmentStats | None = None
-    failure: str | None = None
-    """Why this record can never work: `reason: detail` for the quarantine file."""
-    last_version: int = 0
-    new_tokens: int = 0
-    finish_reason: str = ""
-    parse_match_s: float = 0.0
-    encode_s: float = 0.0
-    """Building the teacher-forced segment."""
-    latency_s: float = 0.0
-    """From the call to the last token: waiting and decoding."""
-    trace: RolloutTrace | None = None
-    """Of a training request, where `ActorSettings.trace` asks for it."""
-    actor: str = ""
-    """Name of its slot in the pool, which fills it in."""
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActorReady:
-    """First answer of an actor."""
-
-    pid: int
-    version: int
-    start_seconds: float
-    warmup_tokens: int
+def served(**options: Any) -> Callable[[Method], Method]:
+    """`ray.method`, with a type: how Ray serves calls of this method."""
+    return ray.method(**options)  # type: ignore[no-any-return]
 
 
 def load_processor(model: str) -> Any:
@@ -88,15 +76,20 @@ class RolloutActor:
     def __init__(self, settings: ActorSettings, engine: RolloutEngine | None = None) -> None:
         self._settings = settings
         self._engine = engine
+        self._answers: queue.SimpleQueue[tuple[AnyRequest, Answer | RecordError, float]] = queue.SimpleQueue()
+        self._num_submitted = self._num_collected = 0  # one writer each
 
+    @served(concurrency_group="control")
     def start(self, warmup: RolloutRequest | None) -> ActorReady:
         """Builds the engine and answers one request, which warms caches up. Slow: the caller sets the deadline."""
         started = time.monotonic()
         self._descs = DescMonitor(self._settings.descs)
         self.loop = EngineLoop(self._open(), self._settings.decode.batch_size)
         self.loop.start()
-        answers = self.rollout([warmup]) if warmup else ()
-        tokens = sum(item.new_tokens for item in answers if isinstance(item, Outcome))
+        tokens = 0
+        if warmup is not None:
+            self.submit([warmup])
+            tokens = sum(outcome.new_tokens for outcome in self.collect()[1])
         return ActorReady(
             pid=os.getpid(),
             version=self.loop.progress.version,
@@ -104,35 +97,63 @@ class RolloutActor:
             warmup_tokens=tokens,
         )
 
-    def rollout(self, requests: Sequence[RolloutRequest]) -> Iterator[Outcome | Segment | None]:
-        """Answers every request once, in order of completion: its `Segment` or None, then its `Outcome`.
+    @served(enable_task_events=False)
+    def submit(self, requests: Sequence[AnyRequest]) -> None:
+        """Hands requests to the engine; each is answered once, in some later group."""
+        asked = time.monotonic()
+        self._num_submitted += len(requests)
+        read = []
+        for request in requests:
+            try:
+                read.append(request.read())
+            except RecordError as error:
+                self._answers.put((request, error, 0.0))
+        self.loop.submit(read, lambda request, answer: self._answers.put((request, answer, time.monotonic() - asked)))
 
-        EngineError when the engine fails before all are answered.
+    @served(concurrency_group="collect", num_returns=2, enable_task_events=False)
+    def collect(self) -> Group:
+        """The next group of finished requests, at least one, in order of completion.
+
+        EngineError when the engine failed; what ended before its failure is the group before.
         """
-        answers: queue.SimpleQueue[tuple[RolloutRequest, Answer]] = queue.SimpleQueue()
-        started = time.monotonic()
-        self.loop.submit(requests, lambda request, answer: answers.put((request, answer)))
-        for _ in requests:
-            request, answer = answers.get()  # the engine's thread answers each request, also when it fails
+        segments: list[Segment] = []
+        outcomes: list[Outcome] = []
+        until: float | None = None
+        while len(outcomes) < GROUP_SIZE and (not outcomes or self._num_collected < self._num_submitted):
+            try:
+                answered = self._answers.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            request, answer, latency_s = answered
             if isinstance(answer, EngineError):
-                raise answer
-            yield from self._outcome(request, answer, time.monotonic() - started)
+                if not outcomes:
+                    raise answer
+                self._answers.put(answered)  # for the next call; behind it there are only failures
+                break
+            until = until or time.monotonic() + GROUP_S
+            segment, outcome = self._outcome(request, answer)
+            outcomes.append(replace(outcome, latency_s=latency_s))
+            segments += [segment] if segment is not None else []
+            self._num_collected += 1
+        return tuple(segments), tuple(outcomes)
 
-    def load_weights(self, manifest: WeightsManifest, refs: Sequence[Any], in_flight: InFlight = "drain") -> LoadReport:
+    @served(concurrency_group="control")
+    def load_weights(self, published: tuple[WeightsManifest, list[Any]], in_flight: InFlight) -> LoadReport:
         """Fetches the buckets (zero-copy where they are local) and loads them. SyncError when they do not attest."""
-        import ray
-
+        manifest, refs = published
         started = time.monotonic()
-        buckets: list[Bucket] = ray.get(list(refs))
+        buckets: list[Bucket] = ray.get(refs)
         fetched = time.monotonic()
         report = self.loop.load_weights(manifest, buckets, in_flight)
         waited = time.monotonic() - fetched - report.load_seconds
         return replace(report, fetch_seconds=fetched - started, wait_seconds=waited)
 
+    @served(concurrency_group="control")
     def sleep(self) -> None:
         """Leaves the device to others until the next request or publish."""
         self.loop.ask(lambda engine: engine.sleep())
 
+    @served(concurrency_group="control", enable_task_events=False)
     def progress(self) -> EngineProgress:
         """The heartbeat."""
         return self.loop.progress
@@ -149,15 +170,11 @@ class RolloutActor:
         return lambda: self._engine or build_engine(self._settings, self._frame, self._codec, processor)
 
     def _outcome(
-        self, request: RolloutRequest, answer: Completion | DataFailure, latency_s: float
-    ) -> Iterator[Outcome | Segment | None]:
-        if isinstance(answer, DataFailure):
-            yield None
-            yield Outcome(key=request.key, failure=f"{type(answer).__name__}: {answer}")
-        else:
-            segment, outcome = self._finish(request, answer)
-            yield segment
-            yield replace(outcome, latency_s=latency_s)
+        self, request: AnyRequest, answer: Completion | DataFailure | RecordError
+    ) -> tuple[Segment | None, Outcome]:
+        if isinstance(answer, Completion):
+            return self._finish(request.read(), answer)
+        return None, Outcome(key=request.key, failure=f"{type(answer).__name__}: {answer}")
 
     def _finish(self, request: RolloutRequest, completion: Completion) -> tuple[Segment | None, Outcome]:
         """Parse, match, target: everything that turns tokens into a segment."""
@@ -199,8 +216,8 @@ class RolloutActor:
             encode_s=time.monotonic() - parsed_at,
         )
         if settings.trace and not request.evaluates:
-            trace = RolloutTrace.of(request, completion, parsed, matched, stats, self._frame.suffix_ids)
-            outcome = replace(outcome, trace=trace)
+            trace = RolloutTrace.of(request, completion, parsed, matched, stats, self._suffix_ids)
+            outcome = replace(outcome, trace=trace.encode())
         if request.evaluates:
             return None, replace(outcome, evaluated=stats)
         if target.segment is None:

@@ -13,9 +13,8 @@ from functools import cached_property
 
 from actors.engine import RolloutEngine
 from actors.rollout_actor import RolloutActor
-from actors.scripted_engine import Pace, ScriptedEngine
+from actors.scripted_engine import Pace, Script, ScriptedEngine
 from actors.settings import ActorSettings, DecodeSettings, EngineSettings
-from actors.simulated_answers import AnswerModel
 from protocol.contracts import RolloutRequest
 from protocol.matching import MatchSettings
 from protocol.serialization import assistant_text
@@ -33,8 +32,10 @@ class Simulation:
     max_new_tokens: int = 4096
     max_num_seqs: int = 1 << 30
     pace: Pace | None = None
-    answers: AnswerModel | None = None
+    answers: Script | None = None
     """None: the first half of a record's objects."""
+    trace: bool = False
+    """Answers carry what `rollouts.jsonl` records."""
 
 
 class SimulatedActor(RolloutActor):
@@ -74,6 +75,7 @@ def simulated_settings(simulation: Simulation) -> ActorSettings:
         user_prompt="",
         match=MatchSettings(),
         target=TargetSettings(max_length=1 << 20),
+        trace=simulation.trace,
     )
 
 

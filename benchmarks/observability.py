@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from benchmarks.reporting import finish, print_table
 from deploy.demo.scenes import write_scenes
 from deploy.observer import RunObserver
@@ -141,7 +141,7 @@ def outcome(rollout: RecordedRollout) -> Outcome:
         new_tokens=new_tokens,
         finish_reason="stop",
         latency_s=rollout.latency_s,
-        trace=trace,
+        trace=rollout.encoded,
         actor=rollout.actor,
     )
 

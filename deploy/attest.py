@@ -17,6 +17,7 @@ from rich.table import Table
 
 from actors.attestation import LOGPROB_TOLERANCE, AttestedEngine, Comparison, Served, compare
 from actors.engine import LoadReport
+from actors.published import check_attested
 from actors.ray_calls import get
 from actors.settings import ActorSettings
 from actors.vllm_engine import engine_environment
@@ -28,7 +29,7 @@ from learner.export import read_merged
 from learner.publisher import publish_as_is
 from protocol.config import RunConfig
 from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest, WeightsManifest
-from protocol.errors import ConfigError, SyncError
+from protocol.errors import ConfigError
 
 LORA_OPTIONS = frozenset({"enable_lora", "max_lora_rank", "max_loras", "enable_tower_connector_lora"})
 
@@ -116,8 +117,7 @@ class _Engine:
     def load(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         what = f"{self._name} to load version {manifest.version}"
         report: LoadReport = get(self._handle.load.remote(manifest, refs), self._sync_s, what)
-        if (report.version, report.bucket_checksums) != (manifest.version, manifest.bucket_checksums):
-            raise SyncError(f"{self._name}: serves version {report.version}, sent was {manifest.version}")
+        check_attested(self._name, report, manifest)
 
     def close(self) -> None:
         ray.kill(self._handle)

@@ -192,7 +192,8 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _add_import_coco(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from deploy.import_coco import add_arguments, run
 
-    parser = commands.add_parser("import-coco", help="turn COCO or LVIS instance files into training records")
+    text = "turn COCO or LVIS instance files into training records"
+    parser = commands.add_parser("import-coco", help=text, description=text)
     add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -200,7 +201,8 @@ def _add_import_coco(commands: argparse._SubParsersAction[argparse.ArgumentParse
 def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from deploy.replay import add_arguments, run
 
-    parser = commands.add_parser("replay", help="show every decision about one recorded rollout; no engine needed")
+    text = "show every decision about one recorded rollout; no engine needed"
+    parser = commands.add_parser("replay", help=text, description=text)
     add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -208,7 +210,8 @@ def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from deploy.report.command import add_arguments, run
 
-    parser = commands.add_parser("report", help="write one HTML file about a run, or about several side by side")
+    text = "write one HTML file about a run, or about several side by side"
+    parser = commands.add_parser("report", help=text, description=text)
     add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -216,7 +219,8 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from deploy.watch import add_arguments, run
 
-    parser = commands.add_parser("watch", help="follow a run's health in the terminal; ends with the run")
+    text = "follow a run's health in the terminal; ends with the run"
+    parser = commands.add_parser("watch", help=text, description=text)
     add_arguments(parser)
     parser.set_defaults(run=run)
 

@@ -10,6 +10,8 @@ Nothing here waits for the loop: values are read, never asked for. The threads a
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +20,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from deploy.health import Health
 from protocol.errors import ConfigError
+
+log = logging.getLogger("rollmatch")
 
 Route = Callable[[], tuple[int, str, bytes]]
 """→ status, content type, body."""
@@ -34,7 +38,7 @@ class Endpoint:
             "/readyz": lambda: _answer(*health.readyz()),
         }
         try:
-            self._server = ThreadingHTTPServer((host, port), _handler(routes))
+            self._server = _Server((host, port), _handler(routes))
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"metrics.port: cannot listen on {host}:{port} ({error}); another run may have it: set metrics.port "
@@ -56,6 +60,14 @@ class Endpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(timeout=5)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A scraper that went away is no news; anything else is logged, where the base class prints on the terminal."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):
+            log.warning("the metrics endpoint could not answer %s", client_address, exc_info=error)
 
 
 def _answer(ok: bool, sentence: str) -> tuple[int, str, bytes]:

@@ -17,11 +17,11 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from actors.member import ActorState
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.step_metrics import OVERSIZE
 from protocol.metric_series import RUN_LABEL, labels, series
-from protocol.metrics import METRICS, Metric, metric
+from protocol.metrics import METRICS, Metric, metric, repeats
 
 PHASES = ("start", "rollout", "train", "sync", "evaluate", "save")
 SYNC_PHASES = tuple(
@@ -33,7 +33,7 @@ OTHER = "other"
 PHASE_SECONDS = "run/phase_s"
 
 
-QUARANTINE_REASONS = ("ImageError", "PromptTooLongError", OVERSIZE, "EngineKilled", OTHER)
+QUARANTINE_REASONS = ("RecordError", "ImageError", "PromptTooLongError", OVERSIZE, "EngineKilled", OTHER)
 """How an `Outcome.failure` may begin."""
 RESTART_REASONS = ("ActorLost", "DeadlineError", "EngineError", "SyncError", OTHER)
 """Classes of what `RolloutPool` restarts an actor for."""
@@ -81,11 +81,10 @@ class Exporter:
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """One event: gauges are set, counters add up. What a window's rollouts counted is added once per window."""
-        again = metrics.get("rollout/buffer_reuse", 0.0) > 0
         for name, value in metrics.items():
             if metric(name).kind == "gauge":
                 self.set(name, value)
-            elif math.isfinite(value) and not (again and name.startswith("rollout/")):
+            elif math.isfinite(value) and not repeats(name, metrics):
                 self.add(name, value)
             phase = name.removeprefix("sync/").removesuffix("_s")
             if name == f"sync/{phase}_s":

@@ -19,9 +19,9 @@ from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.evaluator import evaluate
 from actors.loop import LoopState
+from actors.outcome import Outcome
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
-from actors.rollout_actor import Outcome
 from deploy.check import require_clean
 from deploy.checkpoints import CheckpointKeeper, ResumePoint, begin_run, newest_checkpoint, rewind
 from deploy.cluster import ray_session

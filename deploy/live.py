@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from actors.buffer import SegmentBuffer
+from actors.outcome import Outcome
 from actors.pool import RolloutPool
-from actors.rollout_actor import Outcome
 from deploy.endpoint import Endpoint
 from deploy.exporter import PHASES, Exporter
 from deploy.health import Health
@@ -24,8 +24,6 @@ from protocol.config import RunConfig
 log = logging.getLogger("rollmatch")
 
 SECONDS_BETWEEN_LOOKS = 1.0
-
-
 AGES = ("queue/oldest_s", "buffer/oldest_s")
 """Grow while the loop is busy elsewhere, so they are computed when they are scraped."""
 
@@ -48,13 +46,23 @@ class RolloutSide(NamedTuple):
         }
 
 
+class Clocks(NamedTuple):
+    """Two, because the machine's time may be set while a run lives; seconds both."""
+
+    unix: Callable[[], float] = time.time
+    """For timestamps, which Prometheus compares with its own time."""
+    steady: Callable[[], float] = time.monotonic
+    """For ages."""
+
+
 class LiveMetrics:
     """Owns exporter, health and endpoint. Call everything from the loop's thread."""
 
-    def __init__(self, config: RunConfig, total_steps: int, clock: PhaseClock) -> None:
+    def __init__(self, config: RunConfig, total_steps: int, phases: PhaseClock, clocks: Clocks | None = None) -> None:
         """Listens at once. ConfigError when the port is taken."""
-        self._exporter = Exporter(config.run_dir.name, clock.totals)
-        self._health = Health(config.metrics.healthy_within_s)
+        self._clocks = clocks or Clocks()
+        self._exporter = Exporter(config.run_dir.name, phases.totals)
+        self._health = Health(config.metrics.healthy_within_s, self._clocks.steady)
         self._version = 0
         self._phases = set(PHASES)
         self._born: dict[str, float | None] = dict.fromkeys(AGES)
@@ -63,15 +71,19 @@ class LiveMetrics:
             self._exporter.set(name, value)
         self._exporter.set("run/max_steps", total_steps)
         self._exporter.set("run/ready", 0)
-        self._exporter.set_function("run/last_progress_timestamp", lambda: time.time() - self._health.since_progress_s)
+        self._exporter.set_function("run/last_progress_timestamp", self._last_progress)
         for name in AGES:
             self._exporter.set_function(name, self._age(name))
         self._side: RolloutSide | None = None
-        self._endpoint = Endpoint(config.metrics.host, config.metrics.port, self._exporter.render, self._health)
+        self._endpoint = Endpoint(config.metrics.host, config.metrics.port, self.render, self._health)
         self._run_dir, address = config.run_dir, self._endpoint.address
         (self._run_dir / "metrics_address").write_text(address + "\n")
         write_scrape_targets(self._run_dir, address)
         log.info("metrics on http://%s/metrics, health on /healthz and /readyz", address)
+
+    def render(self) -> bytes:
+        """The page that is scraped; from any thread."""
+        return self._exporter.render()
 
     def watch(self, side: RolloutSide, nodes: Sequence[Mapping[str, Any]]) -> None:
         """From now on the rollout side can be looked at; Ray's `nodes` are scraped too."""
@@ -96,7 +108,7 @@ class LiveMetrics:
         self._exporter.log(metrics)
         self._exporter.set("run/step", step)
         if "time/step_s" in metrics:
-            self._exporter.set("run/last_step_timestamp", time.time())
+            self._exporter.set("run/last_step_timestamp", self._clocks.unix())
         self._look(at_least_after_s=0.0)
 
     def event(self, kind: str, fields: Mapping[str, Any]) -> None:
@@ -111,7 +123,7 @@ class LiveMetrics:
         self._endpoint.close()
 
     def _look(self, at_least_after_s: float) -> None:
-        now = time.monotonic()
+        now = self._clocks.steady()
         if now - self._looked < at_least_after_s:
             return
         self._looked = now
@@ -122,12 +134,15 @@ class LiveMetrics:
                 self._born[name] = now - value if value > 0 else None
             else:
                 self._exporter.set(name, value)
-        self._exporter.actors(self._side.pool.status(), self._version, time.time())
+        self._exporter.actors(self._side.pool.status(), self._version, self._clocks.unix())
+
+    def _last_progress(self) -> float:
+        return self._clocks.unix() - self._health.since_progress_s
 
     def _age(self, name: str) -> Callable[[], float]:
         def seconds() -> float:
             born = self._born[name]
-            return 0.0 if born is None else time.monotonic() - born
+            return 0.0 if born is None else self._clocks.steady() - born
 
         return seconds
 

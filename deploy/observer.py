@@ -10,8 +10,8 @@ from typing import Any
 
 from actors.buffer import SegmentBuffer
 from actors.loop import TrainedWindow
+from actors.outcome import Outcome
 from actors.pool import RolloutPool
-from actors.rollout_actor import Outcome
 from deploy.checkpoints import ResumePoint
 from deploy.ledger import Ledger
 from deploy.live import LiveMetrics, RolloutSide

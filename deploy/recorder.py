@@ -13,10 +13,10 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from protocol.contracts import RequestKey
 from protocol.errors import ConfigError
 from protocol.traces import RolloutTrace
@@ -25,7 +25,7 @@ NAME = "rollouts.jsonl"
 OLDER = "rollouts.older.jsonl"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RecordedRollout:
     """A line of the file."""
 
@@ -35,17 +35,25 @@ class RecordedRollout:
     actor: str
     latency_s: float
     """From the engine's queue to the last token."""
-    trace: RolloutTrace
+    encoded: bytes
+    """The trace as its actor encoded it: most rollouts are written and never looked at."""
 
     @classmethod
     def of(cls, outcome: Outcome, step: int) -> RecordedRollout:
         """An outcome that carries a trace, as it arrives now."""
         assert outcome.trace is not None, "only traced outcomes are recorded"
-        return cls(step=step, time=time.time(), actor=outcome.actor, latency_s=outcome.latency_s, trace=outcome.trace)
+        now = time.time()
+        return cls(step=step, time=now, actor=outcome.actor, latency_s=outcome.latency_s, encoded=outcome.trace)
 
-    def as_line(self) -> dict[str, Any]:
+    @cached_property
+    def trace(self) -> RolloutTrace:
+        """Decoded at the first look."""
+        return RolloutTrace.decode(self.encoded)
+
+    def as_line(self) -> bytes:
+        """One JSON object: what is known here, then the trace."""
         own = {"step": self.step, "time": self.time, "actor": self.actor, "latency_s": self.latency_s}
-        return own | self.trace.as_line()
+        return json.dumps(own).encode()[:-1] + b", " + self.encoded[1:] + b"\n"
 
 
 class RolloutFile:
@@ -58,11 +66,11 @@ class RolloutFile:
 
     def append(self, rollouts: list[RecordedRollout]) -> None:
         """Writes the lines in one piece."""
-        text = "".join(json.dumps(rollout.as_line(), ensure_ascii=False) + "\n" for rollout in rollouts)
-        if self._path.exists() and self._path.stat().st_size + len(text.encode()) > self._half:
+        lines = b"".join(rollout.as_line() for rollout in rollouts)
+        if self._path.exists() and self._path.stat().st_size + len(lines) > self._half:
             self._path.replace(self._older)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with self._path.open("ab") as file:
+            file.write(lines)
 
 
 def read_rollouts(run_dir: Path) -> Iterator[RecordedRollout]:
@@ -82,13 +90,15 @@ def read_rollouts(run_dir: Path) -> Iterator[RecordedRollout]:
 def _read(text: str, where: str) -> RecordedRollout:
     try:
         line = json.loads(text)
-        return RecordedRollout(
+        found = RecordedRollout(
             step=line["step"],
             time=line["time"],
             actor=line["actor"],
             latency_s=line["latency_s"],
-            trace=RolloutTrace.from_line(line),
+            encoded=text.encode(),
         )
+        found.__dict__["trace"] = RolloutTrace.from_line(line)  # what the property would find
+        return found
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"{where}: is no recorded rollout ({error!r}); remove the line") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from deploy.background import BackgroundWriter
 from deploy.dumps import MonitorDumps
 from deploy.recorder import RecordedRollout, RolloutFile
@@ -38,7 +38,7 @@ class RolloutLog:
             return
         rollout = RecordedRollout.of(outcome, self._step)
         self._arrived.append(rollout)
-        stats = rollout.trace.stats
+        stats = outcome.meta.stats if outcome.meta is not None else rollout.trace.stats
         refused = stats.parse_dropped_invalid or stats.parse_truncated
         if refused and self._failures[outcome.actor] < self._failures_per_actor:
             self._failures[outcome.actor] += 1

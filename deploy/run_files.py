@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from deploy.environment import NAME as ENVIRONMENT
+from deploy.ledger import NAME as LEDGER
 from deploy.recorder import RecordedRollout, read_rollouts
 from deploy.timeline import Span
+from deploy.tracking import SUMMARY
 from protocol.errors import ConfigError
 
 Row = dict[str, float]
@@ -46,6 +48,8 @@ class RunData:
     evaluations: list[Row]
     spans: list[LaneSpan]
     events: list[dict[str, Any]]
+    num_trained: int
+    """Rollouts in the ledger."""
     rollouts: list[RecordedRollout] = field(default_factory=list)
 
     def setting(self, path: str, default: Any = None) -> Any:
@@ -65,26 +69,73 @@ class RunData:
 
 
 def read_run(folder: Path, *, with_rollouts: bool = True) -> RunData:
-    """Reads a run's folder; ConfigError where it is none."""
-    if not (folder / "metrics.jsonl").is_file():
-        raise ConfigError(f"{folder}: holds no metrics.jsonl; name the folder of a run, e.g. runs/demo")
-    rows = [_numbers(line) for line in _lines(folder / "metrics.jsonl")]
-    events = _lines(folder / "events.jsonl")
-    ends = [event for event in events if event.get("kind") == "end"]
-    summary = _json(folder / "summary.json")
-    return RunData(
-        name=folder.resolve().name,
-        folder=folder,
-        config=_yaml(folder / "config.yaml"),
-        environment=_json(folder / ENVIRONMENT) or {},
-        summary=summary,
-        error=ends[-1]["error"] if ends and summary is None else None,
-        steps=_by_step(row for row in rows if "loss/total" in row or "rollout/segments" in row),
-        evaluations=_by_step(row for row in rows if "eval_rollout_f1" in row),
-        spans=_spans(events),
-        events=events,
-        rollouts=list(read_rollouts(folder)) if with_rollouts else [],
-    )
+    """Reads a run's folder once; ConfigError where it is none."""
+    return RunReader(folder).read(with_rollouts=with_rollouts)
+
+
+class RunReader:
+    """Reads a run's folder again and again, and of its growing files only what is new."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._metrics, self._events, self._ledger = (
+            JsonLines(folder / name) for name in ("metrics.jsonl", "events.jsonl", LEDGER)
+        )
+
+    def read(self, *, with_rollouts: bool = False) -> RunData:
+        """The run as it is now; ConfigError where the folder is none of a run."""
+        folder = self._folder
+        if not (folder / "metrics.jsonl").is_file():
+            raise ConfigError(f"{folder}: holds no metrics.jsonl; name the folder of a run, e.g. runs/demo")
+        rows = [_numbers(line) for line in self._metrics.read()]
+        events = self._events.read()
+        summary = _json(folder / SUMMARY)
+        failed = summary is None and bool(events) and events[-1]["kind"] == "end"  # a resume writes behind it
+        return RunData(
+            name=folder.resolve().name,
+            folder=folder,
+            config=_yaml(folder / "config.yaml"),
+            environment=_json(folder / ENVIRONMENT) or {},
+            summary=summary,
+            error=events[-1]["error"] if failed else None,
+            steps=_by_step(row for row in rows if "loss/total" in row or "rollout/segments" in row),
+            evaluations=_by_step(row for row in rows if "eval_rollout_f1" in row),
+            spans=_spans(events),
+            events=events,
+            num_trained=sum(len(line["keys"]) for line in self._ledger.read()),
+            rollouts=list(read_rollouts(folder)) if with_rollouts else [],
+        )
+
+
+class JsonLines:
+    """The whole lines of a JSONL file that another process appends to, and that a resume may cut back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines: list[dict[str, Any]] = []
+        self._read = 0
+        """Bytes of those lines."""
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines so far; one that is being written has no end yet and is left out."""
+        if not self._path.is_file():
+            return []
+        with self._path.open("rb") as file:
+            if not self._continues(file):
+                self._lines, self._read = [], 0
+            file.seek(self._read)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self._lines += [json.loads(line) for line in whole.splitlines()]
+        self._read += len(whole)
+        return list(self._lines)
+
+    def _continues(self, file: IO[bytes]) -> bool:
+        """Whether what was read still ends where a line ends."""
+        if not self._read:
+            return True
+        file.seek(self._read - 1)
+        return file.read(1) == b"\n"
 
 
 def _by_step(rows: Any) -> list[Row]:
@@ -95,14 +146,6 @@ def _by_step(rows: Any) -> list[Row]:
 def _numbers(line: dict[str, Any]) -> Row:
     """Numbers that are not finite stand in the file as text."""
     return {name: float(value) for name, value in line.items()}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; one that is being written has no end yet and is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -117,6 +160,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _spans(events: Sequence[dict[str, Any]]) -> list[LaneSpan]:
+    """The loop's and the actors' own spans; those of the ranks follow from what the loop said of a step, a publish."""
     found = []
     for event in events:
         if event["kind"] == "span":
@@ -126,4 +170,7 @@ def _spans(events: Sequence[dict[str, Any]]) -> list[LaneSpan]:
             start = event["time"] - event["seconds"]
             for rank, busy in enumerate(event["busy_s"]):
                 found.append(LaneSpan(lane=f"rank-{rank}", name="train", span=Span(start, start + busy)))
+        elif event["kind"] == "publish" and "seconds" in event:  # not in runs of before; rank 0 merges and hands over
+            start = event["time"] - event["seconds"]
+            found.append(LaneSpan(lane="rank-0", name="sync", span=Span(start, start + event["learner_s"])))
     return sorted(found, key=lambda each: each.span)

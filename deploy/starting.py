@@ -9,8 +9,8 @@ from typing import Any
 
 import ray
 
-from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
-from actors.rollout_actor import RolloutActor
+from actors.pool import RolloutPool
+from actors.rollout_actor import THREADS, RolloutActor
 from actors.settings import ActorSettings
 from actors.supervision import PoolSettings
 from actors.vllm_engine import engine_environment
@@ -54,7 +54,7 @@ def new_pool(config: RunConfig, sample: Record, placement: Placement) -> Rollout
     """The actors of a run, not started yet; `sample` warms them up."""
     settings = ActorSettings.from_config(config)
     rollout = config.rollout
-    remote = ray.remote(concurrency_groups=CONTROL_THREADS, max_concurrency=MAX_CALLS)(RolloutActor)
+    remote = ray.remote(concurrency_groups=THREADS)(RolloutActor)
 
     def spawn(name: str) -> Any:
         slot = int(name.split("-")[1])  # actor-SLOT, and actor-SLOT-RESTART in the same place

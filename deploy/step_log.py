@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from protocol.metric_names import BY_NAME
+from protocol.metrics import repeats
 
 Write = Callable[[int, Mapping[str, float]], None]
 
 
 class StepLog:
-    """Gathers steps and writes a record every `every` of them: counters added up, gauges as the last step had them."""
+    """Gathers steps and writes a record every `every` of them: counters added up, gauges as the last step had them.
+
+    What a window's rollouts count is in a record once, not again for its M-steps.
+    """
 
     def __init__(self, write: Write, *, every: int, first: bool, last_step: int) -> None:
         """`first` writes step 1 alone; `last_step` ends the run and is written in any case."""
@@ -24,8 +28,10 @@ class StepLog:
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of one optimizer step, counted from 1."""
         for name, value in metrics.items():
-            counts = name in self._gathered and BY_NAME[name].kind == "counter"
-            self._gathered[name] = self._gathered[name] + value if counts else value
+            if name not in self._gathered or BY_NAME[name].kind != "counter":
+                self._gathered[name] = value
+            elif not repeats(name, metrics):
+                self._gathered[name] += value
         self._step = step
         if step % self._every == 0 or step == self._last_step or (step == 1 and self._first):
             self.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.phase_clock import PhaseClock
 

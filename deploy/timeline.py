@@ -6,7 +6,7 @@
     {"time": ..., "kind": "phase", "name": "rollout", "waiting_for": "12 of 32 segments", "since": 1760000000.1}
 
 Lanes are `driver` (the loop's phases) and one per actor (`generate`, `parse`). Times are Unix seconds of the driver's
-clock. What each learner rank did is in the loop's own `optimizer_step` events.
+clock. What each learner rank did is in the loop's own `optimizer_step` and `publish` events.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     runs/demo/metrics.jsonl    {"step": 3, "time": 1760000000.0, "loss/ce": 1.25, ...}   one line per logged event
     runs/demo/events.jsonl     {"time": ..., "kind": "publish", "version": 4, ...}
     runs/demo/tensorboard/     the same numbers under the same names; below training.logging_dir where that is set
-    runs/demo/summary.json     written once, at the end
+    runs/demo/summary.json     written once, at the end; a run that goes on has none until its new end
 
 Files are appended to and flushed line by line, so they can be followed while the run lives. A resumed run goes on in
 them, cut back to its checkpoint (`deploy.history`); TensorBoard gets the mark at which it drops later steps itself.
@@ -24,6 +24,8 @@ from typing import Any, Protocol, Self
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.metrics import assert_known
+
+SUMMARY = "summary.json"
 
 
 class MetricWriter(Protocol):
@@ -110,6 +112,7 @@ class RunTracker:
             )
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
+        (run_dir / SUMMARY).unlink(missing_ok=True)
         self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
         self._writers = [WRITERS[name](logging_dir or run_dir) for name in report_to if name != "none"]
@@ -142,7 +145,7 @@ class RunTracker:
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write summary.json in one piece: a reader sees the old file or the new one."""
-        path = self._run_dir / "summary.json"
+        path = self._run_dir / SUMMARY
         partial = path.with_suffix(".json.partial")
         with partial.open("w", encoding="utf-8") as file:
             json.dump(summary, file, indent=2, ensure_ascii=False, default=str)

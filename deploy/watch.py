@@ -21,8 +21,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deploy.health_rules import Level, findings
-from deploy.run_files import RunData, read_run
+from deploy.health_numbers import Level
+from deploy.health_rules import findings, verdict
+from deploy.run_files import RunData, RunReader
 from deploy.timeline import Span, merge_spans
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -61,14 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Shows frames until the run has ended."""
     console = Console()
-    data = read_run(arguments.run_dir, with_rollouts=False)
+    reader = RunReader(arguments.run_dir)
+    data = reader.read()
     if arguments.once:
         console.print(frame(data, time.time()))
         return 0
     with Live(frame(data, time.time()), console=console, auto_refresh=False) as live:
         while not has_ended(data):
             time.sleep(arguments.every)
-            data = read_run(arguments.run_dir, with_rollouts=False)
+            data = reader.read()
             live.update(frame(data, time.time()), refresh=True)
     return 0
 
@@ -166,9 +168,11 @@ def _version(data: RunData) -> str:
 
 
 def _findings(data: RunData) -> RenderableType:
+    found = findings(data.steps, data.evaluations, data.setting, data.events)
+    level, words = verdict(found)
     text = Text()
-    for finding in findings(data.steps, data.evaluations, data.setting):
+    for finding in found:
         text.append(f"{finding.title}. ", _STYLES[finding.level])
         text.append(f"{finding.text}\n")
     text.rstrip()
-    return Panel(text, title="findings", title_align="left")
+    return Panel(text, title=Text(words, _STYLES[level]), title_align="left", border_style=_STYLES[level])

@@ -21,7 +21,7 @@ from learner.checkpoint import Checkpoint
 from learner.ranks import LearnerRank, failure_of, wait_all
 from learner.results import SkipLimit, StepResult, combine
 from learner.settings import LearnerSettings
-from protocol.contracts import PackPlan, SyncGroup, WeightsManifest
+from protocol.contracts import PackPlan, SegmentRef, SyncGroup, WeightsManifest
 from protocol.errors import ContractError, DeadlineError, LearnerDeadlineError, LearnerError, SegmentsLost
 
 log = logging.getLogger("rollmatch.learner")
@@ -78,12 +78,12 @@ class LearnerGroup:
             }
             wait_all(calls, deadline - time.monotonic(), "start")
 
-    def train_step(self, plan: PackPlan, segment_refs: Sequence[ray.ObjectRef]) -> StepResult:
+    def train_step(self, plan: PackPlan, segment_refs: Sequence[SegmentRef]) -> StepResult:
         """One optimizer step on the planned packs.
 
         Args:
             plan: positions into `segment_refs`.
-            segment_refs: Segments in the object store; each rank fetches only its own.
+            segment_refs: Segments in the object store; each rank fetches only the groups of its own.
 
         Raises:
             SegmentsLost: objects are gone; nothing was trained, and the group is whole.
@@ -106,15 +106,15 @@ class LearnerGroup:
                 result = combine(wait_all(calls, self._step_timeout_s, "train_step"))
                 self._skips.note(result)
                 return result
-        positions = tuple(position for position, ref in enumerate(segment_refs) if ref in lost)
+        positions = tuple(position for position, segment in enumerate(segment_refs) if segment.group in lost)
         raise SegmentsLost(
             f"{len(positions)} of {len(segment_refs)} segments are no longer in the object store (the first at "
             f"position {positions[0]}): the node that held them is gone; their records must be requested again",
             positions,
         )
 
-    def _fetch(self, shares: Sequence[Sequence[Sequence[ray.ObjectRef]]]) -> set[ray.ObjectRef]:
-        """Every rank gets its segments; what is no longer in the object store."""
+    def _fetch(self, shares: Sequence[Sequence[Sequence[SegmentRef]]]) -> set[ray.ObjectRef]:
+        """Every rank gets its segments; the groups that are no longer in the object store."""
         limit = self._step_timeout_s
         calls = {
             number: rank.fetch.remote(shares[number], limit) for number, rank in enumerate(self._alive("train_step"))

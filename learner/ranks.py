@@ -16,7 +16,7 @@ import ray
 
 from learner.results import PeerError
 from learner.settings import LearnerSettings
-from protocol.contracts import Bucket, Segment, SyncGroup, WeightsManifest
+from protocol.contracts import Bucket, Segment, SegmentRef, SyncGroup, WeightsManifest
 from protocol.errors import LearnerDeadlineError, LearnerError, RollmatchError
 
 if TYPE_CHECKING:  # importing these imports torch
@@ -36,8 +36,8 @@ class LearnerRank:
         self._world_size = world_size
         self._num_gpus = num_gpus
         self._worker: LearnerWorker | None = None
-        self._segments: dict[ray.ObjectRef, Segment] = {}
-        self._packs: list[list[Any]] = []
+        self._groups: dict[ray.ObjectRef, tuple[Segment, ...]] = {}
+        self._packs: list[list[Segment]] = []
         self._fetch_s = 0.0
 
     def where(self) -> tuple[str, str, int]:
@@ -65,19 +65,19 @@ class LearnerRank:
 
         self._worker = LearnerWorker(settings)
 
-    def fetch(self, packs: Sequence[Sequence[ray.ObjectRef]], timeout_s: float) -> list[ray.ObjectRef]:
-        """Gets this rank's own segments for the next `train_step`; returns the references whose objects are lost.
+    def fetch(self, packs: Sequence[Sequence[SegmentRef]], timeout_s: float) -> list[ray.ObjectRef]:
+        """Gets this rank's own segments for the next `train_step`; returns the groups whose objects are lost.
 
         Apart from the step, because a rank that misses a segment must not leave its peers waiting in a collective.
         What the step before has fetched is kept: a window that is trained again is not fetched again.
         """
         started = time.monotonic()
-        refs = [ref for pack in packs for ref in pack]
-        missing = [ref for ref in refs if ref not in self._segments]
-        arrived, lost = get_all(missing, timeout_s)
-        known = self._segments | arrived
-        self._segments = {ref: known[ref] for ref in refs if ref in known}
-        self._packs = [[self._segments.get(ref) for ref in pack] for pack in packs]
+        wanted = dict.fromkeys(segment.group for pack in packs for segment in pack)
+        arrived, lost = get_all([group for group in wanted if group not in self._groups], timeout_s)
+        known = self._groups | arrived
+        self._groups = {group: known[group] for group in wanted if group in known}
+        if not lost:
+            self._packs = [[self._groups[segment.group][segment.position] for segment in pack] for pack in packs]
         self._fetch_s = time.monotonic() - started
         return lost
 
@@ -117,19 +117,19 @@ LOST = (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError, ray.except
 
 
 def get_all(
-    refs: Sequence[ray.ObjectRef], timeout_s: float
-) -> tuple[dict[ray.ObjectRef, Segment], list[ray.ObjectRef]]:
+    groups: Sequence[ray.ObjectRef], timeout_s: float
+) -> tuple[dict[ray.ObjectRef, tuple[Segment, ...]], list[ray.ObjectRef]]:
     """What the references hold, and those whose objects are lost."""
     try:
-        return dict(zip(refs, ray.get(list(refs), timeout=timeout_s), strict=True)), []
+        return dict(zip(groups, ray.get(list(groups), timeout=timeout_s), strict=True)), []
     except LOST:
         pass  # one by one, to learn which
     found, lost = {}, []
-    for ref in refs:
+    for group in groups:
         try:
-            found[ref] = ray.get(ref, timeout=timeout_s)
+            found[group] = ray.get(group, timeout=timeout_s)
         except LOST:
-            lost.append(ref)
+            lost.append(group)
     return found, lost
 
 

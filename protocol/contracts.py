@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,11 @@ class RequestKey(NamedTuple):
     def __str__(self) -> str:
         return f"record={self.record}/epoch={self.epoch}/rollout={self.rollout}"
 
+    @property
+    def evaluates(self) -> bool:
+        """Of a request whose answer is judged and not trained on."""
+        return self.epoch == EVALUATION_EPOCH
+
     @classmethod
     def parse(cls, text: str) -> RequestKey:
         """Inverse of `str`; ValueError when the text has another form."""
@@ -95,7 +100,16 @@ class RolloutRequest:
     @property
     def evaluates(self) -> bool:
         """Answered with statistics only, no segment."""
-        return self.key.epoch == EVALUATION_EPOCH
+        return self.key.evaluates
+
+    @property
+    def source(self) -> str:
+        """Where a person finds its record."""
+        return self.record.source
+
+    def read(self) -> RolloutRequest:
+        """Itself: its record was read before; see `records.UnreadRequest`."""
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +273,14 @@ def segment_bytes(length: int) -> int:
     """Most bytes that the arrays of a segment of `length` tokens can take: every token a coordinate target."""
     per_token = 4 + 4 + 4 + 4 + 1  # input_ids, labels, coord_positions, coord_bins, coord_in_prefix
     return length * per_token
+
+
+class SegmentRef(NamedTuple):
+    """Where a segment lies: in an object of the object store that holds a group of them."""
+
+    group: Any
+    """Reference of a tuple of segments."""
+    position: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,15 @@ def without_generation(metrics: Mapping[str, float]) -> dict[str, float]:
     return kept | generation_metrics([], 0.0)
 
 
+def repeats(name: str, metrics: Mapping[str, float]) -> bool:
+    """Whether the event only says again what it says under `name`.
+
+    An M-step trains a window whose rollouts were counted with its first step; restarts happen at any time.
+    """
+    reused = metrics.get("rollout/buffer_reuse", 0.0) > 0
+    return reused and name.startswith("rollout/") and name != "rollout/actor_restarts"
+
+
 def packing_metrics(plan: PackPlan, lengths: Sequence[int], capacity: int, min_fill: float = 0.0) -> dict[str, float]:
     """`packing/*` of one plan: means over its packs (an empty entry is a forward too); buffer: what is carried.
 

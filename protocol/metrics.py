@@ -18,6 +18,7 @@ from .event_metrics import (
     percentile,
     policy_metrics,
     rate,
+    repeats,
     window_metrics,
     without_generation,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "metric",
     "packing_metrics",
     "policy_metrics",
+    "repeats",
     "window_metrics",
     "without_generation",
 ]

@@ -30,6 +30,7 @@ def parse_record(
     index: int,
     source: str,
     root: Path,
+    confined_to: str | None = None,
     ordering: Ordering = "sorted",
     seed: int = DATASET_SEED,
     epoch: int = 0,
@@ -39,6 +40,7 @@ def parse_record(
     Args:
         source: `train.jsonl:18`, put before the error.
         root: folder that relative image paths count from.
+        confined_to: folder that the image must lie in, symbolic links followed; None: anywhere.
         ordering: `random` shuffles by (seed, epoch, index), so that a rerun gives the same order.
 
     Raises:
@@ -54,7 +56,7 @@ def parse_record(
         return Record(
             index=index,
             source=source,
-            images=(_path(_image(data), root),),
+            images=(_path(_image(data), root, confined_to),),
             width=width,
             height=height,
             objects=_objects(data, ordering, f"{seed}/{epoch}/{index}"),
@@ -78,14 +80,12 @@ def _image(data: Mapping[str, Any]) -> str:
     return str(images[0])
 
 
-def _path(image: str, root: Path) -> str:
-    """The image's path; with ROOT_IMAGE_DIR set it must lie below that folder, symbolic links followed."""
+def _path(image: str, root: Path, confined_to: str | None) -> str:
     path = str(root / image)
-    confined = os.environ.get("ROOT_IMAGE_DIR")
-    if confined:
-        below = os.path.realpath(confined)
+    if confined_to is not None:
+        below = os.path.realpath(confined_to)
         if os.path.commonpath([below, os.path.realpath(path)]) != below:
-            raise ValueError(f"images[0] is {image}, outside ROOT_IMAGE_DIR {confined}; move the image, or unset it")
+            raise ValueError(f"images[0] is {image}, outside ROOT_IMAGE_DIR {confined_to}; move the image, or unset it")
     return path
 
 

@@ -19,6 +19,7 @@ from protocol.contracts import Record
 from protocol.errors import RecordError
 from protocol.record_lines import DATASET_SEED, parse_record
 from protocol.serialization import Ordering
+from protocol.unread import RecordLine
 
 VALIDATION_SAMPLE_SEED = 53
 _CHUNK_BYTES = 1 << 20
@@ -42,7 +43,10 @@ def read_records(
         for index, line in enumerate(file):
             if index == limit or (not line.strip() and _only_blank(file)):
                 return
-            yield parse_record(line, index=index, source=f"{path}:{index + 1}", root=folder, ordering=ordering)
+            source = f"{path}:{index + 1}"
+            yield parse_record(
+                line, index=index, source=source, root=folder, confined_to=_confined_to(), ordering=ordering
+            )
 
 
 class RecordFile:
@@ -70,6 +74,7 @@ class RecordFile:
         self._path = str(path)
         self._ordering: Ordering = ordering
         self._root = _root(path, root)
+        self._confined_to = _confined_to()
         self._seed = seed
         self._offsets, self._stamp = _line_offsets(path, limit)
         if len(self) == 0:
@@ -80,10 +85,10 @@ class RecordFile:
 
     def __getitem__(self, index: int) -> Record:
         """The record of row `index`; IndexError outside the file, RecordError for a line that is no record."""
-        return self.get(index)
+        return self.get(index).parse()
 
-    def get(self, index: int, epoch: int = 0) -> Record:
-        """As `[index]`, with the object order of an epoch."""
+    def get(self, index: int, epoch: int = 0) -> RecordLine:
+        """The line of row `index`, with the object order of an epoch. IndexError outside the file."""
         if not 0 <= index < len(self):
             raise IndexError(f"row must be in 0..{len(self) - 1}, got {index}")
         start, end = (int(offset) for offset in self._offsets[index : index + 2])
@@ -91,12 +96,13 @@ class RecordFile:
             if _stamp(file) != self._stamp:
                 raise RecordError(f"{self._path}: was changed while it is in use; restart the run")
             file.seek(start)
-            line = file.read(end - start)
-        return parse_record(
-            line,
+            text = file.read(end - start)
+        return RecordLine(
+            text=text,
             index=index,
             source=f"{self._path}:{index + 1}",
-            root=self._root,
+            root=str(self._root),
+            confined_to=self._confined_to,
             ordering=self._ordering,
             seed=self._seed,
             epoch=epoch,
@@ -143,6 +149,11 @@ def _open(path: str | Path) -> BinaryIO:
 def _root(path: str | Path, root: str | Path | None) -> Path:
     """Where relative image paths count from: the argument, the environment's ROOT_IMAGE_DIR, the file's own folder."""
     return Path(root or os.environ.get("ROOT_IMAGE_DIR") or Path(path).parent).absolute()
+
+
+def _confined_to() -> str | None:
+    """With ROOT_IMAGE_DIR set, images must lie below it."""
+    return os.environ.get("ROOT_IMAGE_DIR") or None
 
 
 def epoch_permutation(num_records: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:

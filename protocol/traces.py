@@ -1,12 +1,14 @@
 """What is kept of one rollout so that its every decision can be looked at later, without its pixels.
 
-An actor makes a `RolloutTrace` where recording is on; the driver writes it as a line of `rollouts.jsonl` and reads it
-back for `rollmatch replay`, the report and the monitor dumps. A few KB each: the completion's tokens and what was made
-of them. The prompt is left out but for its length, because masks and targets do not depend on its tokens.
+An actor makes a `RolloutTrace` where recording is on, and encodes it; the driver writes it, unread, as a line of
+`rollouts.jsonl`, where `rollmatch replay`, the report and the monitor dumps find it. A few KB each: the completion's
+tokens and what was made of them. The prompt is left out but for its length, because masks and targets do not depend on
+its tokens.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -125,6 +127,15 @@ class RolloutTrace:
             "pairs": [list(pair) for pair in self.pairs],
             "stats": asdict(self.stats),
         }
+
+    def encode(self) -> bytes:
+        """`as_line` as one JSON object: how a trace crosses processes that do not look at it."""
+        return json.dumps(self.as_line(), ensure_ascii=False).encode()
+
+    @classmethod
+    def decode(cls, encoded: bytes) -> RolloutTrace:
+        """Inverse of `encode`."""
+        return cls.from_line(json.loads(encoded))
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> RolloutTrace:

@@ -51,7 +51,13 @@ def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
         "loss/coord_tail": "coordinates, tail",
         "loss/coord_prefix": "coordinates, prefix",
     }
-    yield Chart("loss", "Loss parts", "Per supervised token or coordinate.", _lines(runs, parts))
+    yield Chart("loss", "Loss parts", "Per supervised token or coordinate.", _lines(runs, parts, from_zero=True))
+    yield Chart(
+        "gradient",
+        "Gradient norm",
+        "Before clipping. Far above training.max_grad_norm all the time: lower training.learning_rate.",
+        _lines(runs, {"train/grad_norm": "gradient norm"}, from_zero=True),
+    )
     yield Chart(
         "objects",
         "Objects per sample",
@@ -63,7 +69,12 @@ def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
         "rollout/parse_obj_drop_frac": "rejected objects",
         "rollout/duplicate_rate": "duplicates",
     }
-    yield Chart("format", "Format health", "Shares; each should stay near zero.", _lines(runs, shares, from_zero=True))
+    yield Chart(
+        "format",
+        "Format health",
+        "Each should stay near zero. Act above 5 % truncated, 10 % rejected, 10 % repeated.",
+        _lines(runs, shares, from_zero=True, percent=True),
+    )
     yield Chart(
         "throughput",
         "Throughput",
@@ -91,12 +102,13 @@ def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
         "encoded", "Segment lengths", "Tokens per recorded segment, prompt included.", _lengths(runs, "encoded_len")
     )
     yield Chart("latency", "Rollout latency", "Seconds from the call to the last token.", _latency(runs))
-    yield Chart(
-        "staleness",
-        "Staleness",
-        "Published versions by which a window's oldest rollout lags behind.",
-        _lines(runs, {"policy/staleness_max": "staleness"}, from_zero=True),
-    )
+    if any(run.setting("rollout.max_staleness", 0) for run in runs):  # else always 0
+        yield Chart(
+            "staleness",
+            "Staleness",
+            "Published versions by which a window's oldest rollout lags behind.",
+            _lines(runs, {"policy/staleness_max": "staleness"}, from_zero=True),
+        )
     descs = {
         "rollout/desc_exact_acc_on_matched": "same words",
         "rollout/desc_sem_acc_on_matched": "same meaning",
@@ -124,8 +136,9 @@ def layout(**more: Any) -> dict[str, Any]:
     return base
 
 
-def _axis(y_range: list[float] | None, from_zero: bool) -> dict[str, Any]:
-    return {"range": y_range} if y_range else {"rangemode": "tozero"} if from_zero else {}
+def _axis(y_range: list[float] | None, from_zero: bool, percent: bool) -> dict[str, Any]:
+    axis: dict[str, Any] = {"range": y_range} if y_range else {"rangemode": "tozero"} if from_zero else {}
+    return axis | ({"tickformat": ".0%"} if percent else {})
 
 
 def _lines(
@@ -134,6 +147,7 @@ def _lines(
     *,
     y_range: list[float] | None = None,
     from_zero: bool = False,
+    percent: bool = False,
 ) -> Figure:
     """A line per run and metric. One run: a colour per metric. Several: a colour per run, a dash per metric."""
     dashes = ("solid", "dot", "dash", "dashdot")
@@ -149,7 +163,7 @@ def _lines(
             line = {"color": COLOURS[colour % len(COLOURS)], "width": 2, "dash": dash}
             mode = "lines+markers" if len(steps) < 3 else "lines"
             data.append({"type": "scatter", "mode": mode, "name": name, "x": steps, "y": values, "line": line})
-    return {"data": data, "layout": layout(yaxis=_axis(y_range, from_zero))}
+    return {"data": data, "layout": layout(yaxis=_axis(y_range, from_zero, percent))}
 
 
 def _f1(runs: Sequence[RunData]) -> Figure:
@@ -162,7 +176,7 @@ def _f1(runs: Sequence[RunData]) -> Figure:
             marker = {"symbol": "diamond", "size": 10, "color": colour}
             line = {"dash": "dot", "width": 1, "color": colour}
             trace = {"type": "scatter", "mode": "lines+markers", "name": name, "x": steps, "y": values}
-            figure["data"].append(trace | {"marker": marker, "line": line})
+            figure["data"].append(trace | {"marker": marker, "line": line, "cliponaxis": False})
     return figure
 
 
@@ -193,7 +207,7 @@ def _histogram(runs: Sequence[RunData], values: Sequence[Sequence[float]], unit:
     data = [
         {
             "type": "histogram",
-            "name": f"{run.name} ({len(found)})",
+            "name": f"{run.name}, {len(found)} rollouts",
             "x": list(found),
             "nbinsx": 40,
             "opacity": 0.75,

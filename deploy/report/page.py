@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from deploy.health_rules import HealthFinding, Level, findings
+from deploy.health_numbers import HealthFinding, Level
+from deploy.health_rules import findings, verdict
 from deploy.report.charts import charts
 from deploy.report.samples import Sample, best_and_worst
 from deploy.report.timeline import LaneShare, lane_shares, timeline_figure
@@ -36,6 +37,9 @@ class RunView(NamedTuple):
     run: RunData
     state: str
     state_class: str
+    verdict: str
+    """The findings in a few words."""
+    verdict_class: str
     tiles: list[Tile]
     findings: list[HealthFinding]
     shares: list[LaneShare]
@@ -63,6 +67,7 @@ def render(runs: Sequence[RunData]) -> str:
         mask_css=Markup(MASK_CSS),
         legend=Markup(legend_html()),
         levels=_LEVEL_WORDS,
+        side_by_side=_side_by_side(views),
         differences=_differences(runs),
         markup=Markup,
         dump=lambda values: json.dumps(values, indent=2, ensure_ascii=False),
@@ -82,12 +87,16 @@ def _view(run: RunData, at: int, figures: dict[str, Any]) -> RunView:
         figures[key] = figure
     state, state_class = run_state(run)
     best, worst = best_and_worst(run)
+    found = findings(run.steps, run.evaluations, run.setting, run.events)
+    level, words = verdict(found)
     return RunView(
         run=run,
         state=state,
         state_class=state_class,
+        verdict=words,
+        verdict_class=level,
         tiles=_tiles(run),
-        findings=findings(run.steps, run.evaluations, run.setting),
+        findings=found,
         shares=lane_shares(run),
         timeline=key,
         best=best,
@@ -98,10 +107,10 @@ def _view(run: RunData, at: int, figures: dict[str, Any]) -> RunView:
 def run_state(run: RunData) -> tuple[str, str]:
     """In words, and as a class: finished, failed, or still without an end."""
     if run.summary is not None:
-        return "finished", "good"
+        return "finished", "plain"
     if run.error is not None:
         return f"ended: {run.error}", "bad"
-    return "running, or killed", "watch"
+    return "running, or killed", "plain"
 
 
 def _tiles(run: RunData) -> list[Tile]:
@@ -113,6 +122,11 @@ def _every_tile(run: RunData) -> Iterator[Tile]:
     if scores:
         gain = f"{scores[-1] - scores[0]:+.3f}; best {max(scores):.3f}"
         yield Tile("F1, evaluation", f"{scores[0]:.3f} → {scores[-1]:.3f}", gain)
+    _, trained = run.series("rollout/f1")
+    if trained and not scores:
+        yield Tile(
+            "F1, rollouts", f"{trained[0]:.3f} → {trained[-1]:.3f}", f"first, last window; best {max(trained):.3f}"
+        )
     for metric, label in (("precision", "Precision"), ("recall", "Recall")):
         _, values = run.series(f"eval_rollout_{metric}")
         if values:
@@ -120,7 +134,8 @@ def _every_tile(run: RunData) -> Iterator[Tile]:
     if run.steps:
         total = run.setting("training.max_steps", -1)
         yield Tile("Steps", f"{run.steps[-1]['step']:.0f}", f"of {total}" if total > 0 else "")
-    yield Tile("Rollouts", _count(run), f"{len(run.rollouts)} recorded")
+    if run.num_trained:
+        yield Tile("Rollouts trained", f"{run.num_trained}", f"{len(run.rollouts)} recorded")
     _, rates = run.series("rollout/rollouts_per_s")
     if rates:
         yield Tile("Rollouts per second", f"{sorted(rates)[len(rates) // 2]:.2f}", "median over windows")
@@ -131,11 +146,11 @@ def _every_tile(run: RunData) -> Iterator[Tile]:
         yield Tile("Wall time", f"{run.summary['wall_s']:.0f} s", f"{run.summary['restarts']} restarts")
 
 
-def _count(run: RunData) -> str:
-    if run.summary is not None:
-        return f"{run.summary['rollouts']}"
-    _, segments = run.series("rollout/segments")
-    return f"{sum(segments):.0f}" if segments else ""
+def _side_by_side(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:
+    """The runs' tiles, a row per label, with a value per run; empty where a run lacks it."""
+    values = [{tile.label: tile.value for tile in view.tiles} for view in views]
+    labels = dict.fromkeys(label for view in values for label in view)
+    return [(label, [view.get(label, "") for view in values]) for label in labels]
 
 
 def _differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:

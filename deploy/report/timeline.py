@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from deploy.report.charts import PHASE_COLOURS, Figure, layout
 from deploy.run_files import LaneSpan, RunData
-from deploy.timeline import merge_spans
+from deploy.timeline import Span, merge_spans
 
+ASIDE = ("evaluate", "save")
+"""Phases of the loop in which nothing is trained."""
 WORDS = {"rollout": "wait for rollouts"}
 MOST_SPANS = 4000
 """Bars drawn, the newest: a browser draws these at once."""
@@ -17,7 +19,7 @@ _FIRST_VIEW_PHASES = 24
 
 
 class LaneShare(NamedTuple):
-    """How busy a lane was between the first rollout and the end."""
+    """How busy a lane was while the loop trained."""
 
     lane: str
     busy: float
@@ -61,19 +63,27 @@ def timeline_figure(run: RunData) -> Figure | None:
 
 
 def lane_shares(run: RunData) -> list[LaneShare]:
-    """Busy shares of actors and ranks; the driver's lane is its phases, which are never idle."""
+    """Busy shares of actors and ranks, of the time in which the loop trains: without evaluating and saving.
+
+    The driver's lane is its phases, which are never idle.
+    """
     spans = _worth_drawing(run.spans)
     if not spans:
         return []
-    start, end = spans[0].span.start, max(each.span.end for each in spans)
+    aside = merge_spans((e.span for e in spans if e.lane == "driver" and e.name in ASIDE), gap_s=0.0)
+    total = max(e.span.end for e in spans) - spans[0].span.start - _seconds(aside)
     found = []
     for lane in _lanes(spans):
         if lane == "driver":
             continue
-        busy = sum(s.end - s.start for s in merge_spans((e.span for e in spans if e.lane == lane), gap_s=0.0))
-        share = busy / (end - start) if end > start else 0.0
+        busy = _seconds(merge_spans((e.span for e in spans if e.lane == lane), gap_s=0.0))
+        share = busy / total if total > 0 else 0.0
         found.append(LaneShare(lane, share, f"{lane} busy {100 * share:.0f} %"))
     return found
+
+
+def _seconds(spans: Sequence[Span]) -> float:
+    return sum(span.end - span.start for span in spans)
 
 
 def _worth_drawing(spans: Sequence[LaneSpan]) -> list[LaneSpan]:

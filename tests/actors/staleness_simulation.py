@@ -22,8 +22,8 @@ from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.engine import LoadReport
 from actors.loop import LoopSettings
+from actors.outcome import Outcome
 from actors.requests import RequestStream
-from actors.rollout_actor import Outcome
 from protocol.carry import plan_carry
 from protocol.contracts import RequestKey, RolloutRequest, SegmentMeta, SegmentStats, WeightsManifest
 from protocol.packing import plan_packs

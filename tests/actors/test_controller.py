@@ -16,8 +16,8 @@ from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.engine import LoadReport
 from actors.loop import LoopSettings, LoopState, TrainedWindow
+from actors.outcome import Outcome
 from actors.requests import RequestStream
-from actors.rollout_actor import Outcome
 from protocol.contracts import (
     PackPlan,
     Record,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from actors.engine import RolloutEngine
-from actors.rollout_actor import Outcome, RolloutActor, load_processor
+from actors.outcome import Group
+from actors.rollout_actor import GROUP_SIZE, RolloutActor, load_processor
 from actors.scripted_engine import ScriptedEngine
 from actors.settings import ActorSettings, DecodeSettings, EngineSettings
-from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Segment, Shape
-from protocol.errors import ContractError, ImageError
+from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Shape
+from protocol.errors import ContractError, EngineError, ImageError
 from protocol.matching import MatchSettings
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings
+from protocol.traces import RolloutTrace
+from protocol.unread import AnyRequest, RecordLine, UnreadRequest
 
 MODEL = str(Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model")
 CAT = GroundTruth(index=1, desc="red circle", shape=Shape("bbox_2d", (100, 100, 300, 300)))
@@ -64,15 +67,21 @@ class Wrapped:
         return getattr(self._engine, name)
 
 
+def answers(actor: RolloutActor, requests: Sequence[AnyRequest]) -> Group:
+    """The one group that answers all of them."""
+    actor.submit(requests)
+    return actor.collect()
+
+
 def finds_the_cat(_request: RolloutRequest, _version: int) -> str:
     return assistant_text([CAT])
 
 
-def test_each_request_yields_its_segment_and_then_its_outcome(actor: Callable[..., RolloutActor]) -> None:
-    stream = list(actor(finds_the_cat).rollout([request(0), request(1)]))
+def test_a_group_holds_each_segment_at_the_place_of_its_outcome(actor: Callable[..., RolloutActor]) -> None:
+    segments, outcomes = answers(actor(finds_the_cat), [request(0), request(1)])
 
-    assert [type(item) for item in stream] == [Segment, Outcome, Segment, Outcome]
-    for segment, outcome in zip(stream[::2], stream[1::2], strict=True):
+    assert {outcome.key.record for outcome in outcomes} == {0, 1}
+    for segment, outcome in zip(segments, outcomes, strict=True):
         assert outcome.key == segment.key
         assert outcome.meta is not None
         assert outcome.meta.length == len(segment.input_ids)
@@ -83,7 +92,7 @@ def test_the_target_is_the_rollout_plus_the_missed_object_plus_the_end_of_turn(
     actor: Callable[..., RolloutActor],
 ) -> None:
     made = actor(finds_the_cat)
-    segment, _ = made.rollout([request(0)])
+    (segment,), _ = answers(made, [request(0)])
     text = load_processor(MODEL).tokenizer.decode(segment.input_ids[segment.prompt_len :])
 
     assert text == assistant_text([CAT, DOG]) + "<|im_end|>\n"
@@ -92,10 +101,9 @@ def test_the_target_is_the_rollout_plus_the_missed_object_plus_the_end_of_turn(
 
 
 def test_an_evaluation_request_yields_statistics_and_no_segment(actor: Callable[..., RolloutActor]) -> None:
-    segment, outcome = actor(finds_the_cat).rollout([request(0, epoch=EVALUATION_EPOCH)])
+    segments, (outcome,) = answers(actor(finds_the_cat), [request(0, epoch=EVALUATION_EPOCH)])
 
-    assert segment is None
-
+    assert segments == ()
     assert outcome.meta is None
     assert outcome.evaluated is not None
     assert (outcome.evaluated.desc_pairs_total, outcome.evaluated.desc_exact_ok) == (1, 1)
@@ -104,10 +112,9 @@ def test_an_evaluation_request_yields_statistics_and_no_segment(actor: Callable[
 def test_a_target_that_is_too_long_is_a_failure_with_its_lengths_not_a_truncated_segment(
     actor: Callable[..., RolloutActor],
 ) -> None:
-    segment, outcome = actor(finds_the_cat, max_length=20).rollout([request(0)])
+    segments, (outcome,) = answers(actor(finds_the_cat, max_length=20), [request(0)])
 
-    assert segment is None
-
+    assert segments == ()
     assert outcome.meta is None
     assert outcome.failure is not None
     assert outcome.failure.startswith("Oversize")
@@ -124,15 +131,65 @@ def test_an_image_that_cannot_be_read_fails_alone(actor: Callable[..., RolloutAc
         submit(asked)
 
     made._engine.submit = refuse_first  # type: ignore[method-assign, union-attr]
-    _, failed, _segment, answered = made.rollout([request(0), request(1)])
+    segments, (failed, answered) = answers(made, [request(0), request(1)])
 
+    assert [segment.key for segment in segments] == [answered.key]
     assert failed.failure == "ImageError: t:1: cannot read image x.png"
     assert answered.meta is not None
 
 
+def test_a_group_is_never_larger_than_its_limit_and_the_rest_comes_in_the_next(
+    actor: Callable[..., RolloutActor],
+) -> None:
+    made = actor(finds_the_cat)
+    made.submit([request(record) for record in range(GROUP_SIZE + 3)])
+    groups = [made.collect()[1], made.collect()[1]]
+
+    assert [len(group) for group in groups] == [GROUP_SIZE, 3]
+    assert len({outcome.key for group in groups for outcome in group}) == GROUP_SIZE + 3
+
+
+def test_what_ended_before_an_engine_failed_is_a_group_and_then_the_failure_is_raised(
+    actor: Callable[..., RolloutActor],
+) -> None:
+    made = actor(finds_the_cat)
+    failure = EngineError("the device is lost")
+    made.submit([request(0), request(1)])
+    first = made._answers.get()
+    made._answers.get()
+    for answered in (first, (request(1), failure, 0.0)):
+        made._answers.put(answered)
+
+    assert [outcome.key.record for outcome in made.collect()[1]] == [first[0].key.record]
+    with pytest.raises(EngineError, match="the device is lost"):
+        made.collect()
+
+
+def test_a_line_that_is_no_record_fails_alone_with_its_place(actor: Callable[..., RolloutActor]) -> None:
+    line = RecordLine(
+        text=b'{"images": ["x.png"], "width": 8, "height": 8, "objects": [{"desc": "cat", "bbox_2d": [1, 2, 3]}]}',
+        index=16,
+        source="train.jsonl:17",
+        root="/",
+        confined_to=None,
+        ordering="sorted",
+        seed=0,
+        epoch=0,
+    )
+    broken = UnreadRequest(key=RequestKey(16), line=line, seed=0)
+    segments, outcomes = answers(actor(finds_the_cat), [request(0), broken])
+
+    failures = {outcome.key.record: outcome.failure for outcome in outcomes}
+    assert [segment.key.record for segment in segments] == [0]
+    assert failures[0] is None
+    assert (
+        failures[16] == "RecordError: train.jsonl:17: objects[0].bbox_2d has 3 values, expected 4; write x1, y1, x2, y2"
+    )
+
+
 def test_an_engine_older_than_the_request_allows_is_a_contract_error(actor: Callable[..., RolloutActor]) -> None:
     with pytest.raises(ContractError, match="version 0, 3 or newer"):
-        list(actor(finds_the_cat).rollout([request(0, min_version=3)]))
+        answers(actor(finds_the_cat), [request(0, min_version=3)])
 
 
 def test_the_chat_frame_puts_the_image_before_the_text(actor: Callable[..., RolloutActor]) -> None:
@@ -145,12 +202,13 @@ def test_a_trace_leaves_the_actor_only_where_it_is_asked_for_and_never_of_an_eva
     actor: Callable[..., RolloutActor],
 ) -> None:
     made = actor(finds_the_cat)
-    _, without = made.rollout([request(0)])
+    _, (without,) = answers(made, [request(0)])
     made._settings = replace(made._settings, trace=True)
-    _, traced = made.rollout([request(1)])
-    _, evaluated = made.rollout([request(0, epoch=EVALUATION_EPOCH)])
+    _, (traced,) = answers(made, [request(1)])
+    _, (evaluated,) = answers(made, [request(0, epoch=EVALUATION_EPOCH)])
 
     assert without.trace is None
     assert evaluated.trace is None
-    assert [(pair.prediction, pair.ground_truth) for pair in traced.trace.pairs] == [(0, 0)]
-    assert made._codec.encode(assistant_text([CAT]) + "<|im_end|>") == traced.trace.token_ids.tolist()
+    trace = RolloutTrace.decode(traced.trace)
+    assert [(pair.prediction, pair.ground_truth) for pair in trace.pairs] == [(0, 0)]
+    assert made._codec.encode(assistant_text([CAT]) + "<|im_end|>") == trace.token_ids.tolist()

@@ -35,7 +35,7 @@ def request(number: int) -> RolloutRequest:
 
 
 def queue_of(count: int) -> RequestQueue:
-    queue = RequestQueue(LIMITS.max_in_flight_per_actor, max_calls=8, max_retries=LIMITS.max_retries)
+    queue = RequestQueue(LIMITS.max_in_flight_per_actor, max_retries=LIMITS.max_retries)
     queue.submit([request(number) for number in range(count)])
     return queue
 
@@ -91,6 +91,15 @@ def test_each_request_goes_to_the_actor_that_owes_least_up_to_its_limit() -> Non
     queue = queue_of(8)
     assert planned(queue, first, second) == {"a": [1, 3], "b": [0, 2, 4]}
     assert len(queue) == 3, "both hold three now"
+
+
+def test_without_retries_a_request_shares_its_actor_until_that_dies() -> None:
+    queue, member = RequestQueue(max_in_flight=64, max_retries=0), synced()
+    queue.submit([request(number) for number in range(3)])
+    assert planned(queue, member) == {"actor-0": [0, 1, 2]}
+
+    queue.give_back(member, EngineError("gone"))
+    assert planned(queue, member) == {"actor-0": [0]}, "who killed it is found by sending one alone"
 
 
 def test_what_a_dead_actor_owed_goes_to_the_front_in_its_old_order() -> None:

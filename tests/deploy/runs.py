@@ -32,6 +32,8 @@ def write_run(folder: Path, *, steps: int = 20, finished: bool = True, truncated
     rows.append({"step": steps, "time": START + 10 * steps} | _evaluation(0.7))
     _write_lines(folder / "metrics.jsonl", rows)
     _write_lines(folder / "events.jsonl", [event for step in range(steps) for event in _events(START + 10 * step)])
+    keys = [{"keys": [f"record={8 * step + at}/epoch=0/rollout=0" for at in range(8)]} for step in range(steps)]
+    _write_lines(folder / "ledger.jsonl", keys)
     _write_rollouts(folder)
     if finished:
         summary = {"f1_before": 0.5, "f1_after": 0.7, "steps": steps, "rollouts": 8 * steps, "wall_s": 200.0}
@@ -75,7 +77,8 @@ def _events(at: float) -> list[dict[str, Any]]:
         {"time": at + 10, "kind": "span", "lane": lane, "name": name, "start": at + start, "end": at + end}
         for lane, name, start, end in spans
     ]
-    return [*made, {"time": at + 9, "kind": "optimizer_step", "seconds": 3.0, "busy_s": [3.0, 1.5]}]
+    step = {"time": at + 9, "kind": "optimizer_step", "seconds": 3.0, "busy_s": [3.0, 1.5]}
+    return [*made, step, {"time": at + 10, "kind": "publish", "version": 1, "seconds": 1.0, "learner_s": 0.5}]
 
 
 def _write_rollouts(folder: Path) -> None:
@@ -92,7 +95,9 @@ def _write_rollouts(folder: Path) -> None:
             time=START + at,
             actor=f"actor-{at % 2}",
             latency_s=1.0 + at / 10,
-            trace=trace_of(at, answers[at % 3], truths=(CAT, DOG), image=str(image if at else folder / "gone.png")),
+            encoded=trace_of(
+                at, answers[at % 3], truths=(CAT, DOG), image=str(image if at else folder / "gone.png")
+            ).encode(),
         )
         for at in range(12)
     ]

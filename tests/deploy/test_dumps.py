@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageColor
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from deploy.overlay import COLOURS, Mark, draw_sample, outlines
 from deploy.rollout_log import RolloutLog
 from protocol.config import RunConfig, load_config
@@ -46,7 +46,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
 def answered(tmp_path: Path, record: int, text: str | None = None, image: str = "x.png") -> Outcome:
     text = assistant_text([CAT, GHOST]) if text is None else text
     trace = trace_of(record, text, truths=(CAT, DOG), image=str(tmp_path / image))
-    return Outcome(key=RequestKey(record), trace=trace, actor="actor-0", latency_s=1.0)
+    return Outcome(key=RequestKey(record), trace=trace.encode(), actor="actor-0", latency_s=1.0)
 
 
 def test_a_dump_is_written_with_everything_that_the_runbook_names(

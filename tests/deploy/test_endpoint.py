@@ -58,6 +58,21 @@ def test_an_unknown_path_lists_those_there_are(endpoint: Endpoint) -> None:
     assert get(endpoint, "/") == (404, "there are /metrics, /healthz, /readyz\n")
 
 
+@pytest.mark.parametrize(("error", "logged"), [(BrokenPipeError("gone"), 0), (ValueError("no number"), 1)])
+def test_a_scraper_that_goes_away_is_no_news_and_an_error_is_logged(
+    error: Exception, logged: int, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def render() -> bytes:
+        raise error
+
+    served = Endpoint("127.0.0.1", 0, render, Health(60))
+    with pytest.raises(ConnectionError):
+        get(served, "/metrics")
+    served.close()
+    assert len(caplog.records) == logged
+    assert capsys.readouterr().err == ""
+
+
 def test_a_port_that_is_taken_is_a_config_error_with_its_path() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.exporter import RESTART_REASONS, Exporter
 from protocol.contracts import RequestKey, SegmentMeta, SegmentStats
@@ -103,7 +103,9 @@ def test_counters_add_up_over_events_and_gauges_do_not(exporter: Exporter) -> No
 
 def test_a_window_that_is_trained_twice_counts_its_rollouts_once(exporter: Exporter) -> None:
     for reuse in (0.0, 1.0):
-        exporter.log({"rollout/segments": 32.0, "train/tokens": 10.0, "rollout/buffer_reuse": reuse})
+        counted = {"rollout/segments": 32.0, "train/tokens": 10.0, "rollout/actor_restarts": 1.0}
+        exporter.log(counted | {"rollout/buffer_reuse": reuse})
+    assert samples(exporter)["rollmatch_rollout_actor_restarts_total", ()] == 2.0
     assert samples(exporter)["rollmatch_rollout_segments_total", ()] == 32.0
     assert samples(exporter)["rollmatch_train_tokens_total", ()] == 20.0
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from deploy.health_rules import RULES, HealthFinding, Level, findings
+from deploy.health_numbers import HealthFinding, Level
+from deploy.health_rules import RULES, findings, verdict
 
 
 def rows(count: int = 100, **metrics: Any) -> list[dict[str, float]]:
@@ -38,6 +39,13 @@ def test_rollouts_that_end_early_with_open_json_need_another_remedy() -> None:
     assert "raise max_new_tokens" not in found.text
 
 
+def test_a_model_without_the_format_is_told_that_first_and_not_to_write_longer() -> None:
+    lost = {"rollout__sample_valid_pred_rate": 0.0, "rollout__parse_truncated_rate": 1.0}
+    found = said(rows(**lost, rollout__gen_new_tokens_p90=256.0), max_new_tokens=256)
+    assert [each.title for each in found] == ["The model does not speak the format", "Truncated rollouts"]
+    assert found[1].text == "truncation is 100 %: hardly any rollout holds an object, so mend that first."
+
+
 def test_a_share_that_was_high_all_along_did_not_rise() -> None:
     (found,) = said(rows(rollout__parse_truncated_rate=0.4))
     assert found.text.startswith("truncation is 40 %:")
@@ -48,6 +56,7 @@ def test_a_share_that_was_high_all_along_did_not_rise() -> None:
     [
         ({"rollout__f1": lambda step: 0.6 if step < 50 else 0.2}, {}, "F1 has collapsed", Level.BAD),
         ({"rollout__f1": lambda step: step / 200}, {}, "F1 rises", Level.GOOD),
+        ({"rollout__f1": lambda step: 0.6 - step / 500}, {}, "F1 is lower than at the start", Level.WATCH),
         ({"rollout__gt_per_sample": 2.0, "rollout__pred_per_sample": 4.4}, {}, "Too many predictions", Level.BAD),
         (
             {"rollout__precision": lambda s: 0.8 - s / 400, "rollout__recall": lambda s: 0.4 + s / 400},
@@ -55,7 +64,7 @@ def test_a_share_that_was_high_all_along_did_not_rise() -> None:
             "Recall without precision",
             Level.WATCH,
         ),
-        ({"rollout__sample_valid_pred_rate": lambda s: 1 - s / 150}, {}, "The format is lost", Level.BAD),
+        ({"rollout__sample_valid_pred_rate": lambda s: 1 - s / 150}, {}, "Rollouts without a valid object", Level.BAD),
         ({"rollout__sample_valid_pred_rate": 0.0}, {}, "The model does not speak the format", Level.BAD),
         ({"rollout__parse_obj_drop_frac": 0.2}, {}, "Invalid objects", Level.BAD),
         ({"rollout__duplicate_rate": 0.2}, {}, "Duplicates", Level.BAD),
@@ -76,6 +85,36 @@ def test_each_condition_has_its_finding(
 ) -> None:
     found = [each for each in said(rows(**metrics), **settings) if each.title == title]
     assert [each.level for each in found] == [level]
+
+
+def test_overlap_of_one_version_is_at_its_bound_by_design() -> None:
+    found = said(rows(policy__staleness_max=1.0), max_staleness=1)
+    assert [each.title for each in found] == ["Nothing stands out"]
+
+
+def test_two_scores_that_hardly_differ_are_no_course() -> None:
+    evaluations = [{"step": 0.0, "eval_rollout_f1": 0.600}, {"step": 9.0, "eval_rollout_f1": 0.605}]
+    assert [found.title for found in said(rows(), evaluations)] == ["Nothing stands out"]
+
+
+def test_one_bad_window_of_a_short_run_does_not_decide_alone() -> None:
+    found = said(rows(12, rollout__parse_truncated_rate=lambda step: 0.09 if step > 10 else 0.0))
+    assert [each.title for each in found] == ["Nothing stands out"]
+
+
+def test_a_learner_that_was_restarted_is_told_with_the_cause_of_the_last_time() -> None:
+    events = [{"kind": "restart", "step": step, "cause": f"rank 1 died at {step}"} for step in (4, 8)]
+    (found,) = findings(rows(), [], lambda path, default: default, events)
+    assert found.text == "2 so far, the last went back to step 8: rank 1 died at 8."
+
+
+def test_the_verdict_counts_what_needs_somebody() -> None:
+    def of(*levels: Level) -> tuple[Level, str]:
+        return verdict([HealthFinding(level, "", "") for level in levels])
+
+    assert of(Level.GOOD) == (Level.GOOD, "healthy")
+    assert of(Level.WATCH, Level.GOOD) == (Level.WATCH, "1 to watch")
+    assert of(Level.BAD, Level.BAD, Level.WATCH) == (Level.BAD, "2 to act on, 1 to watch")
 
 
 def test_an_evaluation_that_falls_three_times_says_stop() -> None:
@@ -103,4 +142,4 @@ def test_a_healthy_run_says_so_and_a_run_without_steps_too() -> None:
 def test_the_worst_comes_first_and_numbers_that_are_not_finite_do_no_harm() -> None:
     found = said(rows(rollout__f1=lambda s: float("nan") if s == 3 else s / 200, rollout__duplicate_rate=0.2))
     assert [each.level for each in found] == [Level.BAD, Level.GOOD]
-    assert len(RULES) == 16
+    assert len(RULES) == 17

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from actors.buffer import SegmentBuffer
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy import cli
 from deploy.observer import RunObserver

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.loop import LoopState
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from deploy.checkpoints import ResumePoint
 from deploy.observer import RunObserver
 from deploy.step_metrics import OVERSIZE

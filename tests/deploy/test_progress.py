@@ -16,7 +16,7 @@ STEP = {
     "policy/version": 6.0,
     "rollout/f1": 0.612,
     "loss/total": 2.314,
-    "rollout/segments": 64.0,
+    "rollout/rollouts_per_s": 3.2,
     "rollout/gen_tokens_per_s": 410.0,
     "packing/post_rollout_fill": 0.93,
 }
@@ -58,8 +58,35 @@ def test_without_a_terminal_steps_and_phases_become_log_lines(caplog: pytest.Log
         progress.phase("train", "the optimizer step")
         progress.step(STEP)
     assert text.getvalue() == ""
-    assert caplog.messages[0] == "train 0:00:00, waiting for the optimizer step"
-    assert caplog.messages[1].startswith("step 12/60  policy 6  F1 0.612  loss 2.314")
+    assert caplog.messages == [
+        "train, waiting for the optimizer step",
+        "step 12/60  F1 0.612  loss 2.314  policy 6  3.2 rollouts/s  410 tokens/s  fill 0.93",
+    ]
+
+
+def test_a_checkpoint_is_no_second_line_of_its_step(caplog: pytest.LogCaptureFixture) -> None:
+    console, _ = screen(terminal=False)
+    with caplog.at_level(logging.INFO, "rollmatch"), TrainProgress(60, console=console, clock=Clock()) as progress:
+        progress.step({"step": 12, "time/checkpoint_s": 3.0})
+    assert caplog.messages == []
+
+
+def test_another_thing_to_wait_for_in_the_same_phase_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    console, _ = screen(terminal=False)
+    with caplog.at_level(logging.INFO, "rollmatch"), TrainProgress(60, console=console, clock=Clock()) as progress:
+        for waited in ("Ray", "2 engines", "1 engines"):
+            progress.phase("start", waited)
+    assert caplog.messages == ["start, waiting for Ray", "start, waiting for 2 engines"]
+
+
+def test_a_narrow_terminal_shows_the_score_and_the_loss_in_one_line() -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, color_system=None)
+    with TrainProgress(60, console=console, clock=Clock()) as progress:
+        progress.step(STEP)
+        progress.step({"eval_rollout_f1": 0.587})
+    (line,) = [each for each in text.getvalue().splitlines() if "F1" in each][-1:]
+    assert "F1 0.612 (evaluation 0.587)  loss 2.314" in line
 
 
 def test_a_long_wait_is_logged_again_but_not_at_every_poll(caplog: pytest.LogCaptureFixture) -> None:
@@ -70,21 +97,10 @@ def test_a_long_wait_is_logged_again_but_not_at_every_poll(caplog: pytest.LogCap
             progress.phase("rollout", f"{700 - waiting} segments")
             clock.now += 0.125
     assert caplog.messages == [
-        "rollout 0:00:00, waiting for 700 segments",
+        "rollout, waiting for 700 segments",
         "rollout 0:00:30, waiting for 460 segments",
         "rollout 0:01:00, waiting for 220 segments",
     ]
-
-
-def test_a_reused_window_adds_no_rollouts(caplog: pytest.LogCaptureFixture) -> None:
-    console, _ = screen(terminal=False)
-    clock = Clock()
-    with caplog.at_level(logging.INFO, "rollmatch"), TrainProgress(60, console=console, clock=clock) as progress:
-        progress.phase("rollout")
-        clock.now += 10
-        progress.step({"step": 1, "rollout/segments": 32.0})
-        progress.step({"step": 2, "rollout/segments": 32.0, "rollout/buffer_reuse": 1.0})
-    assert all("3.2 rollouts/s" in message for message in caplog.messages[1:])
 
 
 def test_the_final_table_shows_what_changed() -> None:

@@ -35,7 +35,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(ROOT)
     trace = trace_of(17, assistant_text([CAT, GHOST])[:-1] + BROKEN, truths=(CAT, DOG))
     RolloutFile(tmp_path, 1 << 20).append(
-        [RecordedRollout(step=3, time=1.0, actor="actor-0", latency_s=1, trace=trace)]
+        [RecordedRollout(step=3, time=1.0, actor="actor-0", latency_s=1, encoded=trace.encode())]
     )
     load_config(CONFIG).dump(tmp_path / "config.yaml")
     return tmp_path
@@ -52,7 +52,9 @@ def test_a_recorded_rollout_shows_every_decision(run_dir: Path, capsys: pytest.C
 def test_another_gate_says_that_it_differs_from_the_run(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gate = "custom.extra.rollout_matching.maskiou_gate=1.0"
     moved = trace_of(18, assistant_text([CAT]), truths=(GroundTruth(index=1, desc="c", shape=_near()),))
-    RolloutFile(run_dir, 1 << 20).append([RecordedRollout(step=3, time=1, actor="a", latency_s=1, trace=moved)])
+    RolloutFile(run_dir, 1 << 20).append(
+        [RecordedRollout(step=3, time=1, actor="a", latency_s=1, encoded=moved.encode())]
+    )
     assert main(["replay", "--run", str(run_dir), "--key", "record=18", gate]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "0 of 1 predictions match" in shown

@@ -13,7 +13,7 @@ from deploy.report.page import render
 from deploy.report.timeline import lane_shares, timeline_figure
 from deploy.run_files import read_run
 from tests.deploy.rollouts import ROOT
-from tests.deploy.runs import write_run
+from tests.deploy.runs import START, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,8 @@ def test_the_summary_says_what_happened_in_words(tmp_path: Path) -> None:
     assert "0.500 → 0.700" in page
     assert "Truncation rose from 0 % to 37 % after step 10: raise max_new_tokens or the guard" in page
     assert ">finished<" in page
+    assert ">1 to act on<" in page
+    assert re.search(r'Rollouts trained</div><div class="value">160<', page)
     assert "packages" in page
     assert "torch" in page
 
@@ -87,6 +89,7 @@ def test_several_runs_are_compared_line_by_line_and_setting_by_setting(tmp_path:
     assert names == ["a", "b", "a: evaluation", "b: evaluation"]
     assert re.search(r"training\.learning_rate</code></td><td><code>0\.0001</code></td><td><code>0\.0002", page)
     assert "training.weight_decay</code>" not in page
+    assert re.search(r"F1, evaluation</td><td[^>]*>0\.500 → 0\.700</td><td[^>]*>0\.500 → 0\.700</td>", page)
 
 
 def test_the_timeline_has_a_lane_for_the_driver_each_actor_and_each_rank(tmp_path: Path) -> None:
@@ -95,7 +98,25 @@ def test_the_timeline_has_a_lane_for_the_driver_each_actor_and_each_rank(tmp_pat
     assert figure is not None
     assert figure["layout"]["yaxis"]["categoryarray"] == ["rank-1", "rank-0", "actor-1", "actor-0", "driver"]
     shares = {share.lane: round(share.busy, 2) for share in lane_shares(run)}
-    assert shares == {"actor-0": 0.6, "actor-1": 0.4, "rank-0": 0.3, "rank-1": 0.15}
+    assert shares == {"actor-0": 0.6, "actor-1": 0.4, "rank-0": 0.35, "rank-1": 0.15}
+
+
+def test_busy_shares_leave_out_the_time_in_which_nothing_is_trained(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    span = {"time": START + 400, "kind": "span", "lane": "driver", "name": "evaluate"}
+    with (run / "events.jsonl").open("a") as events:
+        events.write(json.dumps(span | {"start": START + 200, "end": START + 400}) + "\n")
+    shares = {share.lane: round(share.busy, 2) for share in lane_shares(read_run(run))}
+    assert shares == {"actor-0": 0.6, "actor-1": 0.4, "rank-0": 0.35, "rank-1": 0.15}
+
+
+def test_staleness_is_drawn_where_it_may_be_above_0(tmp_path: Path) -> None:
+    on_policy, overlapped = (
+        render([read_run(write_run(tmp_path / name, rollout__max_staleness=bound))])
+        for name, bound in (("a", 0), ("b", 1))
+    )
+    assert "staleness" not in figures(on_policy)
+    assert "staleness" in figures(overlapped)
 
 
 def test_a_run_that_only_began_can_be_looked_at(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def rollout(record: int, *, step: int = 0, tokens: int = 5) -> RecordedRollout:
         pairs=(),
         stats=SegmentStats(),
     )
-    return RecordedRollout(step=step, time=1.0, actor="actor-0", latency_s=0.5, trace=trace)
+    return RecordedRollout(step=step, time=1.0, actor="actor-0", latency_s=0.5, encoded=trace.encode())
 
 
 def test_what_is_recorded_is_found_by_its_key_and_the_later_line_counts(tmp_path: Path) -> None:
@@ -46,7 +45,7 @@ def test_what_is_recorded_is_found_by_its_key_and_the_later_line_counts(tmp_path
 
 
 def test_the_newest_rollouts_stay_within_the_bound(tmp_path: Path) -> None:
-    bound = 8 * len(json.dumps(rollout(1).as_line()))
+    bound = 8 * len(rollout(1).as_line())
     file = RolloutFile(tmp_path, bound)
     for record in range(50):
         file.append([rollout(record)])

@@ -31,6 +31,16 @@ def test_counters_add_up_and_gauges_are_the_last_steps() -> None:
     ]
 
 
+def test_a_window_that_is_trained_twice_counts_its_rollouts_once() -> None:
+    written: list[Mapping[str, float]] = []
+    log = StepLog(lambda _, metrics: written.append(metrics), every=4, first=False, last_step=4)
+    for step in range(1, 5):
+        counted = {"rollout/segments": 32.0, "rollout/actor_restarts": 1.0, "train/tokens": 10.0}
+        log.add(step, counted | {"rollout/buffer_reuse": float(step % 2 == 0)})
+    (record,) = written
+    assert [record[name] for name in counted] == [64.0, 4.0, 40.0]
+
+
 def test_every_step_is_a_record_where_nothing_else_is_asked_for() -> None:
     assert [step for step, _ in records(3, every=1)] == [1, 2, 3]
 

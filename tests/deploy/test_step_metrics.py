@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.rollout_actor import Outcome
+from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.phase_clock import PhaseClock
 from deploy.step_metrics import StepMetrics

@@ -121,6 +121,13 @@ def test_the_summary_is_replaced_in_one_piece(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_a_run_that_goes_on_has_not_ended(tmp_path: Path) -> None:
+    with RunTracker(tmp_path, ["none"]) as tracker:
+        tracker.write_summary({"f1_after": 0.6})
+    with RunTracker(tmp_path, ["none"]):
+        assert not (tmp_path / "summary.json").exists()
+
+
 def test_closing_twice_is_fine(tmp_path: Path) -> None:
     tracker = RunTracker(tmp_path, report_to=("none",))
     tracker.close()

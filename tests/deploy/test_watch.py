@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from deploy.cli import main
-from deploy.run_files import RunData, read_run
+from deploy.run_files import JsonLines, RunData, read_run
 from deploy.watch import frame, has_ended, sparkline
 from tests.deploy.rollouts import ROOT
 from tests.deploy.runs import START, write_run
@@ -45,7 +45,7 @@ def test_a_living_run_says_its_step_and_what_it_waits_for(tmp_path: Path) -> Non
 def test_busy_shares_are_those_of_the_newest_minute(tmp_path: Path) -> None:
     lines = shown(read_run(write_run(tmp_path / "one")), START).splitlines()
     shares = {line.split()[0]: line.split()[1] for line in lines if line.startswith(("actor-", "rank-"))}
-    assert shares == {"actor-0": "60", "actor-1": "40", "rank-0": "30", "rank-1": "15"}
+    assert shares == {"actor-0": "60", "actor-1": "40", "rank-0": "35", "rank-1": "15"}
 
 
 def test_one_frame_can_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +64,27 @@ def test_the_view_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixtur
         events.write(json.dumps({"time": START, "kind": "end", "error": "EngineError: gone"}) + "\n")
     assert main(["watch", str(failed)]) == 0
     assert "ended: EngineError: gone" in capsys.readouterr().out
+
+
+def test_a_run_that_was_resumed_after_its_end_is_followed_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", finished=False)
+    with (run / "events.jsonl").open("a") as events:
+        events.write(json.dumps({"time": START, "kind": "end", "error": "EngineError: gone"}) + "\n")
+        events.write(json.dumps({"time": START, "kind": "resume", "step": 4}) + "\n")
+    assert not has_ended(read_run(run))
+
+
+def test_only_what_is_new_is_read_again_and_a_file_that_was_cut_from_its_start(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    lines = JsonLines(path)
+    assert lines.read() == []
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert lines.read() == [{"a": 1}, {"a": 2}]
+    path.write_text('broken!!\n{"a": 2}\n{"a": 3}\n')
+    assert lines.read() == [{"a": 1}, {"a": 2}, {"a": 3}], "what was read is not read again"
+    for shorter in ('{"a": 5}\n', '{"a": "another line"}\n'):
+        path.write_text(shorter)
+        assert lines.read() == [json.loads(shorter)]
 
 
 def test_a_sparkline_goes_from_the_smallest_to_the_largest_value() -> None:

@@ -5,7 +5,7 @@
 
 | who waits | for what | who ends the wait |
 |---|---|---|
-| the injector | every actor SYNCED at the published version and busy | the pool; or `recovery_s`, which fails the run |
+| the injector | every actor SYNCED, an answer of the one hit | the pool; or `recovery_s`, which fails the run |
 | the controller | segments, attestations | the pool's own deadlines: what is tested |
 
 After the last fault the main thread sets `controller.stop`. What must hold then is in `FaultRun.verify`.
@@ -35,7 +35,7 @@ from actors.pool import RolloutPool
 from actors.requests import RecordSource, RequestStream
 from learner.ranks import get_all
 from protocol.checksums import bucket_checksum
-from protocol.contracts import PackPlan, RequestKey, TensorEntry, WeightsManifest
+from protocol.contracts import PackPlan, RequestKey, SegmentRef, TensorEntry, WeightsManifest
 from protocol.errors import Interrupted, SegmentsLost
 from protocol.packing import plan_packs
 from tests.actors.test_controller import FakeKeeper, FakeObserver, FakeStep
@@ -69,15 +69,15 @@ class CountingLearner:
     trained: list[RequestKey] = field(default_factory=list)
     steps: int = 0
     lost: int = 0
-    """Segments whose objects were gone."""
+    """Objects that were gone, each with a group of segments."""
 
-    def train_step(self, plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
-        found, lost = get_all(segment_refs, timeout_s=60)
+    def train_step(self, plan: PackPlan, segment_refs: Sequence[SegmentRef]) -> FakeStep:
+        found, lost = get_all(list({segment.group for segment in segment_refs}), timeout_s=60)
         if lost:
             self.lost += len(lost)
-            positions = tuple(position for position, ref in enumerate(segment_refs) if ref in lost)
+            positions = tuple(position for position, segment in enumerate(segment_refs) if segment.group in lost)
             raise SegmentsLost(f"{len(lost)} objects are gone", positions)
-        segments = [found[ref] for ref in segment_refs]
+        segments = [found[segment.group][segment.position] for segment in segment_refs]
         time.sleep(self.step_s)
         self.trained += [segment.key for segment in segments]
         self.steps += 1
@@ -175,6 +175,7 @@ class FaultRun:
         if kind not in HARMLESS:
             self._wait(lambda: victim.causes.total() > causes, f"the pool to notice {kind}")
         self._wait(self._healthy, f"recovery from {kind}")
+        self._wait(lambda: victim.failures == 0, f"an answer of {victim.name} after {kind}")
         if kind in KILLED:
             self._wait(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} of the actor to end after {kind}")
         self._wait(lambda: self.learner.steps > steps + 1, f"training to go on after {kind}")

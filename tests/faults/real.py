@@ -10,7 +10,8 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from actors.pool import CONTROL_THREADS, MAX_CALLS, RolloutPool
+from actors.pool import RolloutPool
+from actors.rollout_actor import THREADS
 from actors.settings import ActorSettings
 from actors.supervision import PoolSettings
 from actors.vllm_engine import engine_environment
@@ -77,8 +78,7 @@ def vllm_run(
     settings = dataclasses.replace(settings, engine=dataclasses.replace(settings.engine, model=str(MODEL)))
     remote = ray.remote(
         num_cpus=0,
-        max_concurrency=MAX_CALLS,
-        concurrency_groups=CONTROL_THREADS,
+        concurrency_groups=THREADS,
         runtime_env={"env_vars": engine_environment(settings.engine)},
     )(FaultyVllmActor)
 

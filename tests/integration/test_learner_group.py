@@ -19,7 +19,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings, TunerSettings
 from protocol.checksums import bucket_checksum
-from protocol.contracts import Segment
+from protocol.contracts import Segment, SegmentRef
 from protocol.errors import ConfigError, ContractError, DeadlineError, ImageError, LearnerError
 from tests.integration.learner_cases import SHARDED, four_segments, small_cluster, unpack
 from tests.learner import tiny
@@ -54,8 +54,14 @@ def started(start: Path, num_workers: int = 2) -> LearnerGroup:
     return group
 
 
+def in_store(segments: list[Segment]) -> list[SegmentRef]:
+    """In groups of two, as actors hand them over."""
+    groups = [ray.put(tuple(segments[at : at + 2])) for at in range(0, len(segments), 2)]
+    return [SegmentRef(groups[at // 2], at % 2) for at in range(len(segments))]
+
+
 def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[Segment], tmp_path: Path) -> None:
-    refs = [ray.put(segment) for segment in segments]
+    refs = in_store(segments)
     group = started(start)
     first_manifest, _ = group.publish(0, full=True)
     assert (first_manifest.changed_tensors, len(first_manifest.tensors)) == (0, 69)
@@ -114,15 +120,15 @@ def test_one_ranks_failure_ends_the_step_and_the_group(start: Path, segments: li
     broken = [*segments[:3], replace(segments[3], images=("/nowhere.png",))]
     began = time.monotonic()
     with pytest.raises(ImageError, match=r"learner rank 0 failed in train_step: record=3(?s:.*)File .*prompt_encoder"):
-        group.train_step(SHARDED, [ray.put(segment) for segment in broken])
+        group.train_step(SHARDED, in_store(broken))
     assert time.monotonic() - began < 30
     with pytest.raises(LearnerError, match="the learner group is closed"):
-        group.train_step(SHARDED, [ray.put(segment) for segment in segments])
+        group.train_step(SHARDED, in_store(segments))
 
 
 def test_a_rank_that_dies_in_a_collective_does_not_hang_the_others(start: Path, segments: list[Segment]) -> None:
     group = started(start)
-    refs = [ray.put(segment) for segment in segments]
+    refs = in_store(segments)
     fetch = group._fetch
 
     def fetch_and_lose_a_rank(shares: Any) -> set[ray.ObjectRef]:

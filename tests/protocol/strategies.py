@@ -20,7 +20,7 @@ from protocol.vocab import coord_token
 
 T = TypeVar("T")
 
-EXAMPLES = 2000
+EXAMPLES = 1000
 """Per property that the specification states, in the default run."""
 FEW_EXAMPLES = 300
 """Per property that only backs one of those up."""

@@ -171,7 +171,7 @@ def test_random_order_is_new_in_each_epoch_and_the_same_in_a_rerun(tmp_path: Pat
     path = write(tmp_path / "t.jsonl", line(objects=objects))
 
     def order(epoch: int, seed: int = 7) -> list[str]:
-        return [truth.desc for truth in RecordFile(path, ordering="random", seed=seed).get(0, epoch).objects]
+        return [truth.desc for truth in RecordFile(path, ordering="random", seed=seed).get(0, epoch).parse().objects]
 
     assert order(0) == order(0)
     assert order(0) != order(1)
@@ -257,3 +257,16 @@ def test_images_are_confined_to_root_image_dir_where_it_is_set(tmp_path: Path, m
 def test_an_image_that_would_unfold_into_too_many_pixels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="width x height"):
         list(read_records(write(tmp_path / "r.jsonl", line(width=1 << 14, height=1 << 13))))
+
+
+def test_a_line_parses_to_the_same_record_in_another_process_with_another_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "train.jsonl", line())
+    monkeypatch.setenv("ROOT_IMAGE_DIR", str(tmp_path))
+    records = RecordFile(path)
+    moved = pickle.loads(pickle.dumps(records.get(0)))
+    monkeypatch.setenv("ROOT_IMAGE_DIR", "/elsewhere")
+
+    assert moved.parse() == records[0]
+    assert moved.parse().images == (str(tmp_path / "a.png"),)

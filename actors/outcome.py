@@ -1,0 +1,45 @@
+"""What an actor tells the driver: that it is ready, and what became of each request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protocol.contracts import RequestKey, Segment, SegmentMeta, SegmentStats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one request: exactly one of `meta`, `evaluated` and `failure` is set."""
+
+    key: RequestKey
+    meta: SegmentMeta | None = None
+    """A trainable segment is in the group's segments."""
+    evaluated: SegmentStats | None = None
+    failure: str | None = None
+    """Why this record can never work: `reason: detail` for the quarantine file."""
+    last_version: int = 0
+    new_tokens: int = 0
+    finish_reason: str = ""
+    parse_match_s: float = 0.0
+    encode_s: float = 0.0
+    """Building the teacher-forced segment."""
+    latency_s: float = 0.0
+    """From `submit` to the last token: waiting and decoding."""
+    trace: bytes | None = None
+    """An encoded `RolloutTrace` of a training request, where `ActorSettings.trace` asks for it."""
+    actor: str = ""
+    """Name of its slot in the pool, which fills it in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorReady:
+    """First answer of an actor."""
+
+    pid: int
+    version: int
+    start_seconds: float
+    warmup_tokens: int
+
+
+Group = tuple[tuple[Segment, ...], tuple[Outcome, ...]]
+"""The segments of those outcomes that have a `meta`, in the same order; and all outcomes."""

@@ -1,0 +1,94 @@
+"""A run's rows and events as the health rules read them: start, end, totals, and since when a bound is passed. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+Rows = Sequence[Mapping[str, float]]
+
+FEWEST = 4
+"""Rows that a start or an end is the mean of, where there are twice as many: no single window decides."""
+
+
+class Level(StrEnum):
+    """How loud a finding is."""
+
+    BAD = "bad"
+    WATCH = "watch"
+    GOOD = "good"
+
+
+class HealthFinding(NamedTuple):
+    """One sentence about the run, and what to do."""
+
+    level: Level
+    title: str
+    text: str
+
+
+class Numbers:
+    """The few statistics that rules need. Rows without a metric, and values that are not a number, are left out."""
+
+    def __init__(
+        self,
+        steps: Rows,
+        evaluations: Rows,
+        setting: Callable[[str, Any], Any],
+        events: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """`setting(path, default)` reads the run's configuration; `events` are the lines of events.jsonl."""
+        self.setting = setting
+        self._steps, self._evaluations, self._events = steps, evaluations, events
+
+    def series(self, name: str) -> list[tuple[float, float]]:
+        """Steps and values."""
+        rows = self._evaluations if name.startswith("eval_") else self._steps
+        return [(row["step"], row[name]) for row in rows if name in row and not math.isnan(row[name])]
+
+    def values(self, name: str) -> list[float]:
+        return [value for _, value in self.series(name)]
+
+    def start(self, name: str) -> float | None:
+        """Mean of the first fifth."""
+        values = self.values(name)
+        return _mean(values[: _fifth(values)])
+
+    def end(self, name: str) -> float | None:
+        """Mean of the last fifth."""
+        values = self.values(name)
+        return _mean(values[-_fifth(values) :])
+
+    def total(self, name: str) -> float:
+        return sum(self.values(name))
+
+    def since(self, name: str, bound: float) -> float | None:
+        """The last step before the value went above the bound to stay; None: it was there from the start, or is not."""
+        found = self.series(name)
+        for at in range(1, len(found)):
+            rest = [value for _, value in found[at:]]
+            if rest[0] > bound and sum(value > bound for value in rest) >= 0.7 * len(rest):
+                return found[at - 1][0]
+        return None
+
+    def events(self, kind: str) -> list[Mapping[str, Any]]:
+        return [event for event in self._events if event["kind"] == kind]
+
+
+Rule = Callable[[Numbers], Iterator[HealthFinding]]
+
+
+def percent(share: float) -> str:
+    """`0.37` → `37 %`."""
+    return f"{100 * share:.0f} %"
+
+
+def _fifth(values: Sequence[float]) -> int:
+    """A fifth of the values, at least FEWEST, at most half."""
+    return max(1, min(max(FEWEST, len(values) // 5), len(values) // 2))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
