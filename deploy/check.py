@@ -54,6 +54,10 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
     yield from _machine(config)
     if config.model.attn_impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         yield error("model.attn_impl", "flash_attention_2 needs the package flash-attn, which is missing; write sdpa")
+    if "wandb" in config.training.report_to and importlib.util.find_spec("wandb") is None:
+        yield error(
+            "training.report_to", "wandb needs the package wandb, which is missing; install it, or remove the name"
+        )
     parallel = config.matching.vllm.tensor_parallel_size
     if parallel > 1 and config.cluster.gpus_per_actor == 0 and config.matching.rollout_backend == "vllm":
         yield error(
@@ -106,6 +110,12 @@ def _folders(config: RunConfig) -> Iterator[Finding]:
     resume = config.training.resume
     if resume not in ("never", "auto") and not Path(resume).is_dir():
         yield error("training.resume", f"{resume} is no folder; write never, auto or a checkpoint folder")
+    if config.cluster.address is not None and not Path(config.training.output_dir).is_absolute():
+        yield warning(
+            "training.output_dir",
+            f"{config.training.output_dir} is relative, and on a joined cluster each process counts from its own "
+            "folder; write an absolute path on storage that every node sees",
+        )
     for path, folder in (("training.output_dir", config.run_dir), ("training.logging_dir", config.logging_dir)):
         existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -215,6 +215,7 @@ def test_a_wrong_value_is_not_echoed_by_a_rule_that_needs_it() -> None:
         ({"matching__rollout_backend": "sglang"}, "must be one of 'vllm' or 'hf', got 'sglang'"),
         ({"matching__rollout_buffer": [1]}, "rollout_buffer: must be a mapping, got [1]"),
         ({"matching__temperature": -0.1}, "temperature: must be >= 0"),
+        ({"kubernetes__name": "My_Run"}, "kubernetes.name: must be text of the form ^[a-z]"),
         ({"deepspeed__config": 3}, "deepspeed.config: must be text"),
         ({"prompts": {"system": "x"}}, "custom.system_prompt"),
         ({"custom__sample_limit": 3}, "custom.train_sample_limit and custom.val_sample_limit"),
