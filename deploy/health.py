@@ -41,13 +41,9 @@ class Health:
         """Something moved: an answer, a step, a version, a checkpoint."""
         self._now = self._now._replace(moved=self._clock())
 
-    def ready(self) -> None:
-        """Every engine serves an attested version."""
-        self._ready = True
-
-    @property
-    def is_ready(self) -> bool:
-        return self._ready
+    def ready(self, is_ready: bool = True) -> None:
+        """Whether every engine has attested a version; a run that starts again has none."""
+        self._ready = is_ready
 
     @property
     def since_progress_s(self) -> float:

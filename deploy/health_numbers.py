@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -11,6 +12,9 @@ Rows = Sequence[Mapping[str, float]]
 
 FEWEST = 4
 """Rows that a start or an end is the mean of, where there are twice as many: no single window decides."""
+
+MOSTLY = 0.7
+"""Share of the values behind a step that must be above a bound for it to be passed there."""
 
 
 class Level(StrEnum):
@@ -67,9 +71,10 @@ class Numbers:
     def since(self, name: str, bound: float) -> float | None:
         """The last step before the value went above the bound to stay; None: it was there from the start, or is not."""
         found = self.series(name)
+        above = [value > bound for _, value in found]
+        rest = list(itertools.accumulate(reversed(above)))[::-1]
         for at in range(1, len(found)):
-            rest = [value for _, value in found[at:]]
-            if rest[0] > bound and sum(value > bound for value in rest) >= 0.7 * len(rest):
+            if above[at] and rest[at] >= MOSTLY * (len(found) - at):
                 return found[at - 1][0]
         return None
 

@@ -70,7 +70,7 @@ class LiveMetrics:
         for name, value in limits(config).items():
             self._exporter.set(name, value)
         self._exporter.set("run/max_steps", total_steps)
-        self._exporter.set("run/ready", 0)
+        self._set_ready(False)
         self._exporter.set_function("run/last_progress_timestamp", self._last_progress)
         for name in AGES:
             self._exporter.set_function(name, self._age(name))
@@ -115,9 +115,17 @@ class LiveMetrics:
         self._health.progress()
         if kind == "publish":
             self._version = int(fields["version"])
-            self._health.ready()
-            self._exporter.set("run/ready", 1)
+            self._set_ready(True)
             self._look(at_least_after_s=0.0)
+
+    def restarted(self) -> None:
+        """Engines and learner are closed and start again."""
+        self._side = None
+        self._set_ready(False)
+
+    def _set_ready(self, is_ready: bool) -> None:
+        self._health.ready(is_ready)
+        self._exporter.set("run/ready", float(is_ready))
 
     def close(self) -> None:
         self._endpoint.close()

@@ -137,6 +137,8 @@ class RunObserver:
         log.warning("the learner failed, the run goes back to step %d (%s): %s", step, path or "its start", cause)
         self._rewind(step)
         self._looping, self._side, self._metrics = False, None, StepMetrics(self._clock)
+        if self._live is not None:
+            self._live.restarted()
         self._tracker.event("restart", checkpoint=path, step=step, cause=str(cause))
         self._log({"train/restarts": 1.0}, self._tracker.log)
 

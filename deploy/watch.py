@@ -81,11 +81,10 @@ def has_ended(data: RunData) -> bool:
 
 
 def frame(data: RunData, now: float) -> RenderableType:
-    """Everything at one moment; `now` in Unix seconds."""
-    parts: list[RenderableType] = [_head(data, now), _curves(data)]
+    """Everything at one moment, what matters most first: a low terminal cuts the end off. `now` in Unix seconds."""
+    parts: list[RenderableType] = [_head(data, now), _findings(data), _curves(data)]
     if actors := _lanes(data):
         parts.append(actors)
-    parts.append(_findings(data))
     return Group(*parts)
 
 

@@ -104,7 +104,7 @@ _add(
         "rollout/match_rate": "The same as rollout/recall, under its older name.",
         "rollout/f1": ("Harmonic mean of precision and recall.", "Half of its best: stop, look at the dumps."),
         "rollout/gt_per_sample": "Ground-truth objects per segment.",
-        "rollout/pred_per_sample": ("Valid predictions per segment.", "Twice gt_per_sample: precision collapse."),
+        "rollout/pred_per_sample": ("Valid predictions per segment.", "Above 1.5 x gt_per_sample: precision goes."),
         "rollout/fp_per_sample": "Unmatched predictions per segment.",
         "rollout/fn_per_sample": "Missed ground truth per segment.",
         "rollout/sample_valid_pred_rate": ("Share of segments with a valid prediction.", "Below 0.9: format is lost."),

@@ -108,7 +108,7 @@ def rollout_quality() -> list[Panel]:
         detection(),
         evaluation(),
         format_health(),
-        lines("Objects per rollout", *named("rollout/", *counts), text="pred at twice gt: precision collapse."),
+        lines("Objects per rollout", *named("rollout/", *counts), text="pred above 1.5 x gt: precision goes."),
         shares("Rollouts with a valid object, a match", *named("rollout/sample_", "valid_pred_rate", "any_match_rate")),
         shares("maskIoU of matched pairs", (of("rollout/matched_maskiou_mean"), RUN)),
         shares("Gated pairs, excluded pairs", *named("rollout/", "gating_rejection_rate", "excluded_rate")),

@@ -143,7 +143,8 @@ def _every_tile(run: RunData) -> Iterator[Tile]:
     if fills:
         yield Tile("Pack fill", f"{100 * sum(fills) / len(fills):.0f} %", "mean")
     if run.summary is not None:
-        yield Tile("Wall time", f"{run.summary['wall_s']:.0f} s", f"{run.summary['restarts']} restarts")
+        restarts = f"restarts: {run.summary['restarts']} actors, {run.summary['learner_restarts']} learner"
+        yield Tile("Wall time", f"{run.summary['wall_s']:.0f} s", restarts)
 
 
 def _side_by_side(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:

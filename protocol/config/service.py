@@ -135,7 +135,7 @@ class MetricsConfig(Section):
     longest optimizer step."""
     vllm: bool = False
     """Export vLLM's own engine metrics (`ray_vllm_*`) through the metrics port of each Ray node; the addresses are in
-    `scrape_targets.json` in the run's folder. Not verified with a running engine yet."""
+    `scrape_targets.json` in the run's folder."""
 
 
 class QuarantineConfig(Section):

@@ -37,7 +37,9 @@ def write_run(folder: Path, *, steps: int = 20, finished: bool = True, truncated
     _write_rollouts(folder)
     if finished:
         summary = {"f1_before": 0.5, "f1_after": 0.7, "steps": steps, "rollouts": 8 * steps, "wall_s": 200.0}
-        (folder / "summary.json").write_text(json.dumps(summary | {"restarts": 0, "before": {}, "after": {}}))
+        (folder / "summary.json").write_text(
+            json.dumps(summary | {"restarts": 0, "learner_restarts": 0, "before": {}, "after": {}})
+        )
     return folder
 
 

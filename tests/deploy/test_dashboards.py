@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy import health_model
 from deploy.grafana.__main__ import FOLDER, as_text
 from deploy.grafana.dashboards import dashboards, expressions
 from protocol.metric_series import series
@@ -96,6 +97,19 @@ def test_every_alert_says_how_bad_it_is_and_which_run() -> None:
     for rule in alerts():
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert "{{ $labels.run }}" in rule["annotations"]["summary"]
+
+
+def test_alerts_and_the_findings_of_the_report_have_the_same_bounds() -> None:
+    bounds = {
+        "RollmatchParseTruncated": health_model.TRUNCATED,
+        "RollmatchInvalidObjects": health_model.REJECTED,
+        "RollmatchDuplicates": health_model.DUPLICATES,
+        "RollmatchF1Collapse": health_model.COLLAPSE,
+        "RollmatchRecallWithoutPrecision": health_model.PREDICTIONS_PER_TRUTH,
+    }
+    rules = {rule["alert"]: rule["expr"] for rule in alerts()}
+    for alert, bound in bounds.items():
+        assert re.search(rf"[<>] {bound:g}(?![\d.])", rules[alert]), alert
 
 
 def test_every_alert_is_fired_by_a_unit_test() -> None:

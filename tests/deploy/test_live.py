@@ -20,6 +20,7 @@ from deploy import cli
 from deploy.observer import RunObserver
 from protocol.config import RunConfig, load_config
 from protocol.contracts import RequestKey, SegmentMeta, SegmentStats
+from protocol.errors import LearnerError
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +81,19 @@ def test_a_run_is_ready_with_its_first_version_and_shows_what_it_waits_for(confi
         observer.phase("rollout", "12 of 32 segments")
         assert get(run, "/readyz")[0] == 200
         assert get(run, "/healthz") == (200, "last progress 0 s ago; rollout, waiting for 12 of 32 segments\n")
+
+
+def test_a_run_whose_learner_failed_is_not_ready_until_its_engines_serve_again(
+    config: Callable[..., RunConfig],
+) -> None:
+    run = config()
+    with RunObserver(run, total_steps=9) as observer:
+        observer.event("publish", version=0, checksums=[], engines=[])
+        observer.restarted(None, LearnerError("rank 1 died"))
+        assert get(run, "/readyz")[0] == 503
+        assert 'rollmatch_run_ready{run="run"} 0.0' in get(run, "/metrics")[1]
+        observer.event("publish", version=0, checksums=[], engines=[])
+        assert get(run, "/readyz")[0] == 200
 
 
 def test_what_the_loop_says_is_on_the_endpoint_and_in_the_files(config: Callable[..., RunConfig]) -> None:

@@ -39,6 +39,7 @@ def test_a_living_run_says_its_step_and_what_it_waits_for(tmp_path: Path) -> Non
     assert "2 of 1 actors take requests, policy version 3" in text
     assert "truncation rose from 0 % to 37 % after step 10" in " ".join(text.replace("│", " ").split())
     assert "alive" not in text
+    assert text.index("1 to act on") < text.index("precision"), "a low terminal shows the findings"
     assert "is it still alive?" in shown(read_run(run), START + 900)
 
 

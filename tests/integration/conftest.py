@@ -71,13 +71,17 @@ class TwoWindows:
 
 @pytest.fixture(scope="session")
 def two_windows(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoWindows]:
-    """Two windows on two learner ranks, at a learning rate that moves the answers, scraped by a real Prometheus."""
+    """Two windows on two learner ranks, at a learning rate that moves the answers, scraped by a real Prometheus.
+
+    Ray hands vLLM's metrics on every second instead of every ten: the whole run is not much longer than that.
+    """
     folder = tmp_path_factory.mktemp("two-windows")
     overrides = small_run(scenes, folder)
     overrides += ["cluster.num_learners=2", "training.learning_rate=1e-3", "training.save_steps=1"]
-    overrides += ["custom.extra.rollout_matching.monitor_dump.enabled=true"]
+    overrides += ["custom.extra.rollout_matching.monitor_dump.enabled=true", "metrics.vllm=true"]
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.chdir(ROOT))
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("RAY_metrics_report_interval_ms", "1000")
         config = load_config(ROOT / "configs" / "demo.yaml", overrides=overrides)
         targets = folder / "run" / "scrape_targets.json"
         prometheus = stack.enter_context(scraping(targets, folder / "prometheus")) if BINARY else None

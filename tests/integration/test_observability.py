@@ -7,6 +7,7 @@ import re
 import pytest
 
 from deploy.grafana.dashboards import expressions
+from deploy.recorder import read_rollouts
 from protocol.metric_series import series
 from protocol.metrics import METRICS
 from tests.deploy.test_dashboards import alerts
@@ -100,3 +101,17 @@ def test_the_labels_are_the_four_that_are_promised(two_windows: TwoWindows, prom
     labels = {label for each in found for label in each}
     assert labels - {"__name__", "job", "instance", "le"} == {"run", "actor", "reason", "phase"}
     assert {each["run"] for each in found} == {"run"}
+
+
+def test_vllms_own_metrics_come_through_rays_port(two_windows: TwoWindows, prometheus: Prometheus) -> None:
+    def last(name: str) -> float:
+        (series,) = prometheus.over(name, two_windows.began, two_windows.ended)
+        assert series["metric"]["job"] == "ray"
+        assert series["metric"]["model_name"] == two_windows.config.model.model
+        return float(series["values"][-1][1])
+
+    trained = [rollout.trace.stats.rollout_len for rollout in read_rollouts(two_windows.config.run_dir)]
+    assert last("ray_vllm_generation_tokens_total") > sum(trained), "evaluations generate too"
+    assert last("ray_vllm_time_to_first_token_seconds_count") >= len(trained)
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+        assert last(f"ray_vllm_{name}") >= 0
