@@ -17,7 +17,6 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,26 +25,18 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import comm
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from deepspeed.utils import logger, safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from learner.collate import Batch
+from learner.deepspeed_json import deepspeed_config, offloads_optimizer
 from learner.losses import LossScales
 from learner.model import HeadOutput, Policy, parameter_groups, trainable
 from learner.settings import LearnerSettings
 from learner.universal import convert
 from protocol.errors import ConfigError
-
-OWNED = {
-    "train_batch_size": "the packs of a step, which training.effective_batch_size sets",
-    "train_micro_batch_size_per_gpu": "the packs of a step",
-    "gradient_accumulation_steps": "the packs of a step",
-    "gradient_clipping": "training.max_grad_norm",
-    "optimizer": "training.learning_rate and its neighbours",
-    "scheduler": "training.lr_scheduler_type",
-}
-"""Keys of DeepSpeed's JSON that another setting decides; `auto` is accepted, a value is refused."""
 
 OFFLOADED = {
     "model": (OffloadStateTypeEnum.lp_params,),
@@ -67,33 +58,6 @@ class StepOutcome:
     """Global L2 norm before clipping."""
     applied: bool
     """False: the norm was not finite, no parameter and no moment changed."""
-
-
-def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
-    """DeepSpeed's JSON with every `auto` filled in; ConfigError where it repeats what another setting decides."""
-    given = {key: value for key, value in deepcopy(dict(settings.deepspeed)).items() if value != "auto"}
-    for key, owner in OWNED.items():
-        if key in given:
-            raise ConfigError(f"deepspeed.config: {key} is set to {given[key]!r}, but {owner} decides it; remove it")
-    dtype = settings.compute_dtype
-    zero = dict(given.get("zero_optimization") or {})
-    zero = {key: value for key, value in zero.items() if value != "auto"} | {"stage": settings.zero_stage}
-    return {
-        "steps_per_print": 10**9,
-        **given,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.optimizer.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "fp16": {**_mapping(given.get("fp16")), "enabled": dtype == "float16"},
-        "data_types": {"grad_accum_dtype": "fp32", **_mapping(given.get("data_types"))},
-    }
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return {key: item for key, item in value.items() if item != "auto"} if isinstance(value, Mapping) else {}
 
 
 def join(settings: LearnerSettings) -> None:
@@ -123,8 +87,8 @@ class TrainEngine:
         config = deepspeed_config(settings)
         self.stage = settings.zero_stage
         groups = parameter_groups(policy, settings)
-        self.peak_rates = [float(group["lr"]) for group in groups]
-        """Configured learning rate of each parameter group, in the order `step` wants them."""
+        self.peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
+        """Configured learning rate of each parameter group by its name, in the order `step` wants them."""
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=policy, optimizer=_optimizer(groups, settings, config), config=config, dist_init_required=False
         )
@@ -229,9 +193,18 @@ def _optimizer(
     """AdamW; DeepSpeed's CPU version where the optimizer is offloaded."""
     chosen = settings.optimizer
     options: dict[str, Any] = {"betas": (chosen.beta1, chosen.beta2), "eps": chosen.epsilon}
-    offload = config["zero_optimization"].get("offload_optimizer") or {}
-    if offload.get("device", "none") not in ("none", None):
-        from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles its kernel on import
-
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    if offloads_optimizer(config):
+        return _cpu_adam(groups, options)
     return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **options)
+
+
+def _cpu_adam(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    """DeepSpeed compiles its kernel the first time on a machine (minutes), and keeps it in TORCH_EXTENSIONS_DIR."""
+    try:
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    except RuntimeError as error:
+        raise ConfigError(
+            "deepspeed.config: zero_optimization.offload_optimizer needs DeepSpeed's op cpu_adam, which cannot be "
+            f"built here ({error.__cause__ or error}); install a C++ compiler and ninja on every machine with a "
+            "learner rank, or write device: none"
+        ) from error

@@ -1,0 +1,83 @@
+"""The optimizer's state and step in host memory, as DeepSpeed's JSON asks for it. Its kernel is compiled here once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from learner.settings import LearnerSettings, TunerSettings
+from protocol.contracts import Segment
+from tests.integration.learner_cases import (
+    LORA,
+    SHARDED,
+    SHARDED_OTHERWISE,
+    Ranks,
+    assert_same,
+    case_settings,
+    four_segments,
+    small_cluster,
+)
+from tests.learner import tiny
+
+pytestmark = [pytest.mark.integration, pytest.mark.long]
+CPU = {"device": "cpu", "pin_memory": True}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with small_cluster(tmp_path_factory.mktemp("ray")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
+    return four_segments(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def two(cluster: None, start: Path) -> Iterator[Ranks]:
+    ranks = Ranks(2, tiny.settings(start))
+    yield ranks
+    ranks.close()
+
+
+def offloading(settings: LearnerSettings, stage: int, *parts: str) -> LearnerSettings:
+    return replace(settings, deepspeed={"zero_optimization": {"stage": stage} | dict.fromkeys(parts, CPU)})
+
+
+@pytest.mark.parametrize("tuner", [tiny.FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [
+        (1, ("offload_optimizer",)),
+        (2, ("offload_optimizer",)),
+        (3, ("offload_optimizer",)),
+        (3, ("offload_optimizer", "offload_param")),
+    ],
+)
+def test_an_offloaded_optimizer_trains_the_same_weights(
+    start: Path, segments: list[Segment], two: Ranks, stage: int, parts: tuple[str, ...], tuner: TunerSettings
+) -> None:
+    plain = case_settings(start, stage, tuner)
+    reference = two.case(plain, [SHARDED, SHARDED_OTHERWISE], segments)
+    assert_same(two.case(offloading(plain, stage, *parts), [SHARDED, SHARDED_OTHERWISE], segments), reference)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_resumed_run_takes_the_offloaded_state_over(
+    start: Path, tmp_path: Path, segments: list[Segment], two: Ranks, stage: int
+) -> None:
+    chosen = offloading(case_settings(start, stage), stage, "offload_optimizer")
+    two.case(chosen, [SHARDED], segments)
+    two.call("save_checkpoint", tmp_path)
+    rest = [[rank.loss for rank in two.step(SHARDED, segments)] for _ in range(2)]
+    resumed = two.case(chosen, [SHARDED, SHARDED], segments, tmp_path)
+    assert [[outcome.losses[step] for outcome in resumed] for step in range(2)] == rest
