@@ -12,6 +12,7 @@ What DeepSpeed does by itself and what is done here:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import warnings
@@ -92,8 +93,6 @@ class TrainEngine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=policy, optimizer=_optimizer(groups, settings, config), config=config, dist_init_required=False
         )
-        self._max_norm = settings.optimizer.max_grad_norm
-        self._checks_norm = self.stage == 0
         if self.stage == 3:
             deepspeed.zero.register_external_parameter(policy.head, policy.head.weight)
         self.device = torch.device(self._engine.device)
@@ -114,7 +113,7 @@ class TrainEngine:
         """Clips and applies the accumulated gradient with one learning rate per parameter group."""
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        if self._checks_norm:
+        if self.stage == 0:
             return self._plain_step()
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
@@ -123,7 +122,7 @@ class TrainEngine:
     def _plain_step(self) -> StepOutcome:
         gradients = [p.grad for _, p in trainable(self._engine.module) if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
-        if not torch.isfinite(torch.tensor(norm)):
+        if not math.isfinite(norm):
             self._engine.zero_grad()
             return StepOutcome(norm, False)
         self._engine.step()

@@ -33,6 +33,7 @@ from tests.integration.learner_cases import (
 from tests.learner import tiny
 
 pytestmark = pytest.mark.integration
+WITH_HEAD = replace(LORA, modules_to_save=("lm_head", "norm"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,7 +66,7 @@ def two(cluster: None, start: Path) -> Iterator[Ranks]:
     ranks.close()
 
 
-@pytest.mark.parametrize("tuner", [tiny.FULL, LORA, DORA], ids=["full", "lora", "dora"])
+@pytest.mark.parametrize("tuner", [tiny.FULL, LORA, DORA, WITH_HEAD], ids=["full", "lora", "dora", "modules_to_save"])
 def test_sharding_packing_and_zero_stage_change_nothing(
     start: Path, segments: list[Segment], one: Ranks, two: Ranks, tuner: TunerSettings
 ) -> None:
