@@ -12,14 +12,11 @@ between two collectives without an agreement before it.
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from learner.adapter_weights import AdapterWeights
@@ -32,6 +29,7 @@ from learner.model import HeadOutput, build_policy
 from learner.nccl_sender import NcclSender
 from learner.prompt_encoder import PromptEncoder
 from learner.publisher import Publisher
+from learner.randomness import random_state, seed_all, set_random_state
 from learner.residence import Residence
 from learner.results import PeerError, RankStep, Seconds
 from learner.schedule import learning_rate
@@ -59,7 +57,7 @@ class LearnerWorker:
         self._publisher.remember()
         self.step = 0
         """Optimizer steps of the run so far, skipped ones included."""
-        _seed(settings.seed + self._engine.rank)
+        seed_all(settings.seed + self._engine.rank)
 
     def train_step(self, micro_batches: Sequence[Sequence[Segment]], fetch_s: float = 0.0) -> RankStep:
         """One optimizer step on this rank's packs; an empty pack takes part without adding anything.
@@ -226,25 +224,3 @@ class LearnerWorker:
 def _shown(rates: Mapping[str, float]) -> float:
     """The language model's rate where it is trained, else the first part's."""
     return next((rate for name, rate in rates.items() if name.startswith("language")), next(iter(rates.values())))
-
-
-def _seed(seed: int) -> None:
-    """Dropout differs per rank, and is the same in every run with this seed."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def random_state() -> dict[str, Any]:
-    """Every generator that training draws from."""
-    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": on_gpu}
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Inverse of `random_state`."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

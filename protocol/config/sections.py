@@ -126,7 +126,8 @@ class DeepSpeedConfig(Section):
     """Use `config`; false runs plain data parallelism (ZeRO stage 0)."""
     config: str | dict[str, Any] | None = "zero2"
     """`zero0` .. `zero3`, a path to a DeepSpeed JSON file, or the mapping itself. Batch sizes, precision, clipping and
-    optimizer come from `training` and may not be repeated there; `auto` may. Offloading goes to the `cpu` only."""
+    optimizer come from `training` and may not be repeated there; `auto` may. `offload_optimizer` and
+    `offload_param` go to the `cpu` only; the first start with one compiles DeepSpeed's kernel, which takes minutes."""
 
     @model_validator(mode="after")
     def _has_config(self) -> DeepSpeedConfig:
