@@ -87,6 +87,7 @@ class TrainEngine:
     def __init__(self, policy: Policy, settings: LearnerSettings) -> None:
         config = deepspeed_config(settings)
         self.stage = settings.zero_stage
+        self._offloads = offloads_optimizer(config)
         groups = parameter_groups(policy, settings)
         self.peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
         """Configured learning rate of each parameter group by its name, in the order `step` wants them."""
@@ -116,8 +117,11 @@ class TrainEngine:
         if self.stage == 0:
             return self._plain_step()
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return StepOutcome(float("nan") if norm is None else float(norm), bool(self._engine.was_step_applied()))
+        applied, norm = bool(self._engine.was_step_applied()), self._engine.get_global_grad_norm()
+        if not applied and self._offloads and self.stage < 3:
+            # The buffers to which DeepSpeed adds gradients; 0.19.8 drops them after a skipped step everywhere but here.
+            self._optimizer.averaged_gradients = dict.fromkeys(self._optimizer.averaged_gradients)
+        return StepOutcome(float("nan") if norm is None else float(norm), applied)
 
     def _plain_step(self) -> StepOutcome:
         gradients = [p.grad for _, p in trainable(self._engine.module) if p.grad is not None]

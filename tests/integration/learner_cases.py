@@ -203,3 +203,23 @@ class Ranks:
     def close(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
+
+
+def assert_skips(two: Ranks, settings: LearnerSettings, segments: Sequence[Segment]) -> None:
+    """A step with a loss that is not finite moves nothing and names the segment; the next step is as a first one."""
+    poisoned = replace(segments[3], input_ids=segments[3].input_ids.copy())
+    byte = int(np.setdiff1d(np.arange(256), np.concatenate([segment.input_ids for segment in segments]))[0])
+    poisoned.input_ids[-4] = byte
+    two.prepare(settings)
+    two.call("poison", byte)
+    before = two.publish()
+    bad = two.step(SHARDED, [*segments[:3], poisoned])
+    assert [rank.skipped for rank in bad] == [True, True]
+    assert [list(rank.non_finite_keys) for rank in bad] == [[segments[3].key], []]
+    assert all(np.array_equal(after, before[name], equal_nan=True) for name, after in two.publish().items())
+    good = two.step(SHARDED, segments)
+    assert [rank.skipped for rank in good] == [False, False]
+    two.prepare(settings)
+    reference = two.step(SHARDED, segments)
+    assert [rank.loss for rank in good] == pytest.approx([rank.loss for rank in reference], rel=1e-6)
+    assert good[0].grad_norm == pytest.approx(reference[0].grad_norm, rel=1e-5)

@@ -25,6 +25,7 @@ from tests.integration.learner_cases import (
     TWO_PACKS,
     Ranks,
     assert_same,
+    assert_skips,
     carried_windows,
     case_settings,
     four_segments,
@@ -137,21 +138,7 @@ def test_rates_of_parts_and_clipping_reach_the_weights(
 def test_a_step_that_is_not_finite_is_skipped_everywhere_and_named(
     start: Path, segments: list[Segment], two: Ranks, stage: int, dtype: str
 ) -> None:
-    settings = case_settings(start, stage, torch_dtype=dtype)
-    poisoned = replace(segments[3], input_ids=segments[3].input_ids.copy(), labels=segments[3].labels.copy())
-    byte = int(np.setdiff1d(np.arange(256), np.concatenate([s.input_ids for s in segments]))[0])
-    poisoned.input_ids[-4] = byte
-    two.prepare(settings)
-    two.call("poison", byte)
-    before = two.publish()
-    bad = two.step(SHARDED, [*segments[:3], poisoned])
-    assert [rank.skipped for rank in bad] == [True, True]
-    assert [list(rank.non_finite_keys) for rank in bad] == [[segments[3].key], []]
-    assert all(np.array_equal(after, before[name], equal_nan=True) for name, after in two.publish().items())
-    good = two.step(SHARDED, segments)
-    assert [rank.skipped for rank in good] == [False, False]
-    reference = two.case(settings, [SHARDED], segments)
-    assert [rank.loss for rank in good] == pytest.approx(reference[0].losses + reference[1].losses, rel=1e-6)
+    assert_skips(two, case_settings(start, stage, torch_dtype=dtype), segments)
 
 
 @pytest.mark.parametrize(("stage", "tuner"), [(0, LORA), (2, tiny.FULL), (3, LORA)], ids=["lora-0", "full-2", "lora-3"])

@@ -16,6 +16,7 @@ from tests.integration.learner_cases import (
     SHARDED_OTHERWISE,
     Ranks,
     assert_same,
+    assert_skips,
     case_settings,
     four_segments,
     small_cluster,
@@ -81,3 +82,12 @@ def test_a_resumed_run_takes_the_offloaded_state_over(
     rest = [[rank.loss for rank in two.step(SHARDED, segments)] for _ in range(2)]
     resumed = two.case(chosen, [SHARDED, SHARDED], segments, tmp_path)
     assert [[outcome.losses[step] for outcome in resumed] for step in range(2)] == rest
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_skipped_step_leaves_nothing_behind_in_host_memory(
+    start: Path, segments: list[Segment], two: Ranks, stage: int, dtype: str
+) -> None:
+    chosen = case_settings(start, stage, torch_dtype=dtype)
+    assert_skips(two, offloading(chosen, stage, "offload_optimizer"), segments)
