@@ -177,7 +177,13 @@ class TrainEngine:
         """What `save` wrote; `saved_by` ranks wrote it, and below stage 3 another number may read it."""
         if self.stage == 0 or saved_by == self.world_size:
             self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
-            return
+        else:
+            self._load_universal(folder)
+        optimizer = self._engine.basic_optimizer
+        for group in optimizer.param_groups:  # one without offloading saved fewer options than one with it reads
+            group.update(optimizer.defaults | group)
+
+    def _load_universal(self, folder: Path) -> None:
         if self.rank == 0:
             shutil.rmtree(folder / "universal", ignore_errors=True)
             convert(folder / "state", folder / "universal")
