@@ -23,6 +23,7 @@ from deploy.check_model import check_model
 from deploy.check_sizing import check_sizing
 from deploy.findings import Finding, error, print_findings, warning
 from deploy.model_shape import model_shape
+from learner.deepspeed_json import read_json
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.metric_table import check_evaluation_metric
@@ -82,13 +83,10 @@ def _raised(call: Callable[[], object]) -> Iterator[Finding]:
 
 
 def _deepspeed(config: RunConfig) -> Iterator[Finding]:
-    try:
-        stage = config.deepspeed.zero_stage()
-    except ConfigError as raised:
-        where, _, message = str(raised).partition(": ")
-        yield error(where, message)
-        return
-    if config.matching.offload.active and stage == 0:
+    offload = config.matching.offload
+    found = [*_raised(lambda: read_json(config.deepspeed.resolve(), config.model.torch_dtype, offload.parts))]
+    yield from found
+    if not found and offload.active and config.deepspeed.zero_stage() == 0:
         yield error(
             "custom.extra.rollout_matching.offload",
             "DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only, got stage 0 from deepspeed.config; "
