@@ -1,7 +1,6 @@
-# Every target does its own set-up; nothing but Python 3.11 and a C++ compiler is expected on the machine.
+# Every target does its own set-up; nothing but Python 3.11, a C++ compiler and libnuma is expected.
 PYTHON ?= python3.11
 SEED ?= 1
-STEPS ?=
 LOCK := requirements/cpu.lock
 BIN := .venv/bin
 STAMP := .venv/.locked-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)

@@ -42,7 +42,7 @@ def plain(head: nn.Linear, hidden: Tensor, ids: Tensor, bins: Tensor) -> Tensor:
         sigma=LOSS.target_sigma,
         truncate=LOSS.target_truncate,
         temperature=LOSS.temperature,
-        full_logits_CV=full,
+        full_mass_C=torch.logsumexp(full / LOSS.temperature, dim=-1),
     )
     return SCALES.ce * ce + SCALES.coord * weighted_coord(terms, LOSS).sum()
 

@@ -23,6 +23,7 @@ from deploy.check_model import check_model
 from deploy.check_sizing import check_sizing
 from deploy.findings import Finding, error, print_findings, warning
 from deploy.model_shape import model_shape
+from learner.deepspeed_json import read_json
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.metric_table import check_evaluation_metric
@@ -54,6 +55,10 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
     yield from _machine(config)
     if config.model.attn_impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         yield error("model.attn_impl", "flash_attention_2 needs the package flash-attn, which is missing; write sdpa")
+    if "wandb" in config.training.report_to and importlib.util.find_spec("wandb") is None:
+        yield error(
+            "training.report_to", "wandb needs the package wandb, which is missing; install it, or remove the name"
+        )
     parallel = config.matching.vllm.tensor_parallel_size
     if parallel > 1 and config.cluster.gpus_per_actor == 0 and config.matching.rollout_backend == "vllm":
         yield error(
@@ -78,13 +83,10 @@ def _raised(call: Callable[[], object]) -> Iterator[Finding]:
 
 
 def _deepspeed(config: RunConfig) -> Iterator[Finding]:
-    try:
-        stage = config.deepspeed.zero_stage()
-    except ConfigError as raised:
-        where, _, message = str(raised).partition(": ")
-        yield error(where, message)
-        return
-    if config.matching.offload.active and stage == 0:
+    offload = config.matching.offload
+    found = [*_raised(lambda: read_json(config.deepspeed.resolve(), config.model.torch_dtype, offload.parts))]
+    yield from found
+    if not found and offload.active and config.deepspeed.zero_stage() == 0:
         yield error(
             "custom.extra.rollout_matching.offload",
             "DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only, got stage 0 from deepspeed.config; "
@@ -106,6 +108,12 @@ def _folders(config: RunConfig) -> Iterator[Finding]:
     resume = config.training.resume
     if resume not in ("never", "auto") and not Path(resume).is_dir():
         yield error("training.resume", f"{resume} is no folder; write never, auto or a checkpoint folder")
+    if config.cluster.address is not None and not Path(config.training.output_dir).is_absolute():
+        yield warning(
+            "training.output_dir",
+            f"{config.training.output_dir} is relative, and on a joined cluster each process counts from its own "
+            "folder; write an absolute path on storage that every node sees",
+        )
     for path, folder in (("training.output_dir", config.run_dir), ("training.logging_dir", config.logging_dir)):
         existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def required_cpus(config: RunConfig) -> int:
 
 @contextlib.contextmanager
 def ray_session(config: RunConfig) -> Iterator[None]:
-    """Connects to `cluster.address`, or starts a local cluster with its own directory and no open port to the outside.
+    """Connects to `cluster.address`, or starts a local cluster with its own directory, on the loopback interface.
 
     A local cluster's processes end with this context, whatever happened inside, and with this process, however it ends.
     """
@@ -44,5 +45,5 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             stack.callback(local.close)
             address, runtime = local.address, {"runtime_env": {"env_vars": environment}}
         stack.callback(ray.shutdown)
-        ray.init(address=address, log_to_driver=False, **runtime)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **runtime)
         yield

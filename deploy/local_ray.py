@@ -6,6 +6,9 @@
 A signal for the driver's process group (a shell's `timeout`, a job manager, Ctrl-C) then reaches the driver alone,
 which takes a checkpoint before it closes Ray. The program reads its standard input, where nobody ever writes: it ends
 when the driver closes it, or when the driver is gone, however it went. Then it ends Ray and removes Ray's folder.
+
+Ray's ports are on the loopback interface, so nobody else on the network reaches them, token or not. Ray does that where
+a machine is no cluster's node, which it assumes of Windows and macOS; `LOOPBACK` makes it assume the same here.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 
 from protocol.errors import InfrastructureFailure
@@ -31,6 +35,8 @@ from protocol.errors import InfrastructureFailure
 log = logging.getLogger("rollmatch")
 
 GONE = signal.SIGUSR1
+LOOPBACK = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+_CLUSTERED = ray_constants.ENABLE_RAY_CLUSTER
 STARTS = 3
 """A daemon that misses its deadline on a busy machine is no reason to lose a run."""
 START_TIMEOUT_S = 120
@@ -52,7 +58,7 @@ class LocalRay:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, **LOOPBACK},
                 start_new_session=True,
             )
             try:
@@ -61,6 +67,7 @@ class LocalRay:
                 self.close()
                 raise
             if self.address:
+                ray_constants.ENABLE_RAY_CLUSTER = False  # LOOPBACK for this process, which has read the variable
                 return
             self.close()
             log.warning("Ray did not start (exit code %d), try %d of %d", self._process.returncode, attempt, STARTS)
@@ -80,6 +87,7 @@ class LocalRay:
 
     def close(self) -> None:
         """Ends the cluster and waits until it has ended."""
+        ray_constants.ENABLE_RAY_CLUSTER = _CLUSTERED
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -99,7 +107,12 @@ def serve(options: dict[str, Any]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="rm-", dir="/tmp"))
     try:
         context = ray.init(
-            address="local", include_dashboard=False, log_to_driver=False, _temp_dir=str(scratch), **options
+            address="local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=str(scratch),
+            **options,
         )
         for number in (signal.SIGINT, signal.SIGTERM):  # who signals every process of a job means the driver
             signal.signal(number, signal.SIG_IGN)

@@ -10,7 +10,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from deploy.bundles import shares, totals
+from deploy.bundles import shares, shown, totals
 from deploy.check_sizing import check_sizing
 from deploy.findings import Finding, note, print_findings
 from deploy.model_shape import PRESETS, ModelShape, model_shape, preset
@@ -85,7 +85,7 @@ def rows(config: RunConfig, shape: ModelShape, load: Load, device: Device) -> Se
 
 
 def _placed(config: RunConfig) -> str:
-    return "; ".join(f"{share.count} {share.role}s of {share.resources}" for share in shares(config))
+    return "; ".join(f"{share.count} x {share.role} with {shown(share.resources)}" for share in shares(config))
 
 
 def _memory(config: RunConfig, shape: ModelShape) -> list[Row]:

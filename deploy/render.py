@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from deploy.check_sizing import check_sizing
 from deploy.render_observability import common_manifests
 from deploy.render_pods import RUN_FOLDER, Manifest, cluster_spec, image_pull, labels
 from protocol.config import RunConfig
@@ -165,11 +166,19 @@ def unmounted(config: RunConfig) -> list[str]:
     ]
 
 
+def refusals(config: RunConfig) -> list[str]:
+    """Why pods could not do this run, one line each."""
+    found = unmounted(config) + [str(finding) for finding in check_sizing(config, None) if finding.is_error]
+    if config.cluster.colocate:
+        found.append("cluster.colocate: engine and learner have pods, and so GPUs, of their own; set it to false")
+    return found
+
+
 def run(config: RunConfig, output: Path | None) -> int:
-    """Writes the files, or prints what a RayJob needs as one stream. ConfigError where pods would not find a path."""
-    problems = unmounted(config)
+    """Writes the files, or prints what a RayJob needs as one stream. ConfigError where pods could not do the run."""
+    problems = refusals(config)
     if problems:
-        several = f"{len(problems)} paths would not be found by a pod\n" + "\n".join(problems)
+        several = f"{len(problems)} things are wrong\n" + "\n".join(problems)
         raise ConfigError(problems[0] if len(problems) == 1 else several)
     files = render(config, read_assets())
     if output is not None:

@@ -58,22 +58,23 @@ class LearnerMemory:
 
 
 def learner_memory(shape: ModelShape, config: RunConfig, stage: int) -> LearnerMemory:
-    """Bytes per rank with ZeRO `stage` over W ranks, N parameters, of which T are trained, d bytes each.
+    """Bytes on the device per rank with ZeRO `stage` over W ranks, N parameters, of which T are trained, d bytes each.
 
     weights d·N (/W at stage 3); gradients d·T (/W from stage 2); optimizer (4 + 8)·T: fp32 copy and two Adam moments
     (/W from stage 1; without the copy in fp32). Activations of a pack of C = `global_max_length` tokens: with
     checkpointing d·C·H per layer and one layer's working set, without it the working set of every layer; a layer's
-    working set is d·C·(8·H + 3·I). Head: three chunks of logits and the gradient of the hidden states.
+    working set is d·C·(8·H + 3·I). Head: three chunks of logits and the gradient of the hidden states. What DeepSpeed
+    offloads (`offload_optimizer`, `offload_param`) is in host memory and not counted.
     """
     ranks, width = config.cluster.num_learners, DTYPE_BYTES[config.model.torch_dtype]
-    trained = shape.trainable(config.tuner)
+    trained, adam = shape.trainable(config.tuner), 8 if width == 4 else 12
     tokens = config.global_max_length
     layer = width * tokens * (8 * shape.hidden + 3 * shape.inner)
     kept = width * tokens * shape.hidden * shape.num_layers + layer
     return LearnerMemory(
-        weights=width * shape.num_params / (ranks if stage >= 3 else 1),
+        weights=0 if config.deepspeed.offloads("param") else width * shape.num_params / (ranks if stage >= 3 else 1),
         gradients=width * trained / (ranks if stage >= 2 else 1),
-        optimizer=(8 + (4 if width < 4 else 0)) * trained / (ranks if stage >= 1 else 1),
+        optimizer=0 if config.deepspeed.offloads("optimizer") else adam * trained / (ranks if stage >= 1 else 1),
         activations=kept if config.training.gradient_checkpointing else layer * shape.num_layers,
         head=3 * HEAD_CHUNK_BYTES + 4 * tokens * shape.hidden,
     )

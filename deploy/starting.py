@@ -34,6 +34,7 @@ def start_service(
         cpus_per_worker=cluster.cpus_per_learner,
         gpus_per_worker=cluster.gpus_per_learner,
         place=partial(placement.options, "learner"),
+        start_timeout_s=cluster.step_timeout_s,
         step_timeout_s=cluster.step_timeout_s,
     )
     stack.callback(learner.close)

@@ -50,7 +50,7 @@ def submit(config: RunConfig, arguments: argparse.Namespace) -> int:
     runtime_env: dict[str, Any] = yaml.safe_load(RUNTIME_ENV.read_text())
     problems = list(portability(config, runtime_env["excludes"]))
     if problems:
-        several = f"{len(problems)} paths would not be found by a job\n" + "\n".join(problems)
+        several = f"{len(problems)} things are wrong\n" + "\n".join(problems)
         raise ConfigError(problems[0] if len(problems) == 1 else several)
     overrides = [*arguments.overrides, *(["debug.enabled=true"] if arguments.debug else [])]
     command = entrypoint(config, arguments.config, arguments.base_config, overrides)

@@ -7,6 +7,7 @@
                                                         │    └─ lm_head     logits at supervised rows, in chunks
                                                         │         └─ losses SPEC 12, as sums and counts
                                                         ├─ deepspeed_engine the one door to DeepSpeed
+                                                        │    └─ deepspeed_json what users write as its JSON
                                                         ├─ merge, publisher merged weights → buckets and manifest
                                                         └─ checkpoint, export
 

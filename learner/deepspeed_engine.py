@@ -12,12 +12,12 @@ What DeepSpeed does by itself and what is done here:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,26 +26,18 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import comm
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from deepspeed.utils import logger, safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from learner.collate import Batch
+from learner.deepspeed_json import deepspeed_config, offloads_optimizer
 from learner.losses import LossScales
 from learner.model import HeadOutput, Policy, parameter_groups, trainable
 from learner.settings import LearnerSettings
 from learner.universal import convert
 from protocol.errors import ConfigError
-
-OWNED = {
-    "train_batch_size": "the packs of a step, which training.effective_batch_size sets",
-    "train_micro_batch_size_per_gpu": "the packs of a step",
-    "gradient_accumulation_steps": "the packs of a step",
-    "gradient_clipping": "training.max_grad_norm",
-    "optimizer": "training.learning_rate and its neighbours",
-    "scheduler": "training.lr_scheduler_type",
-}
-"""Keys of DeepSpeed's JSON that another setting decides; `auto` is accepted, a value is refused."""
 
 OFFLOADED = {
     "model": (OffloadStateTypeEnum.lp_params,),
@@ -67,33 +59,6 @@ class StepOutcome:
     """Global L2 norm before clipping."""
     applied: bool
     """False: the norm was not finite, no parameter and no moment changed."""
-
-
-def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
-    """DeepSpeed's JSON with every `auto` filled in; ConfigError where it repeats what another setting decides."""
-    given = {key: value for key, value in deepcopy(dict(settings.deepspeed)).items() if value != "auto"}
-    for key, owner in OWNED.items():
-        if key in given:
-            raise ConfigError(f"deepspeed.config: {key} is set to {given[key]!r}, but {owner} decides it; remove it")
-    dtype = settings.compute_dtype
-    zero = dict(given.get("zero_optimization") or {})
-    zero = {key: value for key, value in zero.items() if value != "auto"} | {"stage": settings.zero_stage}
-    return {
-        "steps_per_print": 10**9,
-        **given,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": settings.optimizer.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": dtype == "bfloat16"},
-        "fp16": {**_mapping(given.get("fp16")), "enabled": dtype == "float16"},
-        "data_types": {"grad_accum_dtype": "fp32", **_mapping(given.get("data_types"))},
-    }
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return {key: item for key, item in value.items() if item != "auto"} if isinstance(value, Mapping) else {}
 
 
 def join(settings: LearnerSettings) -> None:
@@ -122,14 +87,13 @@ class TrainEngine:
     def __init__(self, policy: Policy, settings: LearnerSettings) -> None:
         config = deepspeed_config(settings)
         self.stage = settings.zero_stage
+        self._offloads = offloads_optimizer(config)
         groups = parameter_groups(policy, settings)
-        self.peak_rates = [float(group["lr"]) for group in groups]
-        """Configured learning rate of each parameter group, in the order `step` wants them."""
+        self.peak_rates = {str(group["name"]): float(group["lr"]) for group in groups}
+        """Configured learning rate of each parameter group by its name, in the order `step` wants them."""
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=policy, optimizer=_optimizer(groups, settings, config), config=config, dist_init_required=False
         )
-        self._max_norm = settings.optimizer.max_grad_norm
-        self._checks_norm = self.stage == 0
         if self.stage == 3:
             deepspeed.zero.register_external_parameter(policy.head, policy.head.weight)
         self.device = torch.device(self._engine.device)
@@ -150,16 +114,19 @@ class TrainEngine:
         """Clips and applies the accumulated gradient with one learning rate per parameter group."""
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        if self._checks_norm:
+        if self.stage == 0:
             return self._plain_step()
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return StepOutcome(float("nan") if norm is None else float(norm), bool(self._engine.was_step_applied()))
+        applied, norm = bool(self._engine.was_step_applied()), self._engine.get_global_grad_norm()
+        if not applied and self._offloads and self.stage < 3:
+            # The buffers to which DeepSpeed adds gradients; 0.19.8 drops them after a skipped step everywhere but here.
+            self._optimizer.averaged_gradients = dict.fromkeys(self._optimizer.averaged_gradients)
+        return StepOutcome(float("nan") if norm is None else float(norm), applied)
 
     def _plain_step(self) -> StepOutcome:
         gradients = [p.grad for _, p in trainable(self._engine.module) if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
-        if not torch.isfinite(torch.tensor(norm)):
+        if not math.isfinite(norm):
             self._engine.zero_grad()
             return StepOutcome(norm, False)
         self._engine.step()
@@ -210,7 +177,13 @@ class TrainEngine:
         """What `save` wrote; `saved_by` ranks wrote it, and below stage 3 another number may read it."""
         if self.stage == 0 or saved_by == self.world_size:
             self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
-            return
+        else:
+            self._load_universal(folder)
+        optimizer = self._engine.basic_optimizer
+        for group in optimizer.param_groups:  # one without offloading saved fewer options than one with it reads
+            group.update(optimizer.defaults | group)
+
+    def _load_universal(self, folder: Path) -> None:
         if self.rank == 0:
             shutil.rmtree(folder / "universal", ignore_errors=True)
             convert(folder / "state", folder / "universal")
@@ -229,9 +202,18 @@ def _optimizer(
     """AdamW; DeepSpeed's CPU version where the optimizer is offloaded."""
     chosen = settings.optimizer
     options: dict[str, Any] = {"betas": (chosen.beta1, chosen.beta2), "eps": chosen.epsilon}
-    offload = config["zero_optimization"].get("offload_optimizer") or {}
-    if offload.get("device", "none") not in ("none", None):
-        from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles its kernel on import
-
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    if offloads_optimizer(config):
+        return _cpu_adam(groups, options)
     return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **options)
+
+
+def _cpu_adam(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+    """DeepSpeed compiles its kernel the first time on a machine (minutes), and keeps it in TORCH_EXTENSIONS_DIR."""
+    try:
+        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+    except RuntimeError as error:
+        raise ConfigError(
+            "deepspeed.config: zero_optimization.offload_optimizer needs DeepSpeed's op cpu_adam, which cannot be "
+            f"built here ({error.__cause__ or error}); install a C++ compiler and ninja on every machine with a "
+            "learner rank, or write device: none"
+        ) from error

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from learner.losses import LossScales, coord_terms_given_mass, weighted_coord
+from learner.losses import LossScales, coord_terms, weighted_coord
 from learner.settings import LossSettings
 
 CHUNK_BYTES = 224 * 2**20
@@ -93,7 +93,7 @@ def _coord_chunk(logits: Tensor, bins: Tensor, columns: Tensor | None, targets: 
     scores = (logits if columns is None else logits[:, columns]).clone().requires_grad_()
     mass = None if columns is None else _softmax_(logits.div_(temperature)).requires_grad_()
     with torch.enable_grad():
-        terms = coord_terms_given_mass(
+        terms = coord_terms(
             scores,
             bins,
             sigma=targets.loss.target_sigma,

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from learner.settings import LossSettings, Normalization
-from protocol.contracts import IGNORE_INDEX
 from protocol.vocab import NUM_BINS
 
 LOGIT_LIMIT = 1e4
@@ -39,11 +38,6 @@ class LossSums:
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    @property
-    def mean_total(self) -> float:
-        """CE mean plus coord mean, each 0 without targets: the loss of one micro-batch (SPEC 12)."""
-        return _mean(self.ce_sum, self.ce_tokens) + _mean(self.coord_sum, self.coord_targets)
-
 
 @dataclass(frozen=True, slots=True)
 class LossScales:
@@ -60,10 +54,6 @@ class CoordTerms:
     soft_ce: Tensor
     w1: Tensor
     gate: Tensor | None
-
-
-def _mean(total: float, count: int) -> float:
-    return total / count if count else 0.0
 
 
 def coord_target(bins: Tensor | int, sigma: float, truncate: float | None = None, num_bins: int = NUM_BINS) -> Tensor:
@@ -94,31 +84,15 @@ def coord_terms(
     sigma: float,
     truncate: float | None,
     temperature: float,
-    full_logits_CV: Tensor | None = None,
+    full_mass_C: Tensor | None = None,
 ) -> CoordTerms:
     """softCE, W1 and gate of SPEC 12 for each coordinate target, in fp32.
 
     Args:
         coord_logits_CK: logits of the coordinate ids in bin order.
         bins_C: target bins.
-        full_logits_CV: logits of the whole vocabulary; None leaves the gate out.
+        full_mass_C: logsumexp(z / temperature) over the whole vocabulary; None leaves the gate out.
     """
-    full = None if full_logits_CV is None else torch.logsumexp(full_logits_CV.float() / temperature, dim=-1)
-    return coord_terms_given_mass(
-        coord_logits_CK, bins_C, sigma=sigma, truncate=truncate, temperature=temperature, full_mass_C=full
-    )
-
-
-def coord_terms_given_mass(
-    coord_logits_CK: Tensor,
-    bins_C: Tensor,
-    *,
-    sigma: float,
-    truncate: float | None,
-    temperature: float,
-    full_mass_C: Tensor | None,
-) -> CoordTerms:
-    """`coord_terms` for a caller that has logsumexp(z / τ) over the whole vocabulary already."""
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     num_bins = coord_logits_CK.shape[-1]
@@ -144,36 +118,6 @@ def weighted_coord(terms: CoordTerms, settings: LossSettings) -> Tensor:
     """w_soft·softCE + w_w1·W1 + w_gate·gate, [C]."""
     total = settings.soft_ce_weight * terms.soft_ce + settings.w1_weight * terms.w1
     return total if terms.gate is None else total + settings.gate_weight * terms.gate
-
-
-def row_loss(
-    logits_TV: Tensor,
-    labels_T: Tensor,
-    coord_positions_C: Tensor,
-    coord_bins_C: Tensor,
-    coord_in_prefix_C: Tensor,
-    coord_ids_K: Tensor,
-    settings: LossSettings,
-) -> tuple[Tensor, LossSums]:
-    """The plain computation over a full `[T, V]`: the oracle that the chunked head is tested against.
-
-    The prediction for position p is read at p − 1. Returns the differentiable micro-batch loss (CE mean + coord mean)
-    and the sums it was made of.
-    """
-    predicted = (labels_T != IGNORE_INDEX).nonzero().squeeze(-1)
-    ce = functional.cross_entropy(logits_TV[predicted - 1].float(), labels_T[predicted], reduction="none")
-    full = logits_TV[coord_positions_C - 1].float()
-    terms = coord_terms(
-        full[:, coord_ids_K],
-        coord_bins_C,
-        sigma=settings.target_sigma,
-        truncate=settings.target_truncate,
-        temperature=settings.temperature,
-        full_logits_CV=full if settings.gate_weight else None,
-    )
-    coord = weighted_coord(terms, settings)
-    loss = ce.sum() / max(1, ce.numel()) + coord.sum() / max(1, coord.numel())
-    return loss, make_sums(ce.sum(), ce.numel(), coord, coord_in_prefix_C)
 
 
 def make_sums(ce_sum: Tensor, ce_tokens: int, coord_C: Tensor, coord_in_prefix_C: Tensor) -> LossSums:

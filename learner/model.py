@@ -134,6 +134,7 @@ def build_policy(settings: LearnerSettings) -> Policy:
         core.gradient_checkpointing_enable({"use_reentrant": False})
     if not any(parameter.requires_grad for parameter in core.parameters()):
         raise ConfigError("tuner: nothing is trained; leave one of freeze_llm, freeze_vit, freeze_aligner false")
+    core.train()  # transformers loads for inference, where nothing is dropped or recomputed
     return Policy(core, coord_ids, settings, adapter)
 
 

@@ -6,9 +6,8 @@ both sides hold the same processor, template and image until the ids are equal (
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,15 +35,27 @@ class Prompt:
 
 
 class PromptEncoder:
-    """Reads images in threads and remembers the last ones: a window is trained `m_steps` times."""
+    """Reads images in threads, ahead of who needs them, and remembers them: a window is trained `m_steps` times."""
 
     def __init__(self, settings: LearnerSettings) -> None:
         self._processor = AutoProcessor.from_pretrained(settings.model)
         self._text = self._template(settings.system_prompt, settings.user_prompt)
         self._threads = ThreadPoolExecutor(max(1, settings.image_threads), thread_name_prefix="pixels")
-        self._cache: OrderedDict[tuple[str, ...], Prompt] = OrderedDict()
-        self._cache_bytes = 0
-        self._cache_limit = settings.pixel_cache_bytes
+        self._prompts: dict[tuple[str, ...], Future[Prompt]] = {}
+        """By images, oldest first."""
+        self._limit = settings.pixel_cache_bytes
+
+    def prefetch(self, segments: Sequence[Segment]) -> None:
+        """Begins to read what the segments of a step need, in their order; waits for nothing and raises nothing.
+
+        What earlier steps needed is forgotten where it exceeds the limit; the step's own pixels are all kept.
+        """
+        self._begin(segments)
+        wanted = {segment.images for segment in segments}
+        held = sum(_num_bytes(future) for future in self._prompts.values())
+        for images in [images for images in self._prompts if images not in wanted]:
+            if held > self._limit:
+                held -= _num_bytes(self._prompts.pop(images))
 
     def encode_all(self, segments: Sequence[Segment]) -> list[Prompt]:
         """Prompts in the order of `segments`, each checked against its segment's ids.
@@ -53,25 +64,19 @@ class PromptEncoder:
             PromptMismatchError: the ids differ.
             ImageError: an image is missing, unreadable, or was resized on its way.
         """
-        missing = {s.images: s for s in segments if s.images not in self._cache}
-        for images, prompt in zip(missing, self._threads.map(self._encode, missing.values()), strict=True):
-            self._cache[images] = prompt
-            self._cache_bytes += prompt.num_bytes
-        prompts = []
-        for segment in segments:
-            self._cache.move_to_end(segment.images)
-            prompts.append(self._cache[segment.images])
-            check_prompt(segment.key, segment.input_ids, prompts[-1].ids, segment.prompt_len)
-        self._forget()
+        self._begin(segments)
+        prompts = [self._prompts[segment.images].result() for segment in segments]
+        for segment, prompt in zip(segments, prompts, strict=True):
+            check_prompt(segment.key, segment.input_ids, prompt.ids, segment.prompt_len)
         return prompts
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def _forget(self) -> None:
-        while self._cache_bytes > self._cache_limit:
-            _, dropped = self._cache.popitem(last=False)
-            self._cache_bytes -= dropped.num_bytes
+    def _begin(self, segments: Sequence[Segment]) -> None:
+        for segment in segments:
+            if segment.images not in self._prompts:
+                self._prompts[segment.images] = self._threads.submit(self._encode, segment)
 
     def _template(self, system_prompt: str, user_prompt: str) -> str:
         """Image before text in the user turn, as everywhere (SPEC A15)."""
@@ -95,6 +100,11 @@ class PromptEncoder:
                     "data set offline to multiples of 32 and set do_resize: false in preprocessor_config.json"
                 )
         return Prompt(encoded["input_ids"][0].numpy().astype(np.int32), vision)
+
+
+def _num_bytes(future: Future[Prompt]) -> int:
+    """Of what has been read."""
+    return future.result().num_bytes if future.done() and future.exception() is None else 0
 
 
 def _open(path: str, segment: Segment) -> Image.Image:

@@ -20,7 +20,7 @@ class Seconds:
     """Wall time of a rank's phases within one optimizer step."""
 
     fetch: float = 0.0
-    """Segments out of the object store, images, prompt check."""
+    """Segments out of the object store, waiting for images, prompt check."""
     mask_build: float = 0.0
     """Collating rows, labels and position ids."""
     forward: float = 0.0
@@ -47,7 +47,7 @@ class RankStep:
     grad_norm: float
     """Global, before clipping; the same on every rank."""
     learning_rate: float
-    """Of the first parameter group (language, where it is trained)."""
+    """Of the language model; where that is frozen, of the first part that is trained."""
     skipped: bool
     """Loss or gradient was not finite: no parameter moved on any rank."""
     non_finite_keys: tuple[RequestKey, ...] = ()

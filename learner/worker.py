@@ -2,35 +2,34 @@
 
 An optimizer step, on every rank at once:
 
-    encode and check prompts ─► agree on denominators (and that nobody failed) ─► per micro-batch: collate, forward,
-    backward ─► clip, step ─► sums and counts
+    agree on denominators ─► per micro-batch: wait for its pixels, check prompts, collate, agree that nobody failed,
+    forward, backward ─► clip, step ─► sums and counts
 
-Nothing that can fail for one rank alone stands between two collectives without an agreement before it.
+Threads read the next micro-batches' pixels while one is trained. Nothing that can fail for one rank alone stands
+between two collectives without an agreement before it.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from learner.adapter_weights import AdapterWeights
-from learner.collate import Batch, collate_nothing, collate_packed, collate_padded
+from learner.collate import Batch, Vision, collate_nothing, collate_packed, collate_padded
 from learner.deepspeed_engine import TrainEngine, join
 from learner.export import check_names, start_folder, write_adapter, write_merged
 from learner.losses import LossSums, StepCounts, make_sums, scales
 from learner.merge import MergedWeights, Rounding
 from learner.model import HeadOutput, build_policy
 from learner.nccl_sender import NcclSender
-from learner.prompt_encoder import Prompt, PromptEncoder
+from learner.prompt_encoder import PromptEncoder
 from learner.publisher import Publisher
+from learner.randomness import random_state, seed_all, set_random_state
 from learner.residence import Residence
 from learner.results import PeerError, RankStep, Seconds
 from learner.schedule import learning_rate
@@ -58,7 +57,7 @@ class LearnerWorker:
         self._publisher.remember()
         self.step = 0
         """Optimizer steps of the run so far, skipped ones included."""
-        _seed(settings.seed + self._engine.rank)
+        seed_all(settings.seed + self._engine.rank)
 
     def train_step(self, micro_batches: Sequence[Sequence[Segment]], fetch_s: float = 0.0) -> RankStep:
         """One optimizer step on this rank's packs; an empty pack takes part without adding anything.
@@ -68,22 +67,19 @@ class LearnerWorker:
             fetch_s: time the caller spent on getting the segments.
 
         Raises:
-            PromptMismatchError, ImageError: on the rank it happened, before any gradient; PeerError on the others.
+            PromptMismatchError, ImageError: on the rank it happened, before its micro-batch's forward; PeerError on the
+                others. No parameter has moved.
         """
-        started = time.monotonic()
         self._residence.enter()
         segments = [segment for pack in micro_batches for segment in pack]
-        prompts, counts = self._prepare(segments, sum(1 for pack in micro_batches if pack))
-        seconds = Seconds(fetch=fetch_s + time.monotonic() - started)
-        sums, loss = LossSums(), 0.0
+        self._encoder.prefetch(segments)
+        counts = self._count(segments, sum(1 for pack in micro_batches if pack))
+        sums, loss, seconds = LossSums(), 0.0, Seconds(fetch=fetch_s)
         broken: list[RequestKey] = []
-        remaining = iter(prompts)
         for number, pack in enumerate(micro_batches):
-            started = time.monotonic()
-            batch = self._collate(pack, remaining)
-            seconds = replace(seconds, mask_build=seconds.mask_build + time.monotonic() - started)
+            batch, waited = self._prepare(pack)
             part, share, spent = self._forward_backward(batch, counts, last=number == len(micro_batches) - 1)
-            sums, loss, seconds = sums + part, loss + share, seconds + spent
+            sums, loss, seconds = sums + part, loss + share, seconds + waited + spent
             if not math.isfinite(share):
                 broken.extend(batch.keys)
         return self._finish(sums, loss, seconds, segments, tuple(broken))
@@ -151,27 +147,34 @@ class LearnerWorker:
             assert not list(named), "only rank 0 holds merged tensors"
         self._engine.barrier()
 
-    def _prepare(self, segments: Sequence[Segment], num_packs: int) -> tuple[list[Prompt], StepCounts]:
-        """Pixels of this rank's segments, and the denominators of the step over all ranks."""
-        failure: Exception | None = None
-        prompts: list[Prompt] = []
-        try:
-            prompts = self._encoder.encode_all(segments)
-        except Exception as error:  # whatever it is, the other ranks must hear of it before this one leaves
-            failure = error
+    def _count(self, segments: Sequence[Segment], num_packs: int) -> StepCounts:
+        """The denominators of the step over all ranks."""
         ce_tokens = sum(int((segment.labels != IGNORE_INDEX).sum()) for segment in segments)
         coord_targets = sum(len(segment.coord_bins) for segment in segments)
-        totals = self._engine.total([ce_tokens, coord_targets, num_packs, float(failure is not None)])
+        totals = self._engine.total([ce_tokens, coord_targets, num_packs])
+        return StepCounts(*(int(total) for total in totals))
+
+    def _prepare(self, pack: Sequence[Segment]) -> tuple[Batch, Seconds]:
+        """The micro-batch of a pack, once every rank has its own."""
+        started = collated = time.monotonic()
+        failure: Exception | None = None
+        try:
+            prompts = self._encoder.encode_all(pack)
+            collated = time.monotonic()
+            batch = self._collate(pack, [prompt.vision for prompt in prompts])
+        except Exception as error:  # whatever it is, the other ranks must hear of it before this one leaves
+            failure = error
+        spent = Seconds(fetch=collated - started, mask_build=time.monotonic() - collated)
+        (num_failed,) = self._engine.total([float(failure is not None)])
         if failure is not None:
             raise failure
-        if totals[3]:
-            raise PeerError(f"{totals[3]:.0f} other rank(s) could not prepare the step; read their errors")
-        return prompts, StepCounts(*(int(total) for total in totals[:3]))
+        if num_failed:
+            raise PeerError(f"{num_failed:.0f} other rank(s) could not prepare the step; read their errors")
+        return batch, spent
 
-    def _collate(self, pack: Sequence[Segment], prompts: Iterator[Prompt]) -> Batch:
+    def _collate(self, pack: Sequence[Segment], vision: Sequence[Vision]) -> Batch:
         if not pack:
             return collate_nothing(*self._policy.smallest_input(), self._policy.rope_index)
-        vision = [next(prompts).vision for _ in pack]
         if self._settings.packing:
             return collate_packed(pack, vision, self._policy.rope_index, self._settings.max_length)
         return collate_padded(pack, vision, self._policy.rope_index)
@@ -200,8 +203,9 @@ class LearnerWorker:
         broken: tuple[RequestKey, ...],
     ) -> RankStep:
         started = time.monotonic()
-        rates = [learning_rate(peak, self.step, self._settings.schedule) for peak in self._engine.peak_rates]
-        outcome = self._engine.step(rates)
+        schedule = self._settings.schedule
+        rates = {name: learning_rate(peak, self.step, schedule) for name, peak in self._engine.peak_rates.items()}
+        outcome = self._engine.step(list(rates.values()))
         self.step += 1
         self._publisher.steps_since_publish += outcome.applied
         return RankStep(
@@ -210,30 +214,13 @@ class LearnerWorker:
             num_tokens=sum(len(segment.input_ids) for segment in segments),
             seconds=seconds + Seconds(optimizer=time.monotonic() - started),
             grad_norm=outcome.grad_norm,
-            learning_rate=rates[0],
+            learning_rate=_shown(rates),
             skipped=not outcome.applied,
             non_finite_keys=broken,
             skipped_keys=() if outcome.applied else tuple(segment.key for segment in segments),
         )
 
 
-def _seed(seed: int) -> None:
-    """Dropout differs per rank, and is the same in every run with this seed."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def random_state() -> dict[str, Any]:
-    """Every generator that training draws from."""
-    on_gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": on_gpu}
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Inverse of `random_state`."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+def _shown(rates: Mapping[str, float]) -> float:
+    """The language model's rate where it is trained, else the first part's."""
+    return next((rate for name, rate in rates.items() if name.startswith("language")), next(iter(rates.values())))

@@ -142,7 +142,7 @@ _add(
         "loss/coord_tail": "The same over the appended tail.",
         "loss/total": ("CE plus coordinate loss: what is minimised.", "Not finite: steps are skipped."),
         "train/grad_norm": ("Gradient norm before clipping.", "Far above max_grad_norm: lower the rate."),
-        "train/learning_rate": "Learning rate of the first parameter group.",
+        "train/learning_rate": "Learning rate of the language model, or of the first part that is trained.",
         "train/epoch": "Passes over the data set that were trained before this window.",
         "packing/post_rollout_fill": (
             "Tokens / (forwards x capacity), over all ranks.",

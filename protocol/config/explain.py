@@ -157,6 +157,8 @@ def _expected(detail: ErrorDetails) -> str:
     if kind in BOUNDS:
         key, sign = BOUNDS[kind]
         return f"{sign} {context[key]:g}"
+    if kind == "string_pattern_mismatch":
+        return f"text of the form {context['pattern']}"
     return EXPECTED.get(kind, detail["msg"])
 
 

@@ -135,7 +135,8 @@ class DeepSpeedConfig(Section):
     """Use `config`; false runs plain data parallelism (ZeRO stage 0)."""
     config: str | dict[str, Any] | None = "zero2"
     """`zero0` .. `zero3`, a path to a DeepSpeed JSON file, or the mapping itself. Batch sizes, precision, clipping and
-    optimizer come from `training` and may not be repeated there."""
+    optimizer come from `training` and may not be repeated there; `auto` may. `offload_optimizer` and
+    `offload_param` go to the `cpu` only; the first start with one compiles DeepSpeed's kernel, which takes minutes."""
 
     @model_validator(mode="after")
     def _has_config(self) -> DeepSpeedConfig:
@@ -145,7 +146,27 @@ class DeepSpeedConfig(Section):
         return self
 
     def resolve(self) -> dict[str, Any]:
-        """The DeepSpeed mapping; reads the file when `config` is a path. ConfigError when it cannot be read."""
+        """The DeepSpeed mapping; reads the file when `config` is a path.
+
+        Raises:
+            ConfigError: the file cannot be read, or the ZeRO stage is none of 0..3.
+        """
+        given = self._given()
+        stage = (given.get("zero_optimization") or {}).get("stage", 0)
+        if stage not in ZERO_STAGES.values():
+            raise ConfigError(f"deepspeed.config: zero_optimization.stage is {stage!r}; write 0, 1, 2 or 3")
+        return given
+
+    def zero_stage(self) -> int:
+        """0..3; reads the file when `config` is a path."""
+        return int((self.resolve().get("zero_optimization") or {}).get("stage", 0))
+
+    def offloads(self, what: Literal["optimizer", "param"]) -> bool:
+        """Whether DeepSpeed keeps the optimizer, or the parameters, in host memory."""
+        part = (self.resolve().get("zero_optimization") or {}).get(f"offload_{what}") or {}
+        return part.get("device") == "cpu"
+
+    def _given(self) -> dict[str, Any]:
         if not self.enabled or self.config is None:
             return {"zero_optimization": {"stage": 0}}
         if isinstance(self.config, dict):
@@ -162,10 +183,6 @@ class DeepSpeedConfig(Section):
         if not isinstance(loaded, dict):
             raise ConfigError(f"deepspeed.config: {self.config} holds a {type(loaded).__name__}; write a JSON object")
         return loaded
-
-    def zero_stage(self) -> int:
-        """0..3; reads the file when `config` is a path."""
-        return int(self.resolve().get("zero_optimization", {}).get("stage", 0))
 
 
 class DebugConfig(Section):

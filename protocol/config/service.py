@@ -115,7 +115,7 @@ class ClusterConfig(Section):
     object_store_bytes: PositiveInt | None = None
     """Bytes of the object store of a local cluster, and of each worker pod. Null: Ray's choice."""
     step_timeout_s: PositiveFloat = 1800.0
-    """Seconds until every learner rank must have finished an optimizer step."""
+    """Seconds until every learner rank must have loaded its model, and finished an optimizer step or a checkpoint."""
     max_learner_restarts: NonNegativeInt = 3
     """How often a run whose learner failed goes back to its last checkpoint before it ends; 0: it ends at once."""
 

@@ -280,9 +280,22 @@ def test_settings_that_name_files_are_looked_up(tmp_path: Path) -> None:
     ]
 
 
+def test_a_relative_run_folder_on_a_joined_cluster_is_a_warning(tmp_path: Path) -> None:
+    findings = check_run(run(tmp_path, cluster__address="auto", training__output_dir="runs"))
+    assert [finding.where for finding in findings if finding.severity == "warning"] == ["training.output_dir"]
+
+
 def test_tensor_parallel_without_gpus_is_an_error(tmp_path: Path) -> None:
     config = run(tmp_path, custom__rollout_matching={"vllm": {"max_model_len": 1024, "tensor_parallel_size": 4}})
     assert only_error(config).startswith(f"{MATCHING}.vllm.tensor_parallel_size: is 4 but cluster.gpus_per_actor is 0")
+
+
+def test_a_tracker_that_is_not_installed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = only_error(run(tmp_path, training__report_to=["wandb"]))
+    assert (
+        found == "training.report_to: wandb needs the package wandb, which is missing; install it, or remove the name"
+    )
 
 
 def test_what_no_package_brings_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from protocol.config import RunConfig
+from protocol.config.explain import all_paths
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted({*(ROOT / "docs").glob("*.md"), ROOT / "README.md"})
+SECTIONS = (
+    "custom|training|cluster|rollout|metrics|kubernetes|buffer|sync|template|tuner|deepspeed|data|quarantine|model"
+)
+SETTING = re.compile(rf"`((?:{SECTIONS})\.[a-z0-9_.]*[a-z0-9_])")
+METRIC = re.compile(r"`((?:rollout|loss|time|sync|packing|policy|train|dump|buffer|learner)/[a-z0-9_]+)`")
+NO_SETTINGS = {"training.learning_rat", "training.resume_from_checkpoint", "training.gradient_accumulation_steps"}
+"""What the pages name because it is none."""
 LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
 
 
@@ -26,3 +36,12 @@ def test_the_commands_that_a_page_names_exist(page: Path) -> None:
     blocks = "\n".join(re.findall(r"```bash.*?```|```\n.*?```", page.read_text(), re.DOTALL))
     for command in re.findall(r"^ *rollmatch ([a-z-]+)", blocks, re.MULTILINE):
         assert re.search(rf"^    {command}\b", usage, re.MULTILINE), f"{page.name}: rollmatch {command}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md"], ids=lambda page: page.name)
+def test_the_settings_and_metrics_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    named = {name for name in SETTING.findall(text) if not name.endswith(".jsonl")}
+    assert named - set(all_paths(RunConfig)) <= NO_SETTINGS
+    table = (ROOT / "docs" / "metrics.md").read_text()
+    assert not [name for name in METRIC.findall(text) if f"`{name}`" not in table]

@@ -242,7 +242,7 @@ def test_paths_that_no_pod_would_find_are_refused(capsys: pytest.CaptureFixture[
     assert main(["render", "--config", demo]) == 2
     printed = capsys.readouterr()
     first, *paths = printed.err.splitlines()
-    assert first == "rollmatch: 4 paths would not be found by a pod"
+    assert first == "rollmatch: 4 things are wrong"
     assert [line.split(":")[0] for line in paths] == [
         "model.model",
         "custom.train_jsonl",
@@ -251,6 +251,9 @@ def test_paths_that_no_pod_would_find_are_refused(capsys: pytest.CaptureFixture[
     ]
     assert not printed.out
     assert main(["render", "--config", str(CONFIG), "training.output_dir=/data/runs"]) == 2, "mounted read-only"
+    capsys.readouterr()
+    assert main(["render", "--config", str(CONFIG), "kubernetes.gpus_per_node=2"]) == 2
+    assert capsys.readouterr().err.startswith("rollmatch: cluster.gpus_per_actor: is 4, more than the 2 GPUs of a node")
 
 
 def test_rendering_changes_neither_the_configuration_nor_its_own_result() -> None:

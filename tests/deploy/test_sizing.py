@@ -12,7 +12,7 @@ from deploy.check_model import _weight_files
 from deploy.cli import main
 from deploy.model_shape import PRESETS, ModelShape, model_shape, preset
 from deploy.sizing import HEAD_CHUNK_BYTES, Device, Load, balance, engine_memory, host_memory, learner_memory
-from protocol.config import RunConfig, load_config
+from protocol.config import DeepSpeedConfig, RunConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 NODE = ROOT / "configs" / "node_8gpu.yaml"
@@ -75,6 +75,15 @@ def test_zero_divides_what_it_says_it_divides() -> None:
     assert stages[2].states == (2 + 2 / 4 + 12 / 4) * size
     assert stages[3].states == 16 / 4 * size
     assert len({stage.activations for stage in stages}) == 1
+
+
+def test_what_deepspeed_keeps_in_host_memory_takes_none_of_the_gpu() -> None:
+    there = {"device": "cpu"}
+    config, shape = node(), preset("2B")
+    zero = {"stage": 3, "offload_optimizer": there, "offload_param": there}
+    offloading = config.model_copy(update={"deepspeed": DeepSpeedConfig(config={"zero_optimization": zero})})
+    kept, moved = (learner_memory(shape, each, 3) for each in (config, offloading))
+    assert (moved.weights, moved.optimizer, moved.gradients) == (0, 0, kept.gradients)
 
 
 def test_keys_and_values_of_a_token_are_spread_over_the_engines_gpus() -> None:

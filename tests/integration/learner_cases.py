@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import ray
 
+from learner.model import HeadOutput
+from learner.prompt_encoder import Prompt
 from learner.ranks import LearnerRank
 from learner.results import RankStep
 from learner.settings import LearnerSettings, OptimizerSettings, TunerSettings
 from protocol.carry import plan_carry
-from protocol.contracts import PackPlan, Segment, WeightsManifest
+from protocol.contracts import PackPlan, RequestKey, Segment, WeightsManifest
 from tests.learner import tiny
 
 TWO_PACKS = PackPlan(micro_batches=(((0, 1),), ((2, 3),)))
@@ -112,6 +116,22 @@ class CaseRank(LearnerRank):
     def step(self, plan: PackPlan, segments: Sequence[Segment]) -> RankStep:
         return self._ready.train_step([[segments[at] for at in packs[self._rank]] for packs in plan.micro_batches])
 
+    def step_reading_late(self, plan: PackPlan, segments: Sequence[Segment], late: RequestKey) -> RankStep:
+        """As `step`, but the pixels of `late` cannot be read before a forward has begun."""
+        encoder, engine, begun = self._ready._encoder, self._ready._engine, threading.Event()
+        encode, forward = encoder._encode, engine.forward
+
+        def read(segment: Segment) -> Prompt:
+            assert segment.key != late or begun.wait(60), "no forward began before all pixels were read"
+            return encode(segment)
+
+        def begin(*arguments: Any) -> HeadOutput:
+            begun.set()
+            return forward(*arguments)
+
+        encoder._encode, engine.forward = read, begin  # type: ignore[method-assign]
+        return self.step(plan, segments)
+
     def publish_all(self) -> tuple[dict[str, Array], WeightsManifest | None]:
         """Every tensor, on rank 0."""
         *buckets, manifest = [*self._ready.publish(1, True)] or [None]
@@ -140,6 +160,18 @@ def unpack(manifest: WeightsManifest, buckets: Sequence[Any]) -> dict[str, Array
             values = raw.view(np.float32)
         found[entry.name] = values.reshape(entry.shape)
     return found
+
+
+def assert_same(found: list[Outcome], reference: list[Outcome]) -> None:
+    """Same losses, gradient norms (1e-5) and published weights (1e-5 of each tensor's largest element)."""
+    for step in range(len(reference[0].losses)):
+        total = sum(outcome.losses[step] for outcome in found)
+        assert total == pytest.approx(sum(outcome.losses[step] for outcome in reference), rel=1e-5)
+        assert found[0].norms[step] == pytest.approx(reference[0].norms[step], rel=1e-5)
+    assert found[0].weights.keys() == reference[0].weights.keys()
+    for name, weights in reference[0].weights.items():
+        difference = np.abs(found[0].weights[name] - weights).max()
+        assert difference <= 1e-5 * max(1e-2, np.abs(weights).max()), name
 
 
 class Ranks:
@@ -171,3 +203,23 @@ class Ranks:
     def close(self) -> None:
         for actor in self.actors:
             ray.kill(actor)
+
+
+def assert_skips(two: Ranks, settings: LearnerSettings, segments: Sequence[Segment]) -> None:
+    """A step with a loss that is not finite moves nothing and names the segment; the next step is as a first one."""
+    poisoned = replace(segments[3], input_ids=segments[3].input_ids.copy())
+    byte = int(np.setdiff1d(np.arange(256), np.concatenate([segment.input_ids for segment in segments]))[0])
+    poisoned.input_ids[-4] = byte
+    two.prepare(settings)
+    two.call("poison", byte)
+    before = two.publish()
+    bad = two.step(SHARDED, [*segments[:3], poisoned])
+    assert [rank.skipped for rank in bad] == [True, True]
+    assert [list(rank.non_finite_keys) for rank in bad] == [[segments[3].key], []]
+    assert all(np.array_equal(after, before[name], equal_nan=True) for name, after in two.publish().items())
+    good = two.step(SHARDED, segments)
+    assert [rank.skipped for rank in good] == [False, False]
+    two.prepare(settings)
+    reference = two.step(SHARDED, segments)
+    assert [rank.loss for rank in good] == pytest.approx([rank.loss for rank in reference], rel=1e-6)
+    assert good[0].grad_norm == pytest.approx(reference[0].grad_norm, rel=1e-5)

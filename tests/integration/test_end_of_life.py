@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.conftest import ROOT, processes_with, read_lines
@@ -41,6 +42,19 @@ def wait_for_step(path: Path, process: subprocess.Popen[str], deadline_s: float 
         time.sleep(0.5)
 
 
+def open_to_the_network(marker: str) -> list[str]:
+    """Processes with a port that is not on the loopback interface, once per port."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("ROLLMATCH_TEST_MARKER") == marker:
+                ports = [at for at in process.net_connections("tcp") if at.status == psutil.CONN_LISTEN]
+                found += [process.name() for at in ports if at.laddr.ip.removeprefix("::ffff:") != "127.0.0.1"]
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue  # it ended meanwhile
+    return found
+
+
 def wait_until_gone(marker: str, deadline_s: float = 30) -> list[str]:
     """What is still alive at the deadline: Ray reaps its workers a moment after the driver."""
     end = time.monotonic() + deadline_s
@@ -50,12 +64,13 @@ def wait_until_gone(marker: str, deadline_s: float = 30) -> list[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "sigterm"])
-def test_a_signal_for_the_whole_group_checkpoints_exits_130_and_leaves_no_process(
+def test_a_run_keeps_to_this_machine_and_a_signal_checkpoints_exits_130_and_leaves_no_process(
     arguments: Callable[..., list[str]], tmp_path: Path, number: signal.Signals
 ) -> None:
     marker = uuid.uuid4().hex
     process = start(arguments("training.max_steps=500", "custom.val_jsonl=null"), marker)
     wait_for_step(tmp_path / "run" / "metrics.jsonl", process)
+    assert len(found := open_to_the_network(marker)) <= 1, f"torch's rendezvous alone, docs/security.md says: {found}"
     os.killpg(process.pid, number)  # what a terminal, a shell's `timeout` and a job manager do
     _, errors = process.communicate(timeout=180)
 

@@ -126,6 +126,21 @@ def test_one_ranks_failure_ends_the_step_and_the_group(start: Path, segments: li
         group.train_step(SHARDED, in_store(segments))
 
 
+def test_a_failure_within_one_ranks_forward_ends_the_step_while_the_others_wait(
+    start: Path, segments: list[Segment]
+) -> None:
+    group = started(start)
+    ids = segments[2].input_ids.copy()
+    ids[-4] = 10**6  # no such token: the embedding raises, on rank 1 alone
+    broken = replace(segments[2], input_ids=ids)
+    began = time.monotonic()
+    with pytest.raises(
+        LearnerError, match=r"learner rank 1 failed in train_step: index out of range(?s:.*)File .*worker"
+    ):
+        group.train_step(SHARDED, [ray.put(segment) for segment in (*segments[:2], broken, segments[3])])
+    assert time.monotonic() - began < 30
+
+
 def test_a_rank_that_dies_in_a_collective_does_not_hang_the_others(start: Path, segments: list[Segment]) -> None:
     group = started(start)
     refs = in_store(segments)

@@ -18,11 +18,12 @@ from learner.losses import (
     StepCounts,
     coord_target,
     coord_terms,
-    row_loss,
     scales,
+    weighted_coord,
 )
 from learner.settings import LossSettings
 from protocol.contracts import IGNORE_INDEX
+from tests.learner.plain_loss import row_loss, terms_of_full_logits
 
 ROOT = Path(__file__).resolve().parents[2]
 HOMES = (ROOT / "tests/protocol/golden/cases.json", ROOT.parent / "shared/cases/golden.json")
@@ -50,14 +51,11 @@ def test_golden_loss(case: dict[str, Any]) -> None:
     by_note = given["coord_logits"] == "see note"
     logits = torch.tensor([spike() if by_note else [float(x) for x in given["coord_logits"]]])
     full = spike() + [0.0] * 200 if by_note else given["full_logits"]
-    terms = coord_terms(
-        logits,
-        torch.tensor([given["target_bin"]]),
-        sigma=given["sigma"],
-        truncate=given["truncate"],
-        temperature=given["temperature"],
-        full_logits_CV=None if full is None else torch.tensor([full]),
+    settings = LossSettings(
+        target_sigma=given["sigma"], target_truncate=given["truncate"], temperature=given["temperature"]
     )
+    full_logits = None if full is None else torch.tensor([full])
+    terms = terms_of_full_logits(logits, torch.tensor([given["target_bin"]]), full_logits, settings)
     for name, value in expected.items():
         assert getattr(terms, name).item() == pytest.approx(value, rel=1e-5, abs=1e-9), name
 
@@ -81,7 +79,6 @@ def test_golden_full_step(case: dict[str, Any]) -> None:
     )
     logged = case["expected"]["logged"]
     assert loss.item() == pytest.approx(case["expected"]["total"], rel=1e-5)
-    assert sums.mean_total == pytest.approx(case["expected"]["total"], rel=1e-5)
     assert sums.ce_sum / sums.ce_tokens == pytest.approx(logged["loss/ce"], rel=1e-5)
     assert sums.coord_sum / sums.coord_targets == pytest.approx(logged["loss/coord"], rel=1e-5)
     assert sums.coord_prefix_sum / sums.coord_prefix_count == pytest.approx(logged["loss/coord_prefix"], rel=1e-5)
@@ -95,11 +92,10 @@ def test_a_soft_target_of_no_width_is_refused() -> None:
         coord_terms(torch.zeros(1, 5), torch.tensor([1]), sigma=1.0, truncate=None, temperature=0.0)
 
 
-def test_sums_add_up_and_a_mean_of_nothing_is_zero() -> None:
+def test_sums_add_up() -> None:
     one = LossSums(6.0, 3, 4.0, 2, 1.0, 1, 3.0, 1)
     assert one + one == LossSums(12.0, 6, 8.0, 4, 2.0, 2, 6.0, 2)
-    assert one.mean_total == 4.0
-    assert LossSums().mean_total == 0.0
+    assert one + LossSums() == one
 
 
 def test_global_scales_do_not_depend_on_how_a_step_is_cut() -> None:
@@ -135,17 +131,8 @@ def plain(
     head.zero_grad()
     logits = head(hidden)
     ce = torch.nn.functional.cross_entropy(logits[:7], data["ce_ids"], reduction="sum")
-    terms = coord_terms(
-        logits[7:][:, ids],
-        data["bins"],
-        sigma=loss.target_sigma,
-        truncate=loss.target_truncate,
-        temperature=loss.temperature,
-        full_logits_CV=logits[7:],
-    )
-    assert terms.gate is not None
-    coord = loss.soft_ce_weight * terms.soft_ce + loss.w1_weight * terms.w1 + loss.gate_weight * terms.gate
-    total = 0.3 * ce + 0.7 * coord.sum()
+    terms = terms_of_full_logits(logits[7:][:, ids], data["bins"], logits[7:], loss)
+    total = 0.3 * ce + 0.7 * weighted_coord(terms, loss).sum()
     total.backward()
     assert head.weight.grad is not None
     assert hidden.grad is not None

@@ -103,6 +103,25 @@ def test_merging_leaves_the_model_alone(checkpoint: Path, tuner: TunerSettings) 
     assert all(torch.equal(before[name], parameter) for name, parameter in policy.named_parameters())
 
 
+def test_no_more_than_one_module_is_whole_at_a_time(checkpoint: Path) -> None:
+    alive: list[int] = []
+    largest: list[int] = []
+
+    class Watched(Unpartitioned):
+        @contextlib.contextmanager
+        def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+            assert not alive, "a consumer that waits must not keep a module whole"
+            alive.append(sum(parameter.numel() for parameter in parameters))
+            largest.extend(alive)
+            yield
+            alive.pop()
+
+    policy = build_policy(tiny.settings(checkpoint, tuner=LORA))
+    for _ in MergedWeights(policy, torch.float32).tensors(Watched(), Rounding(), only_changing=False):
+        assert not alive
+    assert max(largest) == policy.core.get_input_embeddings().weight.numel()
+
+
 def test_an_untied_head_is_published_under_its_own_name(tmp_path: Path) -> None:
     start = tiny.write_checkpoint(tmp_path / "untied", tied=False)
     assert "lm_head.weight" in merged(build_policy(tiny.settings(start)))

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from learner.collate import Batch, Vision, collate_nothing, collate_packed, collate_padded
-from learner.losses import LossScales, row_loss
+from learner.losses import LossScales
 from learner.model import Policy, build_policy
 from learner.settings import LossSettings
 from protocol.contracts import Segment
 from tests.learner import tiny
+from tests.learner.plain_loss import row_loss
 
 SCALES = LossScales(ce=0.1, coord=0.25)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +68,29 @@ def test_an_image_that_the_processor_would_resize_is_refused(
     encoder.close()
 
 
-def test_the_cache_forgets_the_oldest_beyond_its_limit(checkpoint: Path, segments: list[Segment]) -> None:
-    encoder = PromptEncoder(tiny.settings(checkpoint, pixel_cache_bytes=0))
-    first = encoder.encode_all(segments)
-    again = encoder.encode_all(segments)
-    assert all(one is not two for one, two in zip(first, again, strict=True))
+def test_what_earlier_steps_needed_is_forgotten_beyond_the_limit(checkpoint: Path, segments: list[Segment]) -> None:
+    for limit, remembered in ((0, False), (2**20, True)):
+        encoder = PromptEncoder(tiny.settings(checkpoint, pixel_cache_bytes=limit))
+        encoder.prefetch(segments[:2])
+        first, again = encoder.encode_all(segments[:1]), encoder.encode_all(segments[:1])
+        assert first[0] is again[0], "the step's own pixels are kept"
+        encoder.prefetch(segments[2:])
+        assert (encoder.encode_all(segments[:1])[0] is first[0]) is remembered
+        encoder.close()
+
+
+def test_reading_ahead_raises_only_where_the_pixels_are_wanted(encoder: PromptEncoder, segments: list[Segment]) -> None:
+    broken = replace(segments[3], images=("/gone.png",))
+    encoder.prefetch([*segments[:3], broken])
+    assert len(encoder.encode_all(segments[:3])) == 3
+    with pytest.raises(ImageError, match=r"record=3/epoch=0/rollout=0: cannot read /gone\.png"):
+        encoder.encode_all([broken])
+
+
+def test_no_thread_outlives_the_encoder(checkpoint: Path, segments: list[Segment]) -> None:
+    before = set(threading.enumerate())
+    encoder = PromptEncoder(tiny.settings(checkpoint))
+    encoder.prefetch(segments)
+    assert set(threading.enumerate()) - before
     encoder.close()
-    remembering = PromptEncoder(tiny.settings(checkpoint))
-    assert remembering.encode_all(segments)[0] is remembering.encode_all(segments)[0]
-    remembering.close()
+    assert set(threading.enumerate()) <= before

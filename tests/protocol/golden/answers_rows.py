@@ -99,21 +99,20 @@ def _ids(values: list[int]) -> IntArray:
 def _loss(case: Case) -> dict[str, float]:
     import torch
 
-    from learner.losses import coord_target, coord_terms
+    from learner.losses import coord_target
+    from learner.settings import LossSettings
+    from tests.learner.plain_loss import terms_of_full_logits
 
     given, expected = case["input"], case["expected"]
     if "bin" in given:
         target = coord_target(given["bin"], given["sigma"], given["truncate"], given["K"]).tolist()
         return {name: target[int(name[1:])] for name in expected if re.fullmatch(r"q\d+", name)}
     coord, full = _logits(case)
-    terms = coord_terms(
-        torch.tensor([coord]),
-        torch.tensor([given["target_bin"]]),
-        sigma=given["sigma"],
-        truncate=given["truncate"],
-        temperature=given["temperature"],
-        full_logits_CV=None if full is None else torch.tensor([full]),
+    settings = LossSettings(
+        target_sigma=given["sigma"], target_truncate=given["truncate"], temperature=given["temperature"]
     )
+    full_logits = None if full is None else torch.tensor([full])
+    terms = terms_of_full_logits(torch.tensor([coord]), torch.tensor([given["target_bin"]]), full_logits, settings)
     answer = {"soft_ce": float(terms.soft_ce), "w1": float(terms.w1)}
     return answer if terms.gate is None else {**answer, "gate": float(terms.gate)}
 
@@ -139,8 +138,8 @@ def _compute_loss(case: Case) -> dict[str, Any]:
     """One micro-batch: rows labelled, the plain loss over full logits, and the event's metrics."""
     import torch
 
-    from learner.losses import row_loss
     from learner.settings import LossSettings
+    from tests.learner.plain_loss import row_loss
 
     given, metas = case["input"], case["input"]["meta"]
     numbers = _compute_loss_numbers(case["name"])
