@@ -252,4 +252,13 @@ class Controller:
 
 
 def _attested(reports: Sequence[LoadReport]) -> list[dict[str, Any]]:
-    return [{"version": report.version, "checksums": report.bucket_checksums} for report in reports]
+    return [
+        {
+            "name": report.engine,
+            "version": report.version,
+            "checksums": report.bucket_checksums,
+            "seconds": report.busy_seconds,
+            "ended": report.ended,
+        }
+        for report in reports
+    ]

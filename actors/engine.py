@@ -37,6 +37,15 @@ class LoadReport:
     """Getting the buckets from the object store."""
     wait_seconds: float = 0.0
     """Until running requests let the engine load."""
+    engine: str = ""
+    """Name of its slot in the pool, which fills it in, as it does `ended`."""
+    ended: float = 0.0
+    """Unix seconds when the driver had the report."""
+
+    @property
+    def busy_seconds(self) -> float:
+        """Fetching, checking, loading and resuming: without the wait, in which the engine still generates."""
+        return self.fetch_seconds + self.load_seconds + self.resume_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -229,7 +229,7 @@ class RolloutPool:
                 self._calls.load([member], *self.published.full())
             return
         member.version = manifest.version
-        self.reports.append(report)
+        self.reports.append(replace(report, engine=member.name, ended=time.time()))
         member.enter(ActorState.SYNCED)
 
     def _route(self) -> None:

@@ -160,7 +160,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _spans(events: Sequence[dict[str, Any]]) -> list[LaneSpan]:
-    """The loop's and the actors' own spans; those of the ranks follow from what the loop said of a step, a publish."""
+    """The loop's and the actors' own spans; others follow from what the loop said of a step, or of a publish."""
     found = []
     for event in events:
         if event["kind"] == "span":
@@ -173,4 +173,7 @@ def _spans(events: Sequence[dict[str, Any]]) -> list[LaneSpan]:
         elif event["kind"] == "publish" and "seconds" in event:  # not in runs of before; rank 0 merges and hands over
             start = event["time"] - event["seconds"]
             found.append(LaneSpan(lane="rank-0", name="sync", span=Span(start, start + event["learner_s"])))
+            for engine in event["engines"]:
+                span = Span(engine["ended"] - engine["seconds"], engine["ended"])
+                found.append(LaneSpan(lane=engine["name"], name="sync", span=span))
     return sorted(found, key=lambda each: each.span)

@@ -46,7 +46,7 @@ def test_a_living_run_says_its_step_and_what_it_waits_for(tmp_path: Path) -> Non
 def test_busy_shares_are_those_of_the_newest_minute(tmp_path: Path) -> None:
     lines = shown(read_run(write_run(tmp_path / "one")), START).splitlines()
     shares = {line.split()[0]: line.split()[1] for line in lines if line.startswith(("actor-", "rank-"))}
-    assert shares == {"actor-0": "60", "actor-1": "40", "rank-0": "35", "rank-1": "15"}
+    assert shares == {"actor-0": "62", "actor-1": "40", "rank-0": "35", "rank-1": "15"}
 
 
 def test_one_frame_can_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
