@@ -198,7 +198,7 @@ class Ranks:
         return weights
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        return list(ray.get([getattr(a, method).remote(*arguments) for a in self.actors], timeout=120))
+        return list(ray.get([getattr(a, method).remote(*arguments) for a in self.actors], timeout=240))
 
     def close(self) -> None:
         for actor in self.actors:

@@ -1,4 +1,4 @@
-"""The optimizer's state and step in host memory, as DeepSpeed's JSON asks for it. Its kernel is compiled here once."""
+"""The optimizer's state and step in host memory, as DeepSpeed's JSON asks for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from deepspeed.ops.op_builder import CPUAdamBuilder
 
 from learner.settings import LearnerSettings, TunerSettings
 from protocol.contracts import Segment
@@ -44,7 +45,13 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
 
 
 @pytest.fixture(scope="module")
-def two(cluster: None, start: Path) -> Iterator[Ranks]:
+def kernel() -> None:
+    """Compiled before the ranks are asked for anything: it takes minutes, which no call of theirs is given."""
+    CPUAdamBuilder().load(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def two(cluster: None, kernel: None, start: Path) -> Iterator[Ranks]:
     ranks = Ranks(2, tiny.settings(start))
     yield ranks
     ranks.close()
