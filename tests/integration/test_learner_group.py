@@ -137,7 +137,7 @@ def test_a_failure_within_one_ranks_forward_ends_the_step_while_the_others_wait(
     with pytest.raises(
         LearnerError, match=r"learner rank 1 failed in train_step: index out of range(?s:.*)File .*worker"
     ):
-        group.train_step(SHARDED, [ray.put(segment) for segment in (*segments[:2], broken, segments[3])])
+        group.train_step(SHARDED, in_store([*segments[:2], broken, segments[3]]))
     assert time.monotonic() - began < 30
 
 
