@@ -5,13 +5,19 @@ or starts, a load that fails half-way or attests wrong bytes, an engine that rai
 lost with its objects. A run that loses a record, trains one twice or out of order, trains on weights older than
 allowed, or misses a deadline ends the program with an error; so the zeros in the table are asserted, not counted.
 
-`--simulated N --vllm N` set the numbers of faults (0: leave that part out).
+`--simulated N --vllm N` set the numbers of faults (0: leave that part out). The whole takes more than an hour; its parts
+can be run by themselves, with what they print given to `--parts` afterwards:
+
+    RAY_AUTH_MODE=disabled python -m tests.faults.suite --engine vllm --faults 45 > vllm.json
+    python -m benchmarks.faults --parts simulated=simulated.json vllm=vllm.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import finish, print_table
@@ -23,11 +29,15 @@ def main() -> None:
     parser.add_argument("--simulated", type=int, default=162)
     parser.add_argument("--vllm", type=int, default=45)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", default=[], metavar="ENGINE=FILE", help="what was run before")
     parser.add_argument("--write", action="store_true", help="store the result with the hardware's name")
     arguments = parser.parse_args()
-    parts: dict[str, dict[str, Any]] = {}
+    ran = (part.split("=", 1) for part in arguments.parts)
+    parts: dict[str, dict[str, Any]] = {
+        engine: json.loads(Path(file).read_text(encoding="utf-8").splitlines()[-1]) for engine, file in ran
+    }
     for engine, count in (("simulated", arguments.simulated), ("vllm", arguments.vllm)):
-        if count:
+        if count and engine not in parts:
             asked = ("--engine", engine, "--faults", str(count), "--seed", str(arguments.seed))
             parts[engine] = in_own_process(*asked, timeout_s=120 * count + 600)
     rows = [
