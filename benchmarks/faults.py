@@ -5,7 +5,7 @@ or starts, a load that fails half-way or attests wrong bytes, an engine that rai
 lost with its objects. A run that loses a record, trains one twice or out of order, trains on weights older than
 allowed, or misses a deadline ends the program with an error; so the zeros in the table are asserted, not counted.
 
-`--simulated N --vllm N` set the numbers of faults (0: leave that part out). The whole takes more than an hour; its parts
+`--simulated N --vllm N` set the numbers of faults (0: leave that part out). The whole takes an hour or more; its parts
 can be run by themselves, with what they print given to `--parts` afterwards:
 
     RAY_AUTH_MODE=disabled python -m tests.faults.suite --engine vllm --faults 45 > vllm.json
