@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: torch and DeepSpeed read the environment t
 from __future__ import annotations
 
 import os
+import random
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # importing these imports torch
     from learner.results import RankStep
     from learner.worker import LearnerWorker
 
+RENDEZVOUS_PORTS = range(20_000, 32_000)
+"""Below the ports that systems hand out: an outgoing connection could take one of those at any moment."""
 GRACE_S = 3.0
 """After the first failure: how long other ranks have to report theirs, which may be the cause."""
 BROKEN_CONNECTION = ("gloo", "nccl", "connection reset", "connection closed", "broken pipe")
@@ -42,10 +45,7 @@ class LearnerRank:
 
     def where(self) -> tuple[str, str, int]:
         """(node id, address, a free port): what the group needs to arrange a rendezvous."""
-        address = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return ray.get_runtime_context().get_node_id(), address, probe.getsockname()[1]
+        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), free_port()
 
     def start(self, settings: LearnerSettings, address: str, port: int, local_rank: int, local_size: int) -> None:
         """Joins the process group and builds the worker."""
@@ -110,6 +110,20 @@ class LearnerRank:
         if self._worker is None:
             raise LearnerError(f"learner rank {self._rank} was not started; call LearnerGroup.start first")
         return self._worker
+
+
+def free_port() -> int:
+    """A port of `RENDEZVOUS_PORTS` that nobody listens on. Between this look and torch's use another process may take
+    it, which the range makes unlikely: nothing is given a port of it by itself."""
+    for port in random.SystemRandom().sample(RENDEZVOUS_PORTS, len(RENDEZVOUS_PORTS)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise LearnerError(f"no free port in {RENDEZVOUS_PORTS}; end what listens there, all of them are taken")
 
 
 LOST = (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError, ray.exceptions.RayTaskError)
