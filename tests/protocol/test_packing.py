@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from protocol.bins import best_fit, by_length, first_fit, min_bins
 from protocol.contracts import PackPlan
 from protocol.packing import check_insert, cost, drain, fifo_pack, padded_plan, plan_packs, select_pack
+from tests.protocol.strategies import EXAMPLES
 
 CAPACITY = 100
 LENGTHS = st.binary(max_size=40).map(lambda drawn: [1 + b if b < CAPACITY else 30 + b % 26 for b in drawn])
 """Anything, with a cluster between a third and a half of the capacity; bytes because they are drawn fast."""
 RANKS = st.integers(1, 6)
-often = settings(max_examples=2000, deadline=None)
+often = settings(max_examples=EXAMPLES, deadline=None)
 
 
 def positions(plan: PackPlan) -> list[int]:
