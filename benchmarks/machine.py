@@ -11,6 +11,8 @@ import statistics
 import time
 from multiprocessing.connection import Connection
 
+from benchmarks.reporting import finish, print_table
+
 WORK = 120
 ROUNDS = 5
 DEADLINE_S = 300.0
@@ -70,4 +72,6 @@ def _receive(pipe: Connection) -> float:
 
 
 if __name__ == "__main__":
-    print(f"two processes do {parallel_gain():.2f} times the work of one")
+    gain = parallel_gain()
+    print_table("Work per second of two processes, by that of one", ["parallel gain"], [[gain]])
+    finish("machine", {"parallel_gain": gain})
