@@ -36,7 +36,6 @@ from deploy.ledger import LedgerLine, check_ledger, read_ledger
 from tests.integration.conftest import ROOT, processes_with
 
 PHASES = ("start", "rollout", "train", "sync", "save")
-PHASE_LINE = re.compile(rf": ({'|'.join(PHASES)}) 0:00:0\d")
 BATCH, M_STEPS = 4, 2
 """Rollouts of a window, and the demo's optimizer steps on it."""
 DEADLINE_S = 1200
@@ -56,6 +55,7 @@ class Run:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / f"log-{self.marker[:8]}.txt"
+        self.launched = time.time()
         command = [sys.executable, "-m", "deploy.cli", "train", "--config", "configs/demo.yaml"]
         where = [f"training.output_dir={self.folder}", "training.run_name=run"]
         with self.log.open("w") as log:
@@ -69,12 +69,13 @@ class Run:
             )
 
     def phases(self) -> Iterator[tuple[str, float]]:
-        """(phase, monotonic time) as each begins, until the process has ended."""
+        """(phase, time of the clock) of each that this process begins, until it has ended."""
         seen, end = 0, time.monotonic() + DEADLINE_S
         while self.process.poll() is None:
-            found = PHASE_LINE.findall(self.log.read_text())
-            for phase in found[seen:]:
-                yield phase, time.monotonic()
+            events = whole_lines(self.folder / "run" / "events.jsonl")
+            phases = [(event["name"], event["since"]) for event in events if event["kind"] == "phase"]
+            found = [phase for phase in dict.fromkeys(phases) if phase[0] in PHASES and phase[1] > self.launched]
+            yield from found[seen:]
             seen = len(found)
             assert time.monotonic() < end, f"the run did not end within {DEADLINE_S} s"
             time.sleep(0.05)
@@ -114,8 +115,7 @@ class Result(NamedTuple):
 
 def written(run_dir: Path, num_steps: int) -> Result:
     """What a run has on disk, also if it was killed: a last line that was not written whole is no line."""
-    whole = [line for line in _text(run_dir / "metrics.jsonl").splitlines(keepends=True) if line.endswith("\n")]
-    metrics = [json.loads(line) for line in whole]
+    metrics = whole_lines(run_dir / "metrics.jsonl")
     weights = run_dir / f"checkpoint-{num_steps}" / "merged" / "model.safetensors"
     return Result(
         metrics=[{k: v for k, v in line.items() if not TIMES.search(k)} for line in metrics if "loss/total" in line],
@@ -124,8 +124,10 @@ def written(run_dir: Path, num_steps: int) -> Result:
     )
 
 
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Of a file that may be missing, or be written just now."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def check_whole(result: Result, num_steps: int) -> None:
@@ -168,7 +170,7 @@ def undisturbed(folder: Path, overrides: Sequence[str], num_steps: int) -> tuple
     run = Run(folder, overrides)
     began = list(run.phases())
     run.finish()
-    ends = [*(at for _, at in began[1:]), time.monotonic()]
+    ends = [*(at for _, at in began[1:]), time.time()]
     run.seconds_until_gone()
     lengths: dict[str, list[float]] = {name: [] for name in PHASES}
     for (phase, at), end in zip(began, ends, strict=True):
