@@ -44,15 +44,15 @@ class MemberCalls:
             limit = self._settings.sync_timeout_s
             member.call = Call(ref, f"{member.name} {what}", _after(limit), manifest)
 
-    def submit(self, member: Member, requests: Sequence[AnyRequest]) -> None:
+    def submit(self, member: Member, requests: Sequence[AnyRequest], hold: bool) -> None:
         """Hands requests over that the member owes already."""
         member.sent.add(self._expect(member, member.handle.submit.remote(requests)))
-        self.collect(member)
+        self.collect(member, hold)
 
-    def collect(self, member: Member) -> None:
-        """The next group of answers, where any is owed and none is waited for."""
+    def collect(self, member: Member, hold: bool) -> None:
+        """The next group of answers, where any is owed and none is waited for. `hold`: see `RolloutActor.collect`."""
         if member.owed and member.collecting is None:
-            member.collecting = Collect(*member.handle.collect.remote())
+            member.collecting = Collect(*member.handle.collect.remote(hold))
             self._expect(member, member.collecting.outcomes)
 
     def heartbeat(self, member: Member, now: float) -> None:

@@ -202,7 +202,7 @@ class RolloutPool:
             self._queue.answered(member, outcome.key)
             segment = SegmentRef(group, next(position)) if outcome.meta is not None else None
             yield replace(outcome, actor=member.name), segment
-        self._calls.collect(member)
+        self._calls.collect(member, hold=not self._queue)
 
     def _on_heartbeat(self, member: Member, progress: EngineProgress) -> None:
         before, member.progress, member.heartbeat = member.progress, progress, None
@@ -235,7 +235,7 @@ class RolloutPool:
     def _route(self) -> None:
         for member, batch in self._queue.plan(self._members):
             member.moved()
-            self._calls.submit(member, batch)
+            self._calls.submit(member, batch, hold=not self._queue)
 
     def _watch(self, now: float) -> None:
         """Deadlines, heartbeats, due restarts."""

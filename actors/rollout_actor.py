@@ -2,22 +2,15 @@
 
     driver ──submit──► [engine_loop] ──► answers ──► parse, match, target ──collect──► (segments, outcomes)
 
-`submit` hands requests to the engine's running batch and returns at once. `collect` waits for the first answer, then a
-moment for others, and returns what has ended since the call before: two objects, the segments of the group and its
-outcomes. The driver owns both, so they outlive this process, and it fetches only the second. Groups, because an object
-costs the driver hundreds of microseconds whatever is in it; two objects of one call, because they arrive together or
-not at all.
-
-| who waits | for what | who ends the wait |
-|---|---|---|
-| `collect` | the first answer | the engine's thread, which answers every request, also when it fails |
-| `collect`, holding answers | more of them, `GROUP_S` at most | the same; nothing more is owed; the group is full |
+`submit` hands requests to the engine's running batch and returns at once. `collect` returns the next group of answers
+(`actors.answers` says when a group is complete): two objects, the segments of the group and its outcomes. The driver
+owns both, so they outlive this process, and it fetches only the second. Two objects of one call, because they arrive
+together or not at all.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +18,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from actors.answers import Answers
 from actors.codec import ChatFrame, HubCodec
 from actors.desc_monitor import DescMonitor
 from actors.engine import Bucket, EngineProgress, LoadReport, RolloutEngine
@@ -40,7 +34,7 @@ from protocol.contracts import (
     SegmentStats,
     WeightsManifest,
 )
-from protocol.errors import ContractError, DataFailure, EngineError, RecordError
+from protocol.errors import ContractError, RecordError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
 from protocol.targets import build_target
@@ -50,10 +44,6 @@ from protocol.vocab import TokenCodec
 
 THREADS = {"control": 4, "collect": 1}
 """Of an actor's process, by what they serve: starts, loads and heartbeats never wait behind the collecting call."""
-GROUP_S = 0.1
-"""How long a finished rollout waits for others; small beside the seconds that a rollout takes."""
-GROUP_SIZE = 32
-"""Most rollouts of a group: the object that holds it is freed when the last of its segments is."""
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -76,8 +66,7 @@ class RolloutActor:
     def __init__(self, settings: ActorSettings, engine: RolloutEngine | None = None) -> None:
         self._settings = settings
         self._engine = engine
-        self._answers: queue.SimpleQueue[tuple[AnyRequest, Answer | RecordError, float]] = queue.SimpleQueue()
-        self._num_submitted = self._num_collected = 0  # one writer each
+        self._answers = Answers()
 
     @served(concurrency_group="control")
     def start(self, warmup: RolloutRequest | None) -> ActorReady:
@@ -100,41 +89,28 @@ class RolloutActor:
     @served(enable_task_events=False)
     def submit(self, requests: Sequence[AnyRequest]) -> None:
         """Hands requests to the engine; each is answered once, in some later group."""
-        asked = time.monotonic()
-        self._num_submitted += len(requests)
+        self._answers.expect(requests)
         read = []
         for request in requests:
             try:
                 read.append(request.read())
             except RecordError as error:
-                self._answers.put((request, error, 0.0))
-        self.loop.submit(read, lambda request, answer: self._answers.put((request, answer, time.monotonic() - asked)))
+                self._answers.put(request, error)
+        self.loop.submit(read, self._answers.put)
 
     @served(concurrency_group="collect", num_returns=2, enable_task_events=False)
-    def collect(self) -> Group:
+    def collect(self, hold: bool = False) -> Group:
         """The next group of finished requests, at least one, in order of completion.
 
-        EngineError when the engine failed; what ended before its failure is the group before.
+        `hold`: the driver has no other request for this actor, so an answer may wait for older ones. EngineError when
+        the engine failed; what ended before its failure is the group before.
         """
         segments: list[Segment] = []
         outcomes: list[Outcome] = []
-        until: float | None = None
-        while len(outcomes) < GROUP_SIZE and (not outcomes or self._num_collected < self._num_submitted):
-            try:
-                answered = self._answers.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                break
-            request, answer, latency_s = answered
-            if isinstance(answer, EngineError):
-                if not outcomes:
-                    raise answer
-                self._answers.put(answered)  # for the next call; behind it there are only failures
-                break
-            until = until or time.monotonic() + GROUP_S
-            segment, outcome = self._outcome(request, answer)
+        for answered, latency_s in self._answers.take_group(hold):
+            segment, outcome = self._outcome(answered.request, answered.answer)
             outcomes.append(replace(outcome, latency_s=latency_s))
             segments += [segment] if segment is not None else []
-            self._num_collected += 1
         return tuple(segments), tuple(outcomes)
 
     @served(concurrency_group="control")
@@ -169,9 +145,7 @@ class RolloutActor:
         self._suffix_ids: Sequence[int] = self._frame.suffix_ids
         return lambda: self._engine or build_engine(self._settings, self._frame, self._codec, processor)
 
-    def _outcome(
-        self, request: AnyRequest, answer: Completion | DataFailure | RecordError
-    ) -> tuple[Segment | None, Outcome]:
+    def _outcome(self, request: AnyRequest, answer: Answer | RecordError) -> tuple[Segment | None, Outcome]:
         if isinstance(answer, Completion):
             return self._finish(request.read(), answer)
         return None, Outcome(key=request.key, failure=f"{type(answer).__name__}: {answer}")

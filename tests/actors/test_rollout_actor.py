@@ -11,11 +11,11 @@ import pytest
 
 from actors.engine import RolloutEngine
 from actors.outcome import Group
-from actors.rollout_actor import GROUP_SIZE, RolloutActor, load_processor
+from actors.rollout_actor import RolloutActor, load_processor
 from actors.scripted_engine import ScriptedEngine
 from actors.settings import ActorSettings, DecodeSettings, EngineSettings
 from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Shape
-from protocol.errors import ContractError, EngineError, ImageError
+from protocol.errors import ContractError, ImageError
 from protocol.matching import MatchSettings
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings
@@ -136,33 +136,6 @@ def test_an_image_that_cannot_be_read_fails_alone(actor: Callable[..., RolloutAc
     assert [segment.key for segment in segments] == [answered.key]
     assert failed.failure == "ImageError: t:1: cannot read image x.png"
     assert answered.meta is not None
-
-
-def test_a_group_is_never_larger_than_its_limit_and_the_rest_comes_in_the_next(
-    actor: Callable[..., RolloutActor],
-) -> None:
-    made = actor(finds_the_cat)
-    made.submit([request(record) for record in range(GROUP_SIZE + 3)])
-    groups = [made.collect()[1], made.collect()[1]]
-
-    assert [len(group) for group in groups] == [GROUP_SIZE, 3]
-    assert len({outcome.key for group in groups for outcome in group}) == GROUP_SIZE + 3
-
-
-def test_what_ended_before_an_engine_failed_is_a_group_and_then_the_failure_is_raised(
-    actor: Callable[..., RolloutActor],
-) -> None:
-    made = actor(finds_the_cat)
-    failure = EngineError("the device is lost")
-    made.submit([request(0), request(1)])
-    first = made._answers.get()
-    made._answers.get()
-    for answered in (first, (request(1), failure, 0.0)):
-        made._answers.put(answered)
-
-    assert [outcome.key.record for outcome in made.collect()[1]] == [first[0].key.record]
-    with pytest.raises(EngineError, match="the device is lost"):
-        made.collect()
 
 
 def test_a_line_that_is_no_record_fails_alone_with_its_place(actor: Callable[..., RolloutActor]) -> None:

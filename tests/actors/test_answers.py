@@ -1,0 +1,98 @@
+"""Groups of answers: each answer once, whatever the order; who waits for whom."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors import answers
+from actors.answers import GROUP_SIZE, Answers
+from protocol.contracts import GroundTruth, Record, RequestKey, RolloutRequest, Shape
+from protocol.errors import EngineError, ImageError
+
+CAT = GroundTruth(index=1, desc="cat", shape=Shape("bbox_2d", (100, 100, 300, 300)))
+REFUSED = ImageError("cannot read image")
+
+
+def request(record: int) -> RolloutRequest:
+    data = Record(index=record, source=f"t:{record + 1}", images=("x.png",), width=8, height=8, objects=(CAT,))
+    return RolloutRequest(key=RequestKey(record), record=data, seed=0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A usable answer waits for no other; one that is held waits as long as it takes."""
+    monkeypatch.setattr(answers, "GROUP_S", 0.0)
+    monkeypatch.setattr(answers, "HOLD_S", 600.0)
+
+
+def expecting(*records: int) -> Answers:
+    made = Answers()
+    made.expect([request(record) for record in records])
+    return made
+
+
+def group(made: Answers, hold: bool = False) -> list[int]:
+    return [answered.request.key.record for answered, _ in made.take_group(hold)]
+
+
+@given(st.permutations(range(2 * GROUP_SIZE)), st.booleans())
+@settings(max_examples=50)
+def test_every_answer_is_in_one_group_in_the_order_of_completion(order: list[int], hold: bool) -> None:
+    made = expecting(*range(len(order)))
+    for record in order:
+        made.put(request(record), REFUSED)
+
+    assert group(made, hold) + group(made, hold) == order
+
+
+def test_a_group_is_never_larger_than_its_limit_and_the_rest_comes_in_the_next() -> None:
+    made = expecting(*range(GROUP_SIZE + 3))
+    for record in range(GROUP_SIZE + 3):
+        made.put(request(record), REFUSED)
+
+    assert [len(group(made)), len(group(made))] == [GROUP_SIZE, 3]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_answer_waits_for_the_oldest_request_and_no_longer() -> None:
+    made = expecting(0, 1, 2, 3)
+    made.put(request(2), REFUSED)
+    found: list[int] = []
+    taking = threading.Thread(target=lambda: found.extend(group(made, hold=True)))
+    taking.start()
+    made.put(request(1), REFUSED)
+    made.put(request(0), REFUSED)
+    taking.join(timeout=60)
+
+    assert found == [2, 1, 0], "request 3 is younger: nobody waits for it"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_nobody_waits_for_older_requests_where_the_driver_has_more_to_do() -> None:
+    made = expecting(0, 1)
+    made.put(request(1), REFUSED)
+
+    assert group(made, hold=False) == [1]
+
+
+def test_a_group_ends_with_the_last_open_request_however_long_it_might_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "GROUP_S", 600.0)
+    made = expecting(0, 1)
+    made.put(request(0), REFUSED)
+    made.put(request(1), REFUSED)
+
+    assert group(made) == [0, 1]
+
+
+def test_what_ended_before_an_engine_failed_is_a_group_and_then_the_failure_is_raised() -> None:
+    made = expecting(0, 1)
+    made.put(request(0), REFUSED)
+    made.put(request(1), EngineError("the device is lost"))
+
+    assert group(made) == [0]
+    with pytest.raises(EngineError, match="the device is lost"):
+        group(made)
