@@ -29,7 +29,7 @@ class MemberCalls:
         """A new process, and its engine."""
         member.enter(ActorState.STARTING)
         member.handle = self._spawn(member.process)
-        ref = self._expect(member, member.handle.start.remote(self._warmup))
+        ref = self._expect(member, member.handle.start.remote(self._warmup, member.name))
         limit = self._settings.startup_timeout_s
         member.call = Call(ref, f"{member.name} to start its engine (rollout.startup_timeout_s)", _after(limit))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from protocol.contracts import RequestKey, Segment, SegmentMeta, SegmentStats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What became of one request: exactly one of `meta`, `evaluated` and `failure` is set."""
 
@@ -28,7 +28,7 @@ class Outcome:
     trace: bytes | None = None
     """An encoded `RolloutTrace` of a training request, where `ActorSettings.trace` asks for it."""
     actor: str = ""
-    """Name of its slot in the pool, which fills it in."""
+    """Name of its slot in the pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

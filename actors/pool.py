@@ -200,8 +200,7 @@ class RolloutPool:
         member.moved()
         for outcome in answered:
             self._queue.answered(member, outcome.key)
-            segment = SegmentRef(group, next(position)) if outcome.meta is not None else None
-            yield replace(outcome, actor=member.name), segment
+            yield outcome, SegmentRef(group, next(position)) if outcome.meta is not None else None
         self._calls.collect(member, hold=not self._queue)
 
     def _on_heartbeat(self, member: Member, progress: EngineProgress) -> None:

@@ -69,9 +69,12 @@ class RolloutActor:
         self._answers = Answers()
 
     @served(concurrency_group="control")
-    def start(self, warmup: RolloutRequest | None) -> ActorReady:
-        """Builds the engine and answers one request, which warms caches up. Slow: the caller sets the deadline."""
-        started = time.monotonic()
+    def start(self, warmup: RolloutRequest | None, name: str = "") -> ActorReady:
+        """Builds the engine and answers one request, which warms caches up. Slow: the caller sets the deadline.
+
+        `name`: of its slot in the pool, for its outcomes.
+        """
+        started, self._name = time.monotonic(), name
         self._descs = DescMonitor(self._settings.descs)
         self.loop = EngineLoop(self._open(), self._settings.decode.batch_size)
         self.loop.start()
@@ -109,7 +112,7 @@ class RolloutActor:
         outcomes: list[Outcome] = []
         for answered, latency_s in self._answers.take_group(hold):
             segment, outcome = self._outcome(answered.request, answered.answer)
-            outcomes.append(replace(outcome, latency_s=latency_s))
+            outcomes.append(replace(outcome, latency_s=latency_s, actor=self._name))
             segments += [segment] if segment is not None else []
         return tuple(segments), tuple(outcomes)
 

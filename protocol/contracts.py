@@ -207,7 +207,7 @@ class MatchResult:
     """Candidate pairs below the maskIoU gate."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentStats:
     """Counters of one segment; they add up, so rates come from sums (SPEC A12, 15)."""
 
@@ -283,7 +283,7 @@ class SegmentRef(NamedTuple):
     position: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SegmentMeta:
     """The small part that goes through the driver; the Segment itself stays in the object store."""
 
@@ -307,7 +307,7 @@ class PackPlan:
     """Positions left for a later step, ascending."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorEntry:
     """Where one tensor lies: its bytes are array `index` of bucket `bucket`."""
 

@@ -13,7 +13,7 @@ from protocol.record_lines import parse_record
 from protocol.serialization import Ordering
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RecordLine:
     """A line of the data set that nobody has parsed, and everything that its parsing depends on."""
 
@@ -42,7 +42,7 @@ class RecordLine:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class UnreadRequest:
     """A `RolloutRequest` whose record is a line yet."""
 

@@ -26,7 +26,8 @@ def test_engines_answer_with_the_adapter_that_was_pushed(demo_config: Callable[.
     publishes = [event for event in read_lines(tmp_path / "run" / "events.jsonl") if event["kind"] == "publish"]
     assert [event["version"] for event in publishes] == [0, 1, 2]
     for event in publishes:
-        assert event["engines"] == [{"version": event["version"], "checksums": event["checksums"]}]
+        (engine,) = event["engines"]
+        assert (engine["version"], engine["checksums"]) == (event["version"], event["checksums"])
     steps = [line for line in read_lines(tmp_path / "run" / "metrics.jsonl") if "loss/ce" in line]
     merged = tmp_path / "run" / "checkpoint-2" / "merged"
     whole = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
