@@ -15,8 +15,8 @@ from typing import Any
 
 from actors.weight_buckets import tensor_views, verify_buckets
 from protocol.config import RunConfig
-from protocol.contracts import Bucket, WeightsManifest
 from protocol.errors import ConfigError, SyncError
+from protocol.weights import Bucket, WeightsManifest
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Largest ranks that vLLM can be started for."""

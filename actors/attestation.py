@@ -23,7 +23,8 @@ from actors.codec import ChatFrame, HubCodec
 from actors.engine import LoadReport
 from actors.rollout_actor import load_processor
 from actors.settings import ActorSettings
-from protocol.contracts import IntArray, RolloutRequest, WeightsManifest
+from protocol.contracts import IntArray, RolloutRequest
+from protocol.weights import WeightsManifest
 
 LOGPROB_TOLERANCE = 1e-3
 """Nats. Equal weights give equal numbers on CPU; a GPU's sums may come in another order. Stale weights are far off."""

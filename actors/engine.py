@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from protocol.contracts import Bucket as Bucket
-from protocol.contracts import Completion, RolloutRequest, WeightsManifest
+from protocol.contracts import Completion, RolloutRequest
 from protocol.errors import EngineError
 from protocol.repeat_guard import RepeatSettings, num_tokens_at_verdict
 from protocol.vocab import TokenCodec
+from protocol.weights import Bucket, WeightsManifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

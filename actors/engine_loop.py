@@ -25,9 +25,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from actors.engine import Bucket, EngineProgress, LoadReport, RolloutEngine
-from protocol.contracts import Completion, RequestKey, RolloutRequest, WeightsManifest
+from actors.engine import EngineProgress, LoadReport, RolloutEngine
+from protocol.contracts import Completion, RequestKey, RolloutRequest
 from protocol.errors import DataFailure, EngineError
+from protocol.weights import Bucket, WeightsManifest
 
 InFlight = Literal["drain", "continue", "abort"]
 Answer = Completion | DataFailure | EngineError

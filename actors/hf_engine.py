@@ -20,14 +20,15 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsPr
 from transformers.utils.logging import disable_progress_bar
 
 from actors.codec import ChatFrame
-from actors.engine import Bucket, LoadReport, check_repeat_guard
+from actors.engine import LoadReport, check_repeat_guard
 from actors.hf_processors import RepeatTermination, SeededSampling, UnpaddedPenalty
 from actors.images import open_image
 from actors.settings import DecodeSettings, EngineSettings
 from actors.weight_buckets import tensor_views, verify_buckets
-from protocol.contracts import Completion, RolloutRequest, WeightsManifest
+from protocol.contracts import Completion, RolloutRequest
 from protocol.errors import EngineError, PromptTooLongError, SyncError
 from protocol.vocab import TokenCodec
+from protocol.weights import Bucket, WeightsManifest
 
 PIXEL_INPUTS = ("pixel_values", "image_grid_thw")
 """Inputs without a batch dimension: the images of all rows one after another."""

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 from actors.engine import EngineProgress
 from actors.status import ActorStatus
-from protocol.contracts import RequestKey, WeightsManifest
+from protocol.contracts import RequestKey
 from protocol.unread import AnyRequest
+from protocol.weights import WeightsManifest
 
 
 class ActorState(StrEnum):

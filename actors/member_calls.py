@@ -12,8 +12,9 @@ import ray
 from actors.member import ActorState, Call, Collect, Member
 from actors.ray_calls import Inbox
 from actors.supervision import PoolSettings
-from protocol.contracts import RolloutRequest, WeightsManifest
+from protocol.contracts import RolloutRequest
 from protocol.unread import AnyRequest
+from protocol.weights import WeightsManifest
 
 
 class MemberCalls:

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import torch
 
 from protocol.checksums import bucket_checksum
-from protocol.contracts import SyncGroup, TensorEntry, WeightsManifest
 from protocol.errors import SyncError
 from protocol.sync_group import layout
+from protocol.weights import SyncGroup, TensorEntry, WeightsManifest
 
 Load = Callable[[Iterator[tuple[str, torch.Tensor]]], object]
 

@@ -36,9 +36,10 @@ from actors.ray_calls import ActorLost, Ended, get
 from actors.request_queue import RequestQueue
 from actors.status import ActorStatus
 from actors.supervision import PoolSettings, judge_progress, plan_restart
-from protocol.contracts import RolloutRequest, SegmentRef, WeightsManifest
+from protocol.contracts import RolloutRequest, SegmentRef
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
 from protocol.unread import AnyRequest
+from protocol.weights import WeightsManifest
 
 WATCH_S = 0.1
 """Between two looks at deadlines, heartbeats and due restarts, all of which are longer."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from actors.engine import LoadReport
-from protocol.contracts import TensorEntry, WeightsManifest
 from protocol.errors import SyncError
+from protocol.weights import TensorEntry, WeightsManifest
 
 
 class PublishedWeights:

@@ -21,19 +21,12 @@ import ray
 from actors.answers import Answers
 from actors.codec import ChatFrame, HubCodec
 from actors.desc_monitor import DescMonitor
-from actors.engine import Bucket, EngineProgress, LoadReport, RolloutEngine
+from actors.engine import EngineProgress, LoadReport, RolloutEngine
 from actors.engine_loop import Answer, EngineLoop, InFlight
 from actors.engines import build_engine
 from actors.outcome import ActorReady, Group, Outcome
 from actors.settings import ActorSettings
-from protocol.contracts import (
-    Completion,
-    RolloutRequest,
-    Segment,
-    SegmentMeta,
-    SegmentStats,
-    WeightsManifest,
-)
+from protocol.contracts import Completion, RolloutRequest, Segment, SegmentMeta, SegmentStats
 from protocol.errors import ContractError, RecordError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
@@ -41,6 +34,7 @@ from protocol.targets import build_target
 from protocol.traces import RolloutTrace
 from protocol.unread import AnyRequest
 from protocol.vocab import TokenCodec
+from protocol.weights import Bucket, WeightsManifest
 
 THREADS = {"control": 4, "collect": 1}
 """Of an actor's process, by what they serve: starts, loads and heartbeats never wait behind the collecting call."""

@@ -15,13 +15,14 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.engine import Bucket, LoadReport, check_repeat_guard
+from actors.engine import LoadReport, check_repeat_guard
 from actors.images import open_image
 from actors.weight_buckets import verify_buckets
-from protocol.contracts import Completion, RolloutRequest, WeightsManifest
+from protocol.contracts import Completion, RolloutRequest
 from protocol.errors import PromptTooLongError
 from protocol.repeat_guard import RepeatSettings, num_tokens_at_verdict
 from protocol.vocab import END_OF_TURN, TokenCodec
+from protocol.weights import Bucket, WeightsManifest
 
 Script = Callable[[RolloutRequest, int], str]
 """(request, policy version) → the answer's text, without the end-of-turn token."""

@@ -17,12 +17,13 @@ import numpy as np
 from actors.adapter import adapter_request, load_adapter
 from actors.attestation import Probe
 from actors.codec import ChatFrame
-from actors.engine import Bucket, LoadReport, check_repeat_guard
+from actors.engine import LoadReport, check_repeat_guard
 from actors.images import open_image
 from actors.settings import DecodeSettings, EngineSettings
-from protocol.contracts import Completion, RolloutRequest, WeightsManifest
+from protocol.contracts import Completion, RolloutRequest
 from protocol.errors import EngineError, PromptTooLongError, SyncError
 from protocol.vocab import TokenCodec
+from protocol.weights import Bucket, WeightsManifest
 
 PROBED_TOKENS = 5
 """Likeliest tokens per position whose probabilities a probe reports."""

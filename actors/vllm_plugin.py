@@ -31,8 +31,8 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.nccl_receiver import NcclReceiver, VllmEnd
 from actors.weight_buckets import tensor_views, verify_buckets
-from protocol.contracts import Bucket, WeightsManifest
 from protocol.errors import SyncError
+from protocol.weights import Bucket, WeightsManifest
 
 BACKEND = "rollmatch"
 """Name of the transfer backend in vLLM's registry."""

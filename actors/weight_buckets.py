@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from protocol.checksums import bucket_checksum
-from protocol.contracts import Bucket, WeightsManifest
 from protocol.errors import SyncError
+from protocol.weights import Bucket, WeightsManifest
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,8 @@ import numpy as np
 import ray
 
 from protocol.checksums import bucket_checksum
-from protocol.contracts import PackPlan, TensorEntry, WeightsManifest
+from protocol.contracts import PackPlan
+from protocol.weights import TensorEntry, WeightsManifest
 
 
 class TimedStep:

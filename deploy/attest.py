@@ -28,8 +28,9 @@ from deploy.placement import Placement, reserve
 from learner.export import read_merged
 from learner.publisher import publish_as_is
 from protocol.config import RunConfig
-from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest, WeightsManifest
+from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest
 from protocol.errors import ConfigError
+from protocol.weights import WeightsManifest
 
 LORA_OPTIONS = frozenset({"enable_lora", "max_lora_rank", "max_loras", "enable_tower_connector_lora"})
 

@@ -14,8 +14,9 @@ from actors.loop import Learner, StepOutcome
 from actors.pool import RolloutPool
 from learner.group import LearnerGroup
 from protocol.config import RunConfig
-from protocol.contracts import PackPlan, WeightsManifest
+from protocol.contracts import PackPlan
 from protocol.sync_group import GroupPlanner
+from protocol.weights import WeightsManifest
 
 
 def publishing_learner(config: RunConfig, learner: LearnerGroup, pool: RolloutPool) -> Learner:

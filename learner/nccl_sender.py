@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from protocol.contracts import Bucket, SyncGroup
 from protocol.errors import SyncError
 from protocol.sync_group import layout
+from protocol.weights import Bucket, SyncGroup
 
 
 class SendingEnd(Protocol):

@@ -1,8 +1,8 @@
 """Merged weights as buckets with a manifest: what one publish hands to the engines.
 
     merge, round ──► bucket: a tuple of the tensors' own memory ──► manifest
-             │          └─ yielded: the object store copies it once, into shared memory
-             └─ digest of each tensor, in a thread beside that copy
+                        ├─ yielded: the object store copies it once, into shared memory
+                        └─ digests of its tensors, in a thread beside that copy
 
 A bucket is not assembled here: pickle hands each array to the object store out of band, so the copy into shared memory
 is the only one. The caller that iterates sets the pace; the manifest waits for the last digest, which waits for nobody.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from itertools import groupby
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from torch import Tensor
 from learner.adapter_weights import AdapterWeights
 from learner.merge import MergedWeights, ParameterSource, Rounding
 from protocol.checksums import checksum, combined
-from protocol.contracts import Bucket, TensorEntry, WeightsManifest
+from protocol.weights import Bucket, TensorEntry, WeightsManifest
 
 
 class Publisher:
@@ -114,8 +114,9 @@ class _Packer:
         self._hashing = hashing
         self._pending: list[npt.NDArray[np.uint8]] = []
         self._fill = 0
-        self._num_buckets = 0
-        self._tensors: list[tuple[TensorEntry, Future[str], bool]] = []
+        self._entries: list[TensorEntry] = []
+        self._changing: list[bool] = []
+        self._hashed: list[Future[list[str]]] = []
 
     def add(self, name: str, tensor: Tensor, can_change: bool) -> Iterator[Bucket]:
         data = _bytes(tensor)
@@ -125,11 +126,12 @@ class _Packer:
             name=name,
             dtype=str(tensor.dtype).removeprefix("torch."),
             shape=tuple(tensor.shape),
-            bucket=self._num_buckets,
+            bucket=len(self._hashed),
             index=len(self._pending),
             num_bytes=data.nbytes,
         )
-        self._tensors.append((entry, self._hashing.submit(checksum, data), can_change))
+        self._entries.append(entry)
+        self._changing.append(can_change)
         self._pending.append(data)
         self._fill += data.nbytes
 
@@ -138,24 +140,28 @@ class _Packer:
         if not self._pending:
             return
         bucket = tuple(self._pending)
-        self._num_buckets += 1
+        self._hashed.append(self._hashing.submit(lambda: [checksum(data) for data in bucket]))
         self._pending, self._fill = [], 0
         yield bucket
 
     def digests(self) -> Iterator[tuple[str, str]]:
         """Name and digest of the tensors that training can change."""
-        return ((entry.name, digest.result()) for entry, digest, can_change in self._tensors if can_change)
+        digests = chain.from_iterable(hashed.result() for hashed in self._hashed)
+        return (
+            (entry.name, digest)
+            for entry, digest, can_change in zip(self._entries, digests, self._changing, strict=True)
+            if can_change
+        )
 
     def manifest(
         self, version: int, full: bool, changed_tensors: int, extra: dict[str, float], adapter: str | None
     ) -> WeightsManifest:
         """Describes what was yielded."""
-        by_bucket = groupby(self._tensors, key=lambda tensor: tensor[0].bucket)
         return WeightsManifest(
             version=version,
             full=full,
-            tensors=tuple(entry for entry, _, _ in self._tensors),
-            bucket_checksums=tuple(combined(digest.result() for _, digest, _ in tensors) for _, tensors in by_bucket),
+            tensors=tuple(self._entries),
+            bucket_checksums=tuple(combined(hashed.result()) for hashed in self._hashed),
             changed_tensors=changed_tensors,
             adapter=adapter,
             extra=extra,

@@ -17,8 +17,9 @@ import ray
 
 from learner.results import PeerError
 from learner.settings import LearnerSettings
-from protocol.contracts import Bucket, Segment, SegmentRef, SyncGroup, WeightsManifest
+from protocol.contracts import Segment, SegmentRef
 from protocol.errors import LearnerDeadlineError, LearnerError, RollmatchError
+from protocol.weights import Bucket, SyncGroup, WeightsManifest
 
 if TYPE_CHECKING:  # importing these imports torch
     from learner.results import RankStep

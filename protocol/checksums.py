@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from protocol.contracts import Bucket
+from protocol.weights import Bucket
 
 
 def checksum(array: npt.NDArray[np.uint8]) -> str:

@@ -1,5 +1,5 @@
 """The carriers, in the order in which a datum lives: Record, RolloutRequest, Completion, ParsedCompletion, MatchResult,
-Segment, SegmentMeta, PackPlan, WeightsManifest.
+Segment, SegmentMeta, PackPlan. What a publish carries is in `weights`.
 
 Arrays are numpy (measured 5x cheaper to put and 30x cheaper to get than lists through the object store). Token ids
 are int32. Nothing here validates: the producer named in each docstring does, once.
@@ -7,8 +7,7 @@ are int32. Nothing here validates: the producer named in each docstring does, on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
@@ -17,9 +16,6 @@ import numpy.typing as npt
 
 GeometryType = Literal["bbox_2d", "poly"]
 IntArray = npt.NDArray[np.int32]
-
-Bucket = tuple[npt.NDArray[np.uint8], ...]
-"""Some tensors' bytes, one flat array each: one object of the object store, which keeps each array aligned."""
 
 EVALUATION_EPOCH = -1
 """Epoch of a request that evaluates: never trained on, so in no training epoch."""
@@ -305,53 +301,3 @@ class PackPlan:
     micro_batches: tuple[tuple[tuple[int, ...], ...], ...]
     carried: tuple[int, ...] = ()
     """Positions left for a later step, ascending."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorEntry:
-    """Where one tensor lies: its bytes are array `index` of bucket `bucket`."""
-
-    name: str
-    dtype: str
-    """Torch's short name: `bfloat16`, `float32`."""
-    shape: tuple[int, ...]
-    bucket: int
-    index: int
-    num_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncGroup:
-    """One generation of the group that a version is broadcast to; see `protocol.sync_group`."""
-
-    generation: int
-    address: str
-    port: int
-    world_size: int
-    """The learner's first rank, and the ranks of all engines in the group."""
-    offsets: Mapping[str, int]
-    """First rank of each engine, by the name of its process, which a restart changes."""
-    timeout_s: float
-    rank_offset: int = 0
-    """The reader's own entry of `offsets`; set by whoever hands the group to an engine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightsManifest:
-    """Describes one published version, whose buckets are in the object store."""
-
-    version: int
-    full: bool
-    """False: only tensors that can change, valid on top of an engine that once took a full sync."""
-    tensors: tuple[TensorEntry, ...]
-    bucket_checksums: tuple[str, ...]
-    """Hex digest of each bucket, recomputed by the receiver."""
-    changed_tensors: int
-    """How many differ from the version before; 0 after an optimizer step is an error (SPEC A17)."""
-    adapter: str | None = None
-    """The text of peft's `adapter_config.json` where the tensors are an adapter on the start checkpoint; None where
-    they are the checkpoint's own, merged."""
-    group: SyncGroup | None = None
-    """Whom the buckets are broadcast to; None where they are objects in the object store."""
-    extra: dict[str, float] = field(default_factory=dict)
-    """Timings and rounding report of the producer."""

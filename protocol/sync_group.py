@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from protocol.contracts import SyncGroup
+from protocol.weights import SyncGroup
 
 ALIGNMENT = 64
 """Tensors start at multiples of this within a broadcast buffer, so that they can be viewed in place."""

@@ -17,10 +17,11 @@ import pytest
 from actors.engine import RolloutEngine
 from actors.settings import DecodeSettings
 from protocol.checksums import bucket_checksum
-from protocol.contracts import Bucket, Completion, Record, RequestKey, RolloutRequest, TensorEntry, WeightsManifest
+from protocol.contracts import Completion, Record, RequestKey, RolloutRequest
 from protocol.errors import ImageError, PromptTooLongError, SyncError
 from protocol.repeat_guard import RepeatSettings, num_tokens_at_verdict
 from protocol.vocab import END_OF_TURN, TokenCodec
+from protocol.weights import Bucket, TensorEntry, WeightsManifest
 
 GREEDY = DecodeSettings(max_new_tokens=256, batch_size=4)
 SAMPLED = DecodeSettings(max_new_tokens=36, temperature=1.0, batch_size=4)

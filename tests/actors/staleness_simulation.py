@@ -25,8 +25,9 @@ from actors.loop import LoopSettings
 from actors.outcome import Outcome
 from actors.requests import RequestStream
 from protocol.carry import plan_carry
-from protocol.contracts import RequestKey, RolloutRequest, SegmentMeta, SegmentStats, WeightsManifest
+from protocol.contracts import RequestKey, RolloutRequest, SegmentMeta, SegmentStats
 from protocol.packing import plan_packs
+from protocol.weights import WeightsManifest
 from tests.actors.test_controller import FakeKeeper, FakeLearner, FakeObserver, Records
 
 SEGMENT_BYTES = 10

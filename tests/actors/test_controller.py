@@ -18,17 +18,10 @@ from actors.engine import LoadReport
 from actors.loop import LoopSettings, LoopState, TrainedWindow
 from actors.outcome import Outcome
 from actors.requests import RequestStream
-from protocol.contracts import (
-    PackPlan,
-    Record,
-    RolloutRequest,
-    SegmentMeta,
-    SegmentStats,
-    TensorEntry,
-    WeightsManifest,
-)
+from protocol.contracts import PackPlan, Record, RolloutRequest, SegmentMeta, SegmentStats
 from protocol.errors import Interrupted, NothingChangedError, SegmentsLost
 from protocol.packing import plan_packs
+from protocol.weights import TensorEntry, WeightsManifest
 
 
 class Records:

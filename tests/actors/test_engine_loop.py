@@ -13,8 +13,9 @@ import pytest
 
 from actors.engine import LoadReport
 from actors.engine_loop import ADMIT_PER_STEP, Answer, EngineLoop, InFlight
-from protocol.contracts import Completion, Record, RequestKey, RolloutRequest, WeightsManifest
+from protocol.contracts import Completion, Record, RequestKey, RolloutRequest
 from protocol.errors import EngineError, ImageError, SyncError
+from protocol.weights import WeightsManifest
 
 
 class GatedEngine:

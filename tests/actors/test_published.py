@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from actors.engine import LoadReport
 from actors.published import PublishedWeights, sync_metrics
-from protocol.contracts import TensorEntry, WeightsManifest
+from protocol.weights import TensorEntry, WeightsManifest
 
 
 def publish(version: int, names: list[str], *, full: bool = False) -> tuple[WeightsManifest, list[str]]:

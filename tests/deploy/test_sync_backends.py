@@ -18,9 +18,9 @@ from actors.nccl_receiver import NcclReceiver
 from deploy.sync_backends import BroadcastingLearner
 from learner.nccl_sender import NcclSender
 from learner.publisher import publish_as_is
-from protocol.contracts import Bucket, SyncGroup, WeightsManifest
 from protocol.errors import SyncError
 from protocol.sync_group import GroupPlanner
+from protocol.weights import Bucket, SyncGroup, WeightsManifest
 
 PROMPT_S = 0.2
 """Deadline of what must run into it; what must not has a minute."""

@@ -21,8 +21,9 @@ import numpy as np
 from actors.engine import LoadReport, RolloutEngine
 from actors.rollout_actor import RolloutActor
 from actors.simulation import SimulatedActor
-from protocol.contracts import Bucket, Completion, RolloutRequest, WeightsManifest
+from protocol.contracts import Completion, RolloutRequest
 from protocol.errors import SyncError
+from protocol.weights import Bucket, WeightsManifest
 
 
 class FaultyEngine:

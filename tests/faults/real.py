@@ -18,8 +18,8 @@ from actors.vllm_engine import engine_environment
 from deploy.demo.scenes import write_scenes
 from protocol.checksums import bucket_checksum
 from protocol.config import load_config
-from protocol.contracts import TensorEntry, WeightsManifest
 from protocol.records import RecordFile
+from protocol.weights import TensorEntry, WeightsManifest
 from tests.faults.faulty_actors import FaultyVllmActor
 from tests.faults.harness import CountingLearner, FaultRun
 from tests.faults.simulated import TwoNodes

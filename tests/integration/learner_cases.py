@@ -19,7 +19,8 @@ from learner.ranks import LearnerRank
 from learner.results import RankStep
 from learner.settings import LearnerSettings, OptimizerSettings, TunerSettings
 from protocol.carry import plan_carry
-from protocol.contracts import PackPlan, RequestKey, Segment, WeightsManifest
+from protocol.contracts import PackPlan, RequestKey, Segment
+from protocol.weights import WeightsManifest
 from tests.learner import tiny
 
 TWO_PACKS = PackPlan(micro_batches=(((0, 1),), ((2, 3),)))

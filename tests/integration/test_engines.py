@@ -18,8 +18,9 @@ from actors.rollout_actor import load_processor
 from actors.settings import ActorSettings, DecodeSettings
 from protocol.config import VllmConfig, load_config
 from protocol.config.vllm import OWN_KEYS
-from protocol.contracts import Bucket, Completion, Record, RequestKey, WeightsManifest
+from protocol.contracts import Completion, Record, RequestKey
 from protocol.records import read_records
+from protocol.weights import Bucket, WeightsManifest
 from tests.actors import engine_contract as contract
 from tests.integration.conftest import ROOT
 

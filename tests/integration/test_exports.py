@@ -22,8 +22,9 @@ from learner.model import build_policy, trainable
 from learner.publisher import Publisher
 from learner.settings import LearnerSettings, TunerSettings
 from protocol.config import load_config
-from protocol.contracts import Record, WeightsManifest
+from protocol.contracts import Record
 from protocol.records import read_records
+from protocol.weights import WeightsManifest
 from tests.actors import engine_contract as contract
 from tests.integration.conftest import ROOT
 from tests.learner.test_merge import Unpartitioned

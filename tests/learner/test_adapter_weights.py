@@ -14,7 +14,7 @@ from learner.export import write_adapter
 from learner.merge import Rounding
 from learner.publisher import Publisher
 from learner.settings import TunerSettings
-from protocol.contracts import WeightsManifest
+from protocol.weights import WeightsManifest
 from tests.learner import tiny
 from tests.learner.test_merge import Unpartitioned, disturbed
 
