@@ -15,14 +15,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import chain
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from learner.adapter_weights import AdapterWeights
 from learner.merge import MergedWeights, ParameterSource, Rounding
 from protocol.checksums import checksum, combined
+from protocol.shared_bytes import SharedBytes
 from protocol.weights import Bucket, TensorEntry, WeightsManifest
 
 
@@ -112,7 +111,7 @@ class _Packer:
     def __init__(self, bucket_bytes: int, hashing: Executor) -> None:
         self._limit = bucket_bytes
         self._hashing = hashing
-        self._pending: list[npt.NDArray[np.uint8]] = []
+        self._pending: list[SharedBytes] = []
         self._fill = 0
         self._entries: list[TensorEntry] = []
         self._changing: list[bool] = []
@@ -168,7 +167,6 @@ class _Packer:
         )
 
 
-def _bytes(tensor: Tensor) -> npt.NDArray[np.uint8]:
+def _bytes(tensor: Tensor) -> SharedBytes:
     """The tensor's bytes without a copy."""
-    array: npt.NDArray[np.uint8] = tensor.flatten().view(torch.uint8).numpy()
-    return array
+    return SharedBytes.of(tensor.flatten().view(torch.uint8).numpy())

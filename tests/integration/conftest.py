@@ -15,7 +15,10 @@ import pytest
 from deploy.demo.scenes import write_scenes
 from deploy.launch import train
 from protocol.config import RunConfig, load_config
+from protocol.contracts import Segment
+from tests.integration import learner_cases
 from tests.integration.prometheus import BINARY, Prometheus, scraping
+from tests.learner import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,6 +57,25 @@ def small_run(scenes: Path, folder: Path) -> list[str]:
 @pytest.fixture
 def demo_config(arguments: Callable[..., list[str]]) -> Callable[..., RunConfig]:
     return lambda *more: load_config(ROOT / "configs" / "demo.yaml", overrides=arguments(*more))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ray for learner ranks alone."""
+    with learner_cases.small_cluster(tmp_path_factory.mktemp("ray")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with a head of its own."""
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
+    """Four to train on."""
+    return learner_cases.four_segments(tmp_path_factory.mktemp("images"))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,26 +20,16 @@ from learner.settings import LearnerSettings, TunerSettings
 from protocol.checksums import bucket_checksum
 from protocol.contracts import Segment, SegmentRef
 from protocol.errors import ConfigError, ContractError, DeadlineError, ImageError, LearnerError
-from tests.integration.learner_cases import SHARDED, four_segments, small_cluster, unpack
+from protocol.shared_bytes import PIECE, SharedBytes
+from tests.integration.learner_cases import SHARDED, unpack
 from tests.learner import tiny
 
-pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with small_cluster(tmp_path_factory.mktemp("ray")):
-        yield
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
-    return four_segments(tmp_path_factory.mktemp("images"))
 
 
 def settings(start: Path) -> LearnerSettings:
@@ -58,6 +47,16 @@ def in_store(segments: list[Segment]) -> list[SegmentRef]:
     """In groups of two, as actors hand them over."""
     groups = [ray.put(tuple(segments[at : at + 2])) for at in range(0, len(segments), 2)]
     return [SegmentRef(groups[at // 2], at % 2) for at in range(len(segments))]
+
+
+def test_an_array_that_travels_in_pieces_is_read_where_the_store_keeps_it() -> None:
+    array = np.arange(5 * PIECE + 640, dtype=np.uint32).astype(np.uint8)
+    ref = ray.put((SharedBytes.of(array), SharedBytes.of(array[: 2 * PIECE])))
+    first, again = ray.get(ref), ray.get(ref)
+
+    for sent, read, read_again in zip((array, array[: 2 * PIECE]), first, again, strict=True):
+        assert np.array_equal(read, sent)
+        assert read.ctypes.data == read_again.ctypes.data, "a copy would lie elsewhere each time"
 
 
 def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[Segment], tmp_path: Path) -> None:

@@ -28,29 +28,11 @@ from tests.integration.learner_cases import (
     assert_skips,
     carried_windows,
     case_settings,
-    four_segments,
-    small_cluster,
 )
 from tests.learner import tiny
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("cluster")]
 WITH_HEAD = replace(LORA, modules_to_save=("lm_head", "norm"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with small_cluster(tmp_path_factory.mktemp("ray")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("untied"), tied=False)
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
-    return four_segments(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

@@ -19,29 +19,11 @@ from tests.integration.learner_cases import (
     assert_same,
     assert_skips,
     case_settings,
-    four_segments,
-    small_cluster,
 )
 from tests.learner import tiny
 
-pytestmark = [pytest.mark.integration, pytest.mark.long]
+pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 CPU = {"device": "cpu", "pin_memory": True}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with small_cluster(tmp_path_factory.mktemp("ray")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("untied"), tied=False)
-
-
-@pytest.fixture(scope="module")
-def segments(tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
-    return four_segments(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
