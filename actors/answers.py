@@ -32,7 +32,7 @@ from protocol.unread import AnyRequest
 
 GROUP_S = 0.1
 """How long an answer that the driver can use waits for others; small beside the seconds that a rollout takes."""
-HOLD_S = 2.0
+HOLD_S = 5.0
 """How long one waits for an older request. What an actor holds is lost with it, and rolled out again."""
 GROUP_SIZE = 32
 """Most answers of a group: the object that holds its segments is freed when the last of them is."""

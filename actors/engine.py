@@ -50,7 +50,7 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProgress:
-    """A heartbeat: counters that grow while the engine works, and what it holds now."""
+    """Counters that grow while the engine works, and what it holds now: a heartbeat, or part of a group's report."""
 
     version: int
     num_steps: int

@@ -60,7 +60,7 @@ class Collect(NamedTuple):
 
     segments: Any
     """Never fetched here."""
-    outcomes: Any
+    report: Any
 
 
 @dataclass(slots=True)

@@ -54,11 +54,12 @@ class MemberCalls:
         """The next group of answers, where any is owed and none is waited for. `hold`: see `RolloutActor.collect`."""
         if member.owed and member.collecting is None:
             member.collecting = Collect(*member.handle.collect.remote(hold))
-            self._expect(member, member.collecting.outcomes)
+            self._expect(member, member.collecting.report)
 
     def heartbeat(self, member: Member, now: float) -> None:
-        """How far its engine is, where it is time to ask."""
-        if member.heartbeat is not None or now - member.heartbeat_sent < self._settings.heartbeat_s:
+        """How far its engine is, where nothing was heard of it for a while."""
+        heard = max(member.heartbeat_sent, member.progressed_at)
+        if member.heartbeat is not None or now - heard < self._settings.heartbeat_s:
             return
         member.heartbeat = self._expect(member, member.handle.progress.remote())
         member.heartbeat_sent = now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actors.engine import EngineProgress
 from protocol.contracts import RequestKey, Segment, SegmentMeta, SegmentStats
 
 
@@ -41,5 +42,14 @@ class ActorReady:
     warmup_tokens: int
 
 
-Group = tuple[tuple[Segment, ...], tuple[Outcome, ...]]
-"""The segments of those outcomes that have a `meta`, in the same order; and all outcomes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the driver fetches of a group of answers."""
+
+    outcomes: tuple[Outcome, ...]
+    progress: EngineProgress
+    """In the place of a heartbeat."""
+
+
+Group = tuple[tuple[Segment, ...], Report]
+"""The segments of those outcomes that have a `meta`, in the same order; and what is said of all."""

@@ -30,7 +30,7 @@ import ray
 from actors.engine import EngineProgress, LoadReport
 from actors.member import ActorState, Member
 from actors.member_calls import MemberCalls
-from actors.outcome import ActorReady, Outcome
+from actors.outcome import ActorReady, Outcome, Report
 from actors.published import PublishedWeights, check_attested
 from actors.ray_calls import ActorLost, Ended, get
 from actors.request_queue import RequestQueue
@@ -178,7 +178,7 @@ class RolloutPool:
     def _take(self, ended: Ended[Member], outcomes: list[tuple[Outcome, SegmentRef | None]]) -> None:
         """One call that ended; nothing where it belongs to a process that is gone."""
         member, ref = ended.owner, ended.ref
-        if member.collecting is not None and ref == member.collecting.outcomes:
+        if member.collecting is not None and ref == member.collecting.report:
             outcomes += self._on_collected(member, ended.result(f"answers of {member.name}"))
         elif ref == member.heartbeat:
             self._on_heartbeat(member, ended.result(f"a heartbeat of {member.name}"))
@@ -193,13 +193,13 @@ class RolloutPool:
             else:
                 self._on_loaded(member, answer, call.manifest)
 
-    def _on_collected(self, member: Member, answered: Sequence[Outcome]) -> Iterator[tuple[Outcome, SegmentRef | None]]:
+    def _on_collected(self, member: Member, report: Report) -> Iterator[tuple[Outcome, SegmentRef | None]]:
         assert member.collecting is not None
         group, position = member.collecting.segments, itertools.count()
-        member.collecting = None
+        member.collecting, member.progress = None, report.progress
         member.failures = 0
         member.moved()
-        for outcome in answered:
+        for outcome in report.outcomes:
             self._queue.answered(member, outcome.key)
             yield outcome, SegmentRef(group, next(position)) if outcome.meta is not None else None
         self._calls.collect(member, hold=not self._queue)

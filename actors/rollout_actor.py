@@ -3,9 +3,9 @@
     driver ──submit──► [engine_loop] ──► answers ──► parse, match, target ──collect──► (segments, outcomes)
 
 `submit` hands requests to the engine's running batch and returns at once. `collect` returns the next group of answers
-(`actors.answers` says when a group is complete): two objects, the segments of the group and its outcomes. The driver
-owns both, so they outlive this process, and it fetches only the second. Two objects of one call, because they arrive
-together or not at all.
+(`actors.answers` says when a group is complete): two objects, the segments of the group and a report with their
+outcomes. The driver owns both, so they outlive this process, and it fetches only the second. Two objects of one call,
+because they arrive together or not at all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from actors.desc_monitor import DescMonitor
 from actors.engine import EngineProgress, LoadReport, RolloutEngine
 from actors.engine_loop import Answer, EngineLoop, InFlight
 from actors.engines import build_engine
-from actors.outcome import ActorReady, Group, Outcome
+from actors.outcome import ActorReady, Group, Outcome, Report
 from actors.settings import ActorSettings
 from protocol.contracts import Completion, RolloutRequest, Segment, SegmentMeta, SegmentStats
 from protocol.errors import ContractError, RecordError
@@ -75,7 +75,7 @@ class RolloutActor:
         tokens = 0
         if warmup is not None:
             self.submit([warmup])
-            tokens = sum(outcome.new_tokens for outcome in self.collect()[1])
+            tokens = sum(outcome.new_tokens for outcome in self.collect()[1].outcomes)
         return ActorReady(
             pid=os.getpid(),
             version=self.loop.progress.version,
@@ -108,7 +108,7 @@ class RolloutActor:
             segment, outcome = self._outcome(answered.request, answered.answer)
             outcomes.append(replace(outcome, latency_s=latency_s, actor=self._name))
             segments += [segment] if segment is not None else []
-        return tuple(segments), tuple(outcomes)
+        return tuple(segments), Report(outcomes=tuple(outcomes), progress=self.loop.progress)
 
     @served(concurrency_group="control")
     def load_weights(self, published: tuple[WeightsManifest, list[Any]], in_flight: InFlight) -> LoadReport:

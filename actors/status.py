@@ -18,7 +18,7 @@ class ActorStatus:
     num_owed: int
     """Requests that it holds."""
     num_running: int
-    """Those of them that its engine runs, as its last heartbeat said."""
+    """Those of them that its engine runs, as it said last."""
     restarts: Mapping[str, int]
     """Failures so far, by the class of their cause: ActorLost, DeadlineError, SyncError, EngineError."""
     given_up: bool

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from actors.engine import RolloutEngine
-from actors.outcome import Group
+from actors.outcome import Outcome
 from actors.rollout_actor import RolloutActor, load_processor
 from actors.scripted_engine import ScriptedEngine
 from actors.settings import ActorSettings, DecodeSettings, EngineSettings
-from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Shape
+from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Segment, Shape
 from protocol.errors import ContractError, ImageError
 from protocol.matching import MatchSettings
 from protocol.serialization import assistant_text
@@ -67,10 +67,11 @@ class Wrapped:
         return getattr(self._engine, name)
 
 
-def answers(actor: RolloutActor, requests: Sequence[AnyRequest]) -> Group:
-    """The one group that answers all of them."""
+def answers(actor: RolloutActor, requests: Sequence[AnyRequest]) -> tuple[tuple[Segment, ...], tuple[Outcome, ...]]:
+    """Segments and outcomes of the one group that answers all of them."""
     actor.submit(requests)
-    return actor.collect()
+    segments, report = actor.collect()
+    return segments, report.outcomes
 
 
 def finds_the_cat(_request: RolloutRequest, _version: int) -> str:
