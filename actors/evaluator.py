@@ -9,7 +9,7 @@ from typing import Any
 
 from actors.outcome import Outcome
 from actors.pool import RolloutPool
-from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest
+from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest, SegmentStats
 from protocol.errors import DataFailure
 from protocol.metrics import RolloutTotals, evaluation_timing
 
@@ -31,20 +31,18 @@ def evaluate(
     started = time.monotonic()
     requests = _requests(records, version)
     pool.submit(requests)
-    totals = RolloutTotals()
-    answered = 0
-    while answered < len(requests):
-        progress(answered)
+    evaluated: list[SegmentStats] = []
+    while len(evaluated) < len(requests):
+        progress(len(evaluated))
         for outcome, segment in pool.poll():
             if outcome.key.epoch != EVALUATION_EPOCH:
                 others(outcome, segment)
                 continue
             if outcome.evaluated is None:
                 raise DataFailure(f"validation record: {outcome.failure}")
-            totals.add(outcome.evaluated)
-            answered += 1
+            evaluated.append(outcome.evaluated)
     timing = evaluation_timing(len(requests), 1, time.monotonic() - started)
-    return totals.evaluation_metrics(desc_enabled=True) | timing
+    return RolloutTotals.of(evaluated).evaluation_metrics(desc_enabled=True) | timing
 
 
 def _requests(records: Sequence[Record], version: int) -> list[RolloutRequest]:

@@ -7,8 +7,9 @@ the whole. The table of names is in `metric_table`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 
 from .contracts import SegmentStats
 from .event_metrics import (
@@ -43,6 +44,8 @@ __all__ = [
 ]
 
 _SUMMED = tuple(each.name for each in fields(SegmentStats) if each.name != "decode_mode")
+_NUMBERS = attrgetter(*_SUMMED)
+_NO_COLUMNS: Mapping[str, tuple[int, ...]] = dict.fromkeys(_SUMMED, ())
 _LENGTHS = ("prompt", "rollout", "train", "append", "encoded")
 
 
@@ -62,26 +65,23 @@ class RolloutTotals:
     modes: Counter[str] = field(default_factory=Counter)
     """Segments per decode mode."""
     lengths: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in _LENGTHS})
-    """[n] per kind of length, in the order of `add`."""
+    """[n] per kind of length, in the order of the segments."""
 
     @classmethod
     def of(cls, stats: Iterable[SegmentStats]) -> RolloutTotals:
-        totals = cls()
-        for each in stats:
-            totals.add(each)
-        return totals
-
-    def add(self, stats: SegmentStats) -> None:
-        self.num_segments += 1
-        self.with_prediction += stats.valid_predictions > 0
-        self.with_supervised += stats.matched_for_supervision > 0
-        self.with_pair += stats.matched_pairs > 0
-        for name in _SUMMED:
-            self.sums[name] += getattr(stats, name)
-        self.modes[stats.decode_mode] += 1
-        for name in _LENGTHS:
-            length = stats.train_len - stats.prefix_len if name == "append" else getattr(stats, f"{name}_len")
-            self.lengths[name].append(length)
+        """Column by column: the driver does this for every segment."""
+        rows = tuple(stats)
+        columns = dict(zip(_SUMMED, zip(*map(_NUMBERS, rows), strict=True), strict=True)) if rows else _NO_COLUMNS
+        appended = [train - prefix for train, prefix in zip(columns["train_len"], columns["prefix_len"], strict=True)]
+        return cls(
+            num_segments=len(rows),
+            with_prediction=sum(number > 0 for number in columns["valid_predictions"]),
+            with_supervised=sum(number > 0 for number in columns["matched_for_supervision"]),
+            with_pair=sum(number > 0 for number in columns["matched_pairs"]),
+            sums={name: sum(column) for name, column in columns.items()},
+            modes=Counter(row.decode_mode for row in rows),
+            lengths={name: appended if name == "append" else [*columns[f"{name}_len"]] for name in _LENGTHS},
+        )
 
     def __add__(self, other: RolloutTotals) -> RolloutTotals:
         """The totals of both; neither operand changes."""
