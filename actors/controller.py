@@ -27,15 +27,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from actors.buffer import Entry, SegmentBuffer
-from actors.engine import LoadReport
 from actors.evaluator import evaluate
 from actors.intake import Intake
 from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Planner, TrainedWindow
 from actors.pool import RolloutPool
-from actors.published import sync_metrics
+from actors.published import check_changed, sync_metrics
 from actors.requests import RequestStream
 from protocol.contracts import PackPlan, Record
 from protocol.errors import Interrupted, NothingChangedError, SegmentsLost
@@ -208,19 +207,15 @@ class Controller:
         started = time.monotonic()
         manifest, refs = self._meanwhile(lambda: self._learner.publish(version, full))
         learner_s = time.monotonic() - started
-        stepped = manifest.extra.get("optimizer_steps", 1.0) > 0  # none where every step of the window was skipped
-        if not full and self._settings.learning and stepped and manifest.changed_tensors == 0:
-            raise NothingChangedError(
-                f"version {version}: an optimizer step ran and 0 of {len(manifest.tensors)} published tensors changed; "
-                "check training.learning_rate, tuner.* (is everything frozen?) and model.torch_dtype (rounding)"
-            )
+        if not full and self._settings.learning:
+            check_changed(manifest)
         self._pool.publish(manifest, refs)
         while not self._pool.synced:
             self._intake.take_in()
             self._catch_up()
         self.state.version = version
         reports, seconds = self._pool.reports, time.monotonic() - started
-        attested = {"checksums": manifest.bucket_checksums, "engines": _attested(reports)}
+        attested = {"checksums": manifest.bucket_checksums, "engines": [report.as_event() for report in reports]}
         self._observer.event("publish", version=version, seconds=seconds, learner_s=learner_s, **attested)
         return {"policy/version": float(version)} | sync_metrics(manifest, reports, seconds)
 
@@ -249,16 +244,3 @@ class Controller:
     def _leave_if_asked(self) -> None:
         if self.stop:
             raise Interrupted(f"asked to stop at step {self.state.step}, version {self.state.version}")
-
-
-def _attested(reports: Sequence[LoadReport]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": report.engine,
-            "version": report.version,
-            "checksums": report.bucket_checksums,
-            "seconds": report.busy_seconds,
-            "ended": report.ended,
-        }
-        for report in reports
-    ]

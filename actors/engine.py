@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from protocol.contracts import Completion, RolloutRequest
 from protocol.errors import EngineError
@@ -46,6 +46,16 @@ class LoadReport:
     def busy_seconds(self) -> float:
         """Fetching, checking, loading and resuming: without the wait, in which the engine still generates."""
         return self.fetch_seconds + self.load_seconds + self.resume_seconds
+
+    def as_event(self) -> dict[str, Any]:
+        """What events.jsonl holds of it."""
+        return {
+            "name": self.engine,
+            "version": self.version,
+            "checksums": self.bucket_checksums,
+            "seconds": self.busy_seconds,
+            "ended": self.ended,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

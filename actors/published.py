@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from actors.engine import LoadReport
-from protocol.errors import SyncError
+from protocol.errors import NothingChangedError, SyncError
 from protocol.weights import TensorEntry, WeightsManifest
 
 
@@ -69,6 +69,16 @@ def check_attested(engine: str, report: LoadReport, manifest: WeightsManifest) -
         raise SyncError(
             f"{engine}: serves version {report.version} with checksums {report.bucket_checksums[:1]}..., published was "
             f"{manifest.version} with {manifest.bucket_checksums[:1]}...; the engine is restarted"
+        )
+
+
+def check_changed(manifest: WeightsManifest) -> None:
+    """NothingChangedError when the engines would serve what they served before (SPEC A17)."""
+    stepped = manifest.extra.get("optimizer_steps", 1.0) > 0  # none where every step of the window was skipped
+    if stepped and manifest.changed_tensors == 0:
+        raise NothingChangedError(
+            f"version {manifest.version}: an optimizer step ran and 0 of {len(manifest.tensors)} published tensors "
+            "changed; check training.learning_rate, tuner.* (is everything frozen?) and model.torch_dtype (rounding)"
         )
 
 
