@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,7 @@ class RandomPool:
 
     def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
         outcomes: list[tuple[Outcome, Any]] = []
+        time.sleep(0)  # the learner's thread takes no longer than it needs
         for _ in range(self._rng.randint(0, 8)):
             self._event(self._rng.choice(self._actors), outcomes)
         return outcomes
