@@ -205,7 +205,7 @@ def simulated(windows: int) -> dict[str, Any]:
     return {
         "speed": SPEED,
         "rows": [dict(zip(columns, row, strict=True)) for row in rows],
-        "busy_where_balance_allows": max(row[-1] for row in rows),
+        "learner_busy": {"least": min(row[-1] for row in rows), "most": max(row[-1] for row in rows)},
     }
 
 
