@@ -4,17 +4,18 @@
     expect ──► open ──────────────────────► answered ─────────────────────────► in a group
     (submit)
 
-The driver pays for a group, hardly for what is in it (1 to 2 ms of CPU where it has to wake up), and trains windows in
-the order of their requests. So an answer whose elders still run is of no use to it yet, and waits for them here:
+The driver pays for being woken up, hardly for what is in a group, and trains windows in the order of their requests. So
+a training answer whose elders still run is of no use to it yet, and waits for them here:
 
 | who waits | for what | who ends the wait |
 |---|---|---|
 | a group without an answer | the first | the engine's thread, which answers every request, also when it fails |
-| a group with the oldest request's answer | others, `GROUP_S` at most | they; nothing more is open; the group is full |
+| a group with the oldest one or an evaluation | others, `GROUP_S` at most | they; nothing more is open; it is full |
 | a group without it | that one, `HOLD_S` at most | the same |
 
 Where the driver has more requests than the actors take, a held answer would keep a place of the engine empty: then
-every group closes after `GROUP_S`.
+every group closes after `GROUP_S`. Age is that within this actor: a request that comes from a dead one counts as young,
+and its answer may be `HOLD_S` late.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from actors.engine_loop import Answer
-from protocol.contracts import RequestKey
+from protocol.contracts import EVALUATION_EPOCH, RequestKey
 from protocol.errors import EngineError, RecordError
 from protocol.unread import AnyRequest
 
@@ -82,13 +83,13 @@ class Answers:
                     raise answered.answer
                 self._queue.put(answered)  # for the next group; behind it there are only failures
                 return
-            asked, was_oldest = self._close(answered.request.key)
+            asked, is_usable = self._close(answered.request.key)
             size += 1
-            until = min(until, time.monotonic() + (GROUP_S if was_oldest or not hold else HOLD_S))
+            until = min(until, time.monotonic() + (GROUP_S if is_usable or not hold else HOLD_S))
             yield answered, answered.at - asked
 
     def _close(self, key: RequestKey) -> tuple[float, bool]:
-        """When the request was expected, and whether none that is open was before."""
+        """When the request was expected, and whether its answer is of use before those to older ones."""
         with self._lock:
-            was_oldest = next(iter(self._open)) == key
-            return self._open.pop(key), was_oldest
+            is_usable = key.epoch == EVALUATION_EPOCH or next(iter(self._open)) == key
+            return self._open.pop(key), is_usable

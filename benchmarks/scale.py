@@ -8,7 +8,7 @@ time is that of its whole process, Ray's threads and the file of recorded rollou
 nothing goes on is measured beside it and not taken off.
 
 Bars: under 200 µs per segment and flat (256 actors against 4), and a buffer that stays within its bound. A call of Ray
-costs the driver 1 to 2 ms where it has to wake up for it, and far less where calls follow each other: so it is the few
+costs the driver most where it has to wake up for it, and far less where calls follow each other: so it is the few
 segments of a few actors that cost most, and the cost falls as actors are added.
 """
 

@@ -1,9 +1,9 @@
 """Bytes that reach the object store as fast as memory is copied, whatever the size of the array.
 
 Ray copies a buffer of more than 1 MiB with threads that it starts for that buffer. For a few MiB, which most tensors of
-a model are, starting them takes about as long as the copy: on two cores, arrays of 3 MB are put at 7.8 GB/s, the same
-bytes as buffers of 1 MiB at 10.2, and arrays of 16 MB at 12.0. So an array of that size is pickled as several buffers.
-The store lays them behind each other, so the reader sees one array again, and copies only where that should not be so.
+a model are, starting them takes about as long as the copy. So an array of that size is pickled as several buffers. The
+store lays them behind each other, so the reader sees one array again, and copies only where that should not be so.
+`python -m benchmarks.weight_sync` measures the whole way.
 """
 
 from __future__ import annotations

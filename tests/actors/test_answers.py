@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from actors import answers
 from actors.answers import GROUP_SIZE, Answers
-from protocol.contracts import GroundTruth, Record, RequestKey, RolloutRequest, Shape
+from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Shape
 from protocol.errors import EngineError, ImageError
 
 CAT = GroundTruth(index=1, desc="cat", shape=Shape("bbox_2d", (100, 100, 300, 300)))
 REFUSED = ImageError("cannot read image")
 
 
-def request(record: int) -> RolloutRequest:
+def request(record: int, epoch: int = 0) -> RolloutRequest:
     data = Record(index=record, source=f"t:{record + 1}", images=("x.png",), width=8, height=8, objects=(CAT,))
-    return RolloutRequest(key=RequestKey(record), record=data, seed=0)
+    return RolloutRequest(key=RequestKey(record, epoch), record=data, seed=0)
 
 
 @pytest.fixture
@@ -69,6 +69,15 @@ def test_an_answer_waits_for_the_oldest_request_and_no_longer() -> None:
     taking.join(timeout=60)
 
     assert found == [2, 1, 0], "request 3 is younger: nobody waits for it"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_evaluation_does_not_wait_for_rollouts_that_were_asked_for_before_it() -> None:
+    made, evaluation = expecting(0, 1), request(2, epoch=EVALUATION_EPOCH)
+    made.expect([evaluation])
+    made.put(evaluation, REFUSED)
+
+    assert group(made, hold=True) == [2]
 
 
 @pytest.mark.usefixtures("impatient")
