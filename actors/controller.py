@@ -7,16 +7,17 @@
 
 | who waits | for what | who ends the wait |
 |---|---|---|
-| `_collect` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
+| `_first_training` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
 | `_meanwhile` | the learner's step, or its merged weights | the learner group, within its `step_timeout_s` |
-| `_publish` | every actor's attestation | the actors; the pool's deadline |
+| `WeightSync.settle` | every actor's attestation | the actors; the pool's deadline |
 | admission | room: by staleness, and in the buffer | the version rises; a window is released |
 
 The learner works in a thread of its own, and this thread takes in what the actors answer meanwhile: no wait is blind.
 
 With `max_staleness` 0 nothing is in flight at a publish, so every rollout of a window is born on the version that the
 window trains: exactly on-policy. With more, requests of later windows are admitted before the window is trained, and
-the actors answer them meanwhile; the arithmetic is `protocol.staleness`.
+the actors answer them meanwhile, and load a version while the next window is trained (`weight_sync`); the arithmetic is
+`protocol.staleness`.
 
 A record that can never work is quarantined and replaced by the next one, so that a window is always exactly
 `effective_batch_size` rollouts.
@@ -34,10 +35,10 @@ from actors.evaluator import evaluate
 from actors.intake import Intake
 from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Planner, TrainedWindow
 from actors.pool import RolloutPool
-from actors.published import check_changed, sync_metrics
 from actors.requests import RequestStream
+from actors.weight_sync import WeightSync
 from protocol.contracts import PackPlan, Record
-from protocol.errors import Interrupted, NothingChangedError, SegmentsLost
+from protocol.errors import Interrupted, SegmentsLost
 from protocol.metrics import (
     packing_metrics,
     window_metrics,
@@ -77,6 +78,7 @@ class Controller:
         self._learner_thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self.state = state or LoopState()
         self._intake = Intake(settings, pool, buffer, requests, observer, self.state)
+        self._sync = WeightSync(settings, pool, learner, self._intake, observer, self.state, self._meanwhile)
         self._boundary = requests.position
         """Where a resume starts; moves between windows only."""
         self.stop = False
@@ -85,11 +87,12 @@ class Controller:
     def run(self) -> LoopState:
         """Runs to `max_steps`. Interrupted, after a checkpoint, when `stop` was set."""
         try:
-            self._publish(full=True)
+            self._sync.publish(full=True)
             if not self.state.evaluations:
                 self._evaluate()
             while self.state.step < self._settings.max_steps:
                 self._train_window()
+            self._sync.settle()
         except Interrupted:
             self._save()
             raise
@@ -134,7 +137,7 @@ class Controller:
         self._buffer.release(entries)
         self.state.trained += len(entries)
         self.state.carried = len(plan.carried)
-        metrics |= self._publish(full=False)
+        metrics |= self._sync.publish(full=False)
         if self._settings.max_staleness:
             self._intake.admit()  # while this step is saved and evaluated, the actors work
         yield metrics
@@ -169,19 +172,13 @@ class Controller:
         flush = self._intake.windows_left == 1 and not self._settings.packing_drop_last
         return self._plan(lengths, must_train=self.state.carried, flush=flush)
 
-    def _catch_up(self) -> None:
-        """An engine that came back cannot read a broadcast of the past: it gets the version once more, in full.
-        Called where the learner is idle."""
-        if self._pool.awaits_full:
-            assert self._pool.published.version is not None
-            self._pool.publish(*self._learner.publish(self._pool.published.version, True))
-
     def _meanwhile(self, work: Callable[[], T]) -> T:
         """The learner's `work`, while what the actors answer is taken in."""
         future = self._learner_thread.submit(work)
         future.add_done_callback(lambda _: self._pool.wake())
         while not future.done():
             self._intake.take_in(timeout_s=MEANWHILE_S)
+            self._sync.look()
         return future.result()
 
     def _train(self, entries: Sequence[Entry], plan: PackPlan) -> dict[str, float]:
@@ -195,30 +192,6 @@ class Controller:
         packing = packing_metrics(plan, lengths, settings.capacity, settings.min_fill)
         return result.metrics() | packing | {"time/train_step_s": seconds}
 
-    def _publish(self, full: bool) -> dict[str, float]:
-        """Version v+1 (or v, in full, at the start) on every engine, attested."""
-        if self._settings.skip_publish and not full:
-            raise NothingChangedError(
-                f"step {self.state.step}: an optimizer step ran and nothing was published "
-                "(sync.debug_skip_publish is true); switch it off: the engines still serve the version before"
-            )
-        version = self.state.version if full else self.state.version + 1
-        self._observer.phase("sync", f"version {version} on every engine")
-        started = time.monotonic()
-        manifest, refs = self._meanwhile(lambda: self._learner.publish(version, full))
-        learner_s = time.monotonic() - started
-        if not full and self._settings.learning:
-            check_changed(manifest)
-        self._pool.publish(manifest, refs)
-        while not self._pool.synced:
-            self._intake.take_in()
-            self._catch_up()
-        self.state.version = version
-        reports, seconds = self._pool.reports, time.monotonic() - started
-        attested = {"checksums": manifest.bucket_checksums, "engines": [report.as_event() for report in reports]}
-        self._observer.event("publish", version=version, seconds=seconds, learner_s=learner_s, **attested)
-        return {"policy/version": float(version)} | sync_metrics(manifest, reports, seconds)
-
     def _evaluation_due(self) -> bool:
         every = self._settings.eval_steps
         last = self.state.evaluations[-1][0] if self.state.evaluations else 0
@@ -228,6 +201,7 @@ class Controller:
     def _evaluate(self) -> None:
         if not self._validation:
             return
+        self._sync.settle()
         metrics = evaluate(self._pool, self._validation, self.state.version, self._intake.accept, self._evaluating)
         self.state.evaluations.append((self.state.step, metrics))
         self._observer.step(self.state.step, metrics)
@@ -238,7 +212,8 @@ class Controller:
         self._between_polls()
 
     def _between_polls(self) -> None:
-        self._catch_up()
+        self._sync.look()
+        self._sync.catch_up()
         self._leave_if_asked()
 
     def _leave_if_asked(self) -> None:

@@ -86,18 +86,23 @@ FROM_PRODUCER = ("merge_s", "put_s", "rounding_lost_share")
 """Names of `manifest.extra` that are metrics under `sync/`."""
 
 
-def sync_metrics(manifest: WeightsManifest, reports: Sequence[LoadReport], wall_s: float) -> dict[str, float]:
-    """What one publish cost, phase by phase; of the engines, the slowest in each. `wall_s`: as the driver saw it."""
+def publish_metrics(manifest: WeightsManifest) -> dict[str, float]:
+    """What the learner's part of a publish cost, and how much was published."""
+    producer = {f"sync/{name}": manifest.extra[name] for name in FROM_PRODUCER if name in manifest.extra}
+    return producer | {
+        "sync/bytes": float(sum(entry.num_bytes for entry in manifest.tensors)),
+        "sync/changed_tensors": float(manifest.changed_tensors),
+    }
+
+
+def load_metrics(reports: Sequence[LoadReport]) -> dict[str, float]:
+    """What a publish cost the engines, phase by phase; the slowest in each."""
 
     def slowest(name: str) -> float:
         return max((float(getattr(report, name)) for report in reports), default=0.0)
 
-    producer = {f"sync/{name}": manifest.extra[name] for name in FROM_PRODUCER if name in manifest.extra}
-    return producer | {
+    return {
         "sync/fetch_s": slowest("fetch_seconds"),
         "sync/load_s": slowest("load_seconds"),
         "sync/resume_s": slowest("resume_seconds"),
-        "time/sync_s": wall_s,
-        "sync/bytes": float(sum(entry.num_bytes for entry in manifest.tensors)),
-        "sync/changed_tensors": float(manifest.changed_tensors),
     }

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.engine import LoadReport
-from actors.published import PublishedWeights, sync_metrics
+from actors.published import PublishedWeights, load_metrics, publish_metrics
 from protocol.weights import TensorEntry, WeightsManifest
 
 
@@ -67,21 +67,21 @@ def test_the_composite_holds_the_last_publish_of_every_tensor(changes: list[set[
     assert located(weights) == expected
 
 
-def test_sync_metrics_take_the_slowest_engine_of_each_phase() -> None:
+def test_a_publish_tells_its_size_and_what_it_cost_the_learner() -> None:
     manifest, _ = publish(3, ["a", "b"])
     manifest = replace(manifest, extra={"merge_s": 0.5, "put_s": 0.25, "optimizer_steps": 1.0})
+    assert publish_metrics(manifest) == {
+        "sync/merge_s": 0.5,
+        "sync/put_s": 0.25,
+        "sync/bytes": 8.0,
+        "sync/changed_tensors": 2.0,
+    }
+
+
+def test_load_metrics_take_the_slowest_engine_of_each_phase() -> None:
     seconds = [(1.0, 5.0, 0.1), (2.0, 4.0, 0.2)]
     reports = [
         LoadReport(version=3, bucket_checksums=(), num_tensors=2, fetch_seconds=a, load_seconds=b, resume_seconds=c)
         for a, b, c in seconds
     ]
-    assert sync_metrics(manifest, reports, 9.0) == {
-        "sync/merge_s": 0.5,
-        "sync/put_s": 0.25,
-        "sync/fetch_s": 2.0,
-        "sync/load_s": 5.0,
-        "sync/resume_s": 0.2,
-        "time/sync_s": 9.0,
-        "sync/bytes": 8.0,
-        "sync/changed_tensors": 2.0,
-    }
+    assert load_metrics(reports) == {"sync/fetch_s": 2.0, "sync/load_s": 5.0, "sync/resume_s": 0.2}

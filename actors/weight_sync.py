@@ -1,0 +1,129 @@
+"""A version's way from the learner to every engine.
+
+    learner.publish ──► on its way ──► attested by every live engine
+     (merge, put)        (fetch, load, resume)
+
+| who waits | for what | who ends the wait |
+|---|---|---|
+| `publish` | the learner's merged weights | the learner group, within its `step_timeout_s` |
+| `settle` | every engine's attestation | the engines; the pool's deadline, `sync.timeout_s` |
+
+A version's buckets are a copy, so the learner may train its next window while the engines load, where that window's
+rollouts are there already (`max_staleness` above 0). Requests that the version makes room for go to each engine as soon
+as that one has attested it: the pool gives none to an engine that has not. One version is on its way at most: the next
+publish waits for it first. Where learner and engines need each other for the sync, it is awaited at once: they share a
+device and take turns, or the learner broadcasts the weights itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from actors.intake import Intake
+from actors.loop import Learner, LoopSettings, LoopState, Observer
+from actors.pool import RolloutPool
+from actors.published import check_changed, load_metrics, publish_metrics
+from protocol.errors import NothingChangedError
+from protocol.weights import WeightsManifest
+
+Published = tuple[WeightsManifest, list[Any]]
+Meanwhile = Callable[[Callable[[], Published]], Published]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnItsWay:
+    """A version that not every live engine has attested."""
+
+    manifest: WeightsManifest
+    started: float
+    """Monotonic seconds."""
+    learner_s: float
+
+
+class WeightSync:
+    """Publishes, and notices what is attested. The loop's thread calls it."""
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        pool: RolloutPool,
+        learner: Learner,
+        intake: Intake,
+        observer: Observer,
+        state: LoopState,
+        meanwhile: Meanwhile,
+    ) -> None:
+        """`meanwhile` runs the learner's work in its thread, and takes in what the actors answer."""
+        self._settings = settings
+        self._pool = pool
+        self._learner = learner
+        self._intake = intake
+        self._observer = observer
+        self._state = state
+        self._meanwhile = meanwhile
+        self._on_its_way: OnItsWay | None = None
+        self._attested: dict[str, float] = {}
+        """Metrics of the version that was attested last."""
+
+    def publish(self, full: bool) -> dict[str, float]:
+        """Version v+1 (or v, in full, at the start) is sent to every engine.
+
+        Returns its metrics; where it is still on its way, those of the engines are of the version before.
+        """
+        if self._settings.skip_publish and not full:
+            raise NothingChangedError(
+                f"step {self._state.step}: an optimizer step ran and nothing was published "
+                "(sync.debug_skip_publish is true); switch it off: the engines still serve the version before"
+            )
+        self.settle()
+        version = self._state.version if full else self._state.version + 1
+        self._observer.phase("sync", f"the learner's weights of version {version}")
+        started = time.monotonic()
+        manifest, refs = self._meanwhile(lambda: self._learner.publish(version, full))
+        if not full and self._settings.learning:
+            check_changed(manifest)
+        self._pool.publish(manifest, refs)
+        self._state.version = version
+        self._on_its_way = OnItsWay(manifest=manifest, started=started, learner_s=time.monotonic() - started)
+        if not self._may_train_meanwhile(manifest, full):
+            self.settle()
+        return {"policy/version": float(version)} | publish_metrics(manifest) | self._attested
+
+    def settle(self) -> None:
+        """Waits until every live engine has attested what is on its way."""
+        while self._on_its_way is not None:
+            self._observer.phase("sync", f"version {self._on_its_way.manifest.version} on every engine")
+            self._intake.take_in()
+            self.catch_up()
+            self.look()
+
+    def look(self) -> None:
+        """Notes an attestation; call it after each poll."""
+        on_its_way = self._on_its_way
+        if on_its_way is None or not self._pool.synced:
+            return
+        self._on_its_way = None
+        manifest, reports = on_its_way.manifest, self._pool.reports
+        self._attested = load_metrics(reports)
+        self._observer.event(
+            "publish",
+            version=manifest.version,
+            seconds=time.monotonic() - on_its_way.started,
+            learner_s=on_its_way.learner_s,
+            checksums=manifest.bucket_checksums,
+            engines=[report.as_event() for report in reports],
+        )
+
+    def catch_up(self) -> None:
+        """An engine that came back cannot read a broadcast of the past: it gets the version once more, in full.
+        Called where the learner is idle."""
+        if self._pool.awaits_full:
+            assert self._pool.published.version is not None
+            self._pool.publish(*self._learner.publish(self._pool.published.version, True))
+
+    def _may_train_meanwhile(self, manifest: WeightsManifest, full: bool) -> bool:
+        settings = self._settings
+        return settings.max_staleness > 0 and not (full or settings.takes_turns or manifest.group is not None)

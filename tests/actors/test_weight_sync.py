@@ -1,0 +1,118 @@
+"""Who waits for engines that load: only who cannot do without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from actors.loop import LoopState
+from protocol.weights import SyncGroup, WeightsManifest
+from tests.actors.test_controller import FakePool, Loop, build
+
+POLLS_TO_LOAD = 50
+"""More than a window's answers take."""
+AWAITED = ["train 4", "attested 1", "train 4", "attested 2", "train 4", "attested 3"]
+TRAINED_AHEAD = ["train 4", "train 4", "attested 1", "train 4", "attested 2", "attested 3"]
+GROUP = SyncGroup(generation=1, address="here", port=1, world_size=2, offsets={"actor-0": 1}, timeout_s=1)
+
+
+class SlowToLoad(FakePool):
+    """Attests some polls after a publish, and keeps the requests of a version that it does not serve yet."""
+
+    polls_left = 0
+
+    def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
+        assert self.synced, "a version was published while the one before was on its way"
+        super().publish(manifest, refs)
+        self.polls_left = POLLS_TO_LOAD
+
+    def poll(self, timeout_s: float = 1.0) -> list[Any]:
+        self.polls_left -= timeout_s >= 1.0  # shorter ones are of a learner that works, and as many as it takes
+        return super().poll(timeout_s)
+
+    @property
+    def synced(self) -> bool:  # type: ignore[override]
+        return self.polls_left <= 0
+
+
+def slow_to_load(*, group: SyncGroup | None = None, **settings: Any) -> Loop:
+    """A loop whose log tells when a version is attested, and when something is trained or evaluated."""
+    loop = build(**settings)
+    loop.controller._pool.__class__ = SlowToLoad
+    event, publish = loop.observer.event, loop.learner.publish
+
+    def told(kind: str, **fields: Any) -> None:
+        if kind == "publish" and fields["version"]:
+            loop.log.append(f"attested {fields['version']}")
+        event(kind, **fields)
+
+    def to_group(version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
+        manifest, refs = publish(version, full)
+        return replace(manifest, group=group), refs
+
+    loop.observer.event = told  # type: ignore[method-assign]
+    loop.learner.publish = to_group  # type: ignore[method-assign]
+    return loop
+
+
+def order(loop: Loop) -> list[str]:
+    return [line for line in loop.log if line.startswith(("train", "attested"))]
+
+
+@pytest.mark.parametrize("max_staleness", [1, 2])
+def test_the_next_window_is_trained_while_the_engines_load(max_staleness: int) -> None:
+    loop = slow_to_load(max_staleness=max_staleness)
+    loop.controller.run()
+
+    assert order(loop) == TRAINED_AHEAD
+    assert max(metrics["policy/staleness_max"] for _, metrics in loop.observer.steps) <= max_staleness
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_staleness": 0}, {"max_staleness": 1, "takes_turns": True}, {"max_staleness": 1, "group": GROUP}],
+    ids=["on-policy", "one device", "broadcast"],
+)
+def test_a_version_is_awaited_where_learner_and_engines_need_each_other(settings: dict[str, Any]) -> None:
+    loop = slow_to_load(**settings)
+    loop.controller.run()
+    assert order(loop) == AWAITED
+
+
+def test_an_evaluation_waits_for_the_version_that_it_is_about() -> None:
+    loop = slow_to_load(max_staleness=1, validation=2, eval_steps=1)
+    loop.controller.run()
+    assert order(loop) == AWAITED
+    assert [step for step, _ in loop.controller.state.evaluations] == [0, 1, 2, 3]
+
+
+def test_a_steps_metrics_tell_the_engines_part_of_the_version_that_was_attested_last() -> None:
+    loop = slow_to_load(max_staleness=1)
+    pool = loop.controller._pool
+    publish = pool.publish
+
+    def timed(manifest: WeightsManifest, refs: Sequence[Any]) -> None:
+        publish(manifest, refs)
+        pool.reports = [replace(report, load_seconds=10.0 + manifest.version) for report in pool.reports]
+
+    pool.publish = timed  # type: ignore[method-assign]
+    loop.controller.run()
+    told = [(metrics["policy/version"], metrics["sync/load_s"]) for _, metrics in loop.observer.steps]
+    assert told == [(1.0, 10.0), (2.0, 11.0), (3.0, 12.0)]
+
+
+def test_a_checkpoint_does_not_wait_for_engines() -> None:
+    loop = slow_to_load(max_staleness=1, max_steps=4)
+    loop.keeper.every = 1
+    keep = loop.keeper.save
+
+    def save(state: LoopState, position: int) -> str:
+        loop.log.append(f"train ends, saved {state.version}")
+        return keep(state, position)
+
+    loop.keeper.save = save  # type: ignore[method-assign]
+    loop.controller.run()
+    assert order(loop)[:3] == ["train 4", "train ends, saved 1", "train 4"]
