@@ -74,8 +74,6 @@ class Member:
     version: int | None = None
     """Policy version that its engine attested last; None before the first."""
     call: Call | None = None
-    sent: set[Any] = field(default_factory=set)
-    """Hand-overs of requests that the actor has not confirmed yet."""
     collecting: Collect | None = None
     """The call that brings the next group of its answers; there while it owes any."""
     owed: dict[RequestKey, AnyRequest] = field(default_factory=dict)
@@ -133,6 +131,5 @@ class Member:
     def forget(self) -> None:
         """Drops everything that belonged to a process that is gone."""
         self.handle = self.call = self.collecting = self.heartbeat = self.progress = self.version = None
-        self.sent.clear()
         self.owed.clear()
         self.alone = False

@@ -182,9 +182,6 @@ class RolloutPool:
             outcomes += self._on_collected(member, ended.result(f"answers of {member.name}"))
         elif ref == member.heartbeat:
             self._on_heartbeat(member, ended.result(f"a heartbeat of {member.name}"))
-        elif ref in member.sent:
-            member.sent.remove(ref)
-            ended.result(f"{member.name} to take requests")
         elif member.call is not None and ref == member.call.ref:
             call, member.call = member.call, None
             answer = ended.result(call.what)

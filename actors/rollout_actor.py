@@ -27,7 +27,7 @@ from actors.engines import build_engine
 from actors.outcome import ActorReady, Group, Outcome, Report
 from actors.settings import ActorSettings
 from protocol.contracts import Completion, RolloutRequest, Segment, SegmentMeta, SegmentStats
-from protocol.errors import ContractError, RecordError
+from protocol.errors import ContractError, EngineError, RecordError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
 from protocol.targets import build_target
@@ -83,9 +83,12 @@ class RolloutActor:
             warmup_tokens=tokens,
         )
 
-    @served(enable_task_events=False)
+    @served(num_returns=0, enable_task_events=False)
     def submit(self, requests: Sequence[AnyRequest]) -> None:
-        """Hands requests to the engine; each is answered once, in some later group."""
+        """Hands requests to the engine; each is answered once, in some later group.
+
+        The call itself returns nothing, which would wake the driver: what goes wrong here is an answer as well.
+        """
         self._answers.expect(requests)
         read = []
         for request in requests:
@@ -93,6 +96,8 @@ class RolloutActor:
                 read.append(request.read())
             except RecordError as error:
                 self._answers.put(request, error)
+            except Exception as error:
+                self._answers.put(request, EngineError(f"{request.key}: cannot be read: {error!r}"))
         self.loop.submit(read, self._answers.put)
 
     @served(concurrency_group="collect", num_returns=2, enable_task_events=False)

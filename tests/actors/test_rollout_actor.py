@@ -15,7 +15,7 @@ from actors.rollout_actor import RolloutActor, load_processor
 from actors.scripted_engine import ScriptedEngine
 from actors.settings import ActorSettings, DecodeSettings, EngineSettings
 from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Segment, Shape
-from protocol.errors import ContractError, ImageError
+from protocol.errors import ContractError, EngineError, ImageError
 from protocol.matching import MatchSettings
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings
@@ -186,3 +186,15 @@ def test_a_trace_leaves_the_actor_only_where_it_is_asked_for_and_never_of_an_eva
     trace = RolloutTrace.decode(traced.trace)
     assert [(pair.prediction, pair.ground_truth) for pair in trace.pairs] == [(0, 0)]
     assert made._codec.encode(assistant_text([CAT]) + "<|im_end|>") == trace.token_ids.tolist()
+
+
+def test_a_request_that_cannot_even_be_read_fails_the_collecting_call_as_its_hand_over_returns_nothing(
+    actor: Callable[..., RolloutActor],
+) -> None:
+    class Broken(UnreadRequest):
+        def read(self) -> RolloutRequest:
+            raise MemoryError("no room for the line")
+
+    line = RecordLine(text=b"{}", index=0, source="t:1", root="", confined_to=None, ordering="sorted", seed=0, epoch=0)
+    with pytest.raises(EngineError, match=r"cannot be read: MemoryError\('no room for the line'\)"):
+        answers(actor(finds_the_cat), [Broken(key=RequestKey(0), line=line, seed=0)])
