@@ -21,8 +21,8 @@ from learner.checkpoint import Checkpoint
 from learner.ranks import LearnerRank, failure_of, wait_all
 from learner.results import SkipLimit, StepResult, combine
 from learner.settings import LearnerSettings
-from protocol.contracts import PackPlan, SegmentRef
 from protocol.errors import ContractError, DeadlineError, LearnerDeadlineError, LearnerError, SegmentsLost
+from protocol.segments import PackPlan, SegmentRef
 from protocol.weights import SyncGroup, WeightsManifest
 
 log = logging.getLogger("rollmatch.learner")

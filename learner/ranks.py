@@ -17,8 +17,8 @@ import ray
 
 from learner.results import PeerError
 from learner.settings import LearnerSettings
-from protocol.contracts import Segment, SegmentRef
 from protocol.errors import LearnerDeadlineError, LearnerError, RollmatchError
+from protocol.segments import Segment, SegmentRef
 from protocol.weights import Bucket, SyncGroup, WeightsManifest
 
 if TYPE_CHECKING:  # importing these imports torch
