@@ -27,8 +27,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from protocol.contracts import RequestKey, SegmentMeta
+from protocol.contracts import RequestKey
 from protocol.errors import ContractError
+from protocol.segments import SegmentMeta
 
 
 class EntryState(StrEnum):

@@ -37,13 +37,14 @@ from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Plan
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from actors.weight_sync import WeightSync
-from protocol.contracts import PackPlan, Record
+from protocol.contracts import Record
 from protocol.errors import Interrupted, SegmentsLost
 from protocol.metrics import (
     packing_metrics,
     window_metrics,
     without_generation,
 )
+from protocol.segments import PackPlan
 
 T = TypeVar("T")
 MEANWHILE_S = 0.5

@@ -9,9 +9,10 @@ from typing import Any
 
 from actors.outcome import Outcome
 from actors.pool import RolloutPool
-from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest, SegmentStats
+from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest
 from protocol.errors import DataFailure
 from protocol.metrics import RolloutTotals, evaluation_timing
+from protocol.segments import SegmentStats
 
 
 def evaluate(

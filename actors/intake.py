@@ -17,8 +17,9 @@ from actors.loop import LoopSettings, LoopState, Observer
 from actors.outcome import Outcome
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
-from protocol.contracts import RequestKey, SegmentMeta
+from protocol.contracts import RequestKey
 from protocol.metrics import RolloutTotals, generation_metrics, policy_metrics
+from protocol.segments import SegmentMeta
 from protocol.staleness import admissible, admission_staleness, check_fresh
 
 

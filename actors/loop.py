@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from actors.outcome import Outcome
-from protocol.contracts import PackPlan, SegmentMeta
+from protocol.segments import PackPlan, SegmentMeta
 from protocol.weights import WeightsManifest
 
 

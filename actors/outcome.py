@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from actors.engine import EngineProgress
-from protocol.contracts import RequestKey, Segment, SegmentMeta, SegmentStats
+from protocol.contracts import RequestKey
+from protocol.segments import Segment, SegmentMeta, SegmentStats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,9 @@ from actors.ray_calls import ActorLost, Ended, get
 from actors.request_queue import RequestQueue
 from actors.status import ActorStatus
 from actors.supervision import PoolSettings, judge_progress, plan_restart
-from protocol.contracts import RolloutRequest, SegmentRef
+from protocol.contracts import RolloutRequest
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
+from protocol.segments import SegmentRef
 from protocol.unread import AnyRequest
 from protocol.weights import WeightsManifest
 

@@ -26,10 +26,11 @@ from actors.engine_loop import Answer, EngineLoop, InFlight
 from actors.engines import build_engine
 from actors.outcome import ActorReady, Group, Outcome, Report
 from actors.settings import ActorSettings
-from protocol.contracts import Completion, RolloutRequest, Segment, SegmentMeta, SegmentStats
+from protocol.contracts import Completion, RolloutRequest
 from protocol.errors import ContractError, EngineError, RecordError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
+from protocol.segments import Segment, SegmentMeta, SegmentStats
 from protocol.targets import build_target
 from protocol.traces import RolloutTrace
 from protocol.unread import AnyRequest

@@ -37,8 +37,8 @@ from learner.model import Policy, build_policy
 from learner.prompt_encoder import PromptEncoder
 from learner.settings import LearnerSettings
 from learner.worker import LearnerWorker
-from protocol.contracts import PackPlan, Segment
 from protocol.packing import padded_plan, plan_packs
+from protocol.segments import PackPlan, Segment
 from tests.learner import tiny
 
 SHRINK = 8

@@ -38,9 +38,10 @@ from actors.supervision import PoolSettings
 from benchmarks.reporting import finish, print_table
 from benchmarks.silent import FreshLearner, SilentKeeper, SilentObserver
 from deploy.recorder import RecordedRollout, RolloutFile
-from protocol.contracts import Completion, RolloutRequest, Segment, segment_bytes
+from protocol.contracts import Completion, RolloutRequest
 from protocol.packing import plan_packs
 from protocol.records import RecordFile
+from protocol.segments import Segment, segment_bytes
 
 ACTORS = (1, 4, 16, 64, 256)
 PER_PROCESS = 32

@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from protocol.checksums import bucket_checksum
-from protocol.contracts import PackPlan
+from protocol.segments import PackPlan
 from protocol.weights import TensorEntry, WeightsManifest
 
 

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from actors.loop import LoopSettings
 from protocol.carry import plan_carry
 from protocol.config import RunConfig
-from protocol.contracts import PackPlan, Record
+from protocol.contracts import Record
 from protocol.packing import padded_plan, plan_packs
 from protocol.records import RecordFile, read_records, sample_with_replacement
+from protocol.segments import PackPlan
 
 
 class Data(NamedTuple):

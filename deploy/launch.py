@@ -33,8 +33,8 @@ from deploy.signals import StopSignals
 from deploy.starting import new_pool, start_service
 from deploy.sync_backends import publishing_learner
 from protocol.config import RunConfig
-from protocol.contracts import segment_bytes
 from protocol.errors import ConfigError, LearnerError
+from protocol.segments import segment_bytes
 
 
 def train(config: RunConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from actors.loop import Learner, StepOutcome
 from actors.pool import RolloutPool
 from learner.group import LearnerGroup
 from protocol.config import RunConfig
-from protocol.contracts import PackPlan
+from protocol.segments import PackPlan
 from protocol.sync_group import GroupPlanner
 from protocol.weights import WeightsManifest
 

@@ -2,7 +2,7 @@
 
     group ── one LearnerRank actor per rank ── worker ──┬─ prompt_encoder   the prompt once more, and its pixels
     (driver)  (ranks)                                   ├─ collate          segments → one padding-free row
-                                                        ├─ model            Qwen3-VL, frozen parts, adapters
+    └─ waiting: the first failure wins                  ├─ model            Qwen3-VL, frozen parts, adapters
                                                         │    ├─ attention   one causal square per segment
                                                         │    └─ lm_head     logits at supervised rows, in chunks
                                                         │         └─ losses SPEC 12, as sums and counts

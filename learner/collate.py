@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from protocol.contracts import IGNORE_INDEX, IntArray, RequestKey, Segment
+from protocol.contracts import IntArray, RequestKey
 from protocol.errors import ContractError, PromptMismatchError
+from protocol.segments import IGNORE_INDEX, Segment
 
 RopeIndex = Callable[[Tensor, Tensor], Tensor]
 """(ids [L], image grid [I, 3]) → rotary positions [3, L] of one segment; the model's own."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any
 import ray
 
 from learner.checkpoint import Checkpoint
-from learner.ranks import LearnerRank, failure_of, wait_all
+from learner.ranks import LearnerRank, local_ranks
 from learner.results import SkipLimit, StepResult, combine
 from learner.settings import LearnerSettings
-from protocol.contracts import PackPlan, SegmentRef
-from protocol.errors import ContractError, DeadlineError, LearnerDeadlineError, LearnerError, SegmentsLost
+from learner.waiting import drain, wait_all
+from protocol.errors import ContractError, DeadlineError, LearnerError, SegmentsLost
+from protocol.segments import PackPlan, SegmentRef
 from protocol.weights import SyncGroup, WeightsManifest
 
 log = logging.getLogger("rollmatch.learner")
@@ -72,7 +72,7 @@ class LearnerGroup:
         with self._fatal():
             places = self._placed(deadline)
             _, address, port = places[0]
-            local = _local_ranks([node for node, _, _ in places])
+            local = local_ranks([node for node, _, _ in places])
             calls = {
                 number: rank.start.remote(self._settings, address, port, *local[number])
                 for number, rank in enumerate(self._ranks)
@@ -135,7 +135,7 @@ class LearnerGroup:
         with self._fatal():
             stream = first.publish.options(num_returns="streaming").remote(version, full)
             calls = {number: rank.join_publish.remote(version, full) for number, rank in enumerate(others, start=1)}
-            refs = list(self._drain(stream, list(calls.values()), "publish"))
+            refs = list(drain(stream, list(calls.values()), self._step_timeout_s, "publish"))
             # The stream's last reference holds the manifest, or the error that ended it.
             wait_all({**dict(enumerate(refs[-1:])), **calls}, self._step_timeout_s, "publish")
             manifest: WeightsManifest = ray.get(refs[-1])
@@ -159,7 +159,7 @@ class LearnerGroup:
         with self._fatal():
             stream = first.publish.options(num_returns="streaming").remote(version, full, group)
             calls = {number: rank.join_publish.remote(version, full) for number, rank in enumerate(others, start=1)}
-            head = list(islice(self._drain(stream, list(calls.values()), "publish"), 1))
+            head = list(islice(drain(stream, list(calls.values()), self._step_timeout_s, "publish"), 1))
             wait_all({**dict(enumerate(head)), **calls}, self._step_timeout_s, "publish")
             manifest: WeightsManifest = ray.get(head[0])
         self._broadcasts = stream
@@ -168,7 +168,7 @@ class LearnerGroup:
     def _log_broadcast(self) -> None:
         """What became of the broadcast before."""
         if self._broadcasts is not None:
-            for ref in self._drain(self._broadcasts, [], "the broadcast before"):
+            for ref in drain(self._broadcasts, [], self._step_timeout_s, "the broadcast before"):
                 if failure := ray.get(ref):
                     log.warning("a broadcast of weights failed: %s", failure)
         self._broadcasts = None
@@ -216,28 +216,6 @@ class LearnerGroup:
             raise LearnerError(f"{what}: the learner group is closed; start a new one from the last checkpoint")
         return self._ranks
 
-    def _drain(self, stream: Any, others: Sequence[ray.ObjectRef], what: str) -> Iterator[ray.ObjectRef]:
-        """References as rank 0 yields them; ends at once when another rank fails."""
-        deadline = time.monotonic() + self._step_timeout_s
-        waiting = list(others)
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            done, _ = ray.wait([stream, *waiting], num_returns=1, timeout=left, fetch_local=False)
-            if not done:
-                raise LearnerDeadlineError(
-                    f"{what}: learner rank 0 was not done after {self._step_timeout_s:.0f} s; raise "
-                    "cluster.step_timeout_s if merging takes that long"
-                )
-            if done[0] in waiting:
-                if failure_of(done[0]) is not None:
-                    return
-                waiting.remove(done[0])
-                continue
-            try:
-                yield next(stream)
-            except StopIteration:
-                return
-
     @contextlib.contextmanager
     def _fatal(self) -> Iterator[None]:
         """Whatever happens to one rank ends the group: the others may wait for it in a collective for ever."""
@@ -246,13 +224,3 @@ class LearnerGroup:
         except BaseException:
             self.close()
             raise
-
-
-def _local_ranks(nodes: Sequence[str]) -> list[tuple[int, int]]:
-    """(rank within its node, ranks on that node) of each rank."""
-    sizes, seen = Counter(nodes), Counter[str]()
-    found = []
-    for node in nodes:
-        found.append((seen[node], sizes[node]))
-        seen[node] += 1
-    return found

@@ -16,9 +16,10 @@ from transformers import AutoProcessor
 
 from learner.collate import Vision, check_prompt
 from learner.settings import LearnerSettings
-from protocol.contracts import IntArray, Segment
+from protocol.contracts import IntArray
 from protocol.errors import ImageError
 from protocol.record_lines import IMAGE_FORMATS, MAX_IMAGE_PIXELS
+from protocol.segments import Segment
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The Ray actor around one `LearnerWorker`, and waiting on many of them: first failure wins, every wait ends.
+"""The Ray actor around one `LearnerWorker`: its place among the ranks, and the segments that it fetches for the worker.
 
 Nothing heavy is imported at the top: torch and DeepSpeed read the environment that `start` sets when they are imported.
 """
@@ -9,16 +9,16 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import ray
 
-from learner.results import PeerError
 from learner.settings import LearnerSettings
-from protocol.contracts import Segment, SegmentRef
-from protocol.errors import LearnerDeadlineError, LearnerError, RollmatchError
+from protocol.errors import LearnerError
+from protocol.segments import Segment, SegmentRef
 from protocol.weights import Bucket, SyncGroup, WeightsManifest
 
 if TYPE_CHECKING:  # importing these imports torch
@@ -27,9 +27,6 @@ if TYPE_CHECKING:  # importing these imports torch
 
 RENDEZVOUS_PORTS = range(20_000, 32_000)
 """Below the ports that systems hand out: an outgoing connection could take one of those at any moment."""
-GRACE_S = 3.0
-"""After the first failure: how long other ranks have to report theirs, which may be the cause."""
-BROKEN_CONNECTION = ("gloo", "nccl", "connection reset", "connection closed", "broken pipe")
 
 
 class LearnerRank:
@@ -127,6 +124,16 @@ def free_port() -> int:
     raise LearnerError(f"no free port in {RENDEZVOUS_PORTS}; end what listens there, all of them are taken")
 
 
+def local_ranks(nodes: Sequence[str]) -> list[tuple[int, int]]:
+    """(rank within its node, ranks on that node) of each rank."""
+    sizes, seen = Counter(nodes), Counter[str]()
+    found = []
+    for node in nodes:
+        found.append((seen[node], sizes[node]))
+        seen[node] += 1
+    return found
+
+
 LOST = (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError, ray.exceptions.RayTaskError)
 """How a segment fails to be there: its node is gone, or its process died or failed while it handed the segment over."""
 
@@ -146,59 +153,3 @@ def get_all(
         except LOST:
             lost.append(group)
     return found, lost
-
-
-def wait_all(calls: Mapping[int, ray.ObjectRef], timeout_s: float, what: str) -> list[Any]:
-    """Results in the order of `calls`, which holds one call per rank.
-
-    Raises:
-        LearnerDeadlineError: not all ranks answered in `timeout_s`.
-        What a rank raised, as soon as one does: its type where it is ours, else LearnerError, with the rank and its
-        traceback in the message.
-    """
-    deadline = time.monotonic() + timeout_s
-    waiting = list(calls.values())
-    while waiting:
-        left = max(0.0, deadline - time.monotonic())
-        done, waiting = ray.wait(waiting, num_returns=1, timeout=left, fetch_local=False)
-        if not done:
-            late = [rank for rank, call in calls.items() if call in waiting]
-            raise LearnerDeadlineError(
-                f"{what}: learner ranks {late} of {len(calls)} did not answer within {timeout_s:.0f} s; look at their "
-                "logs, or raise cluster.step_timeout_s if the work is that long"
-            )
-        if failure_of(done[0]) is not None:
-            _raise_root_cause(calls, what)
-    return list(ray.get(list(calls.values())))
-
-
-def failure_of(call: ray.ObjectRef) -> ray.exceptions.RayError | None:
-    """What a finished call raised, if it did."""
-    try:
-        ray.get(call)
-    except ray.exceptions.RayError as error:
-        return error
-    return None
-
-
-def _raise_root_cause(calls: Mapping[int, ray.ObjectRef], what: str) -> NoReturn:
-    """Raises the failure that explains the others: a rank that dies takes its peers' connections down with it."""
-    done, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=GRACE_S, fetch_local=False)
-    finished = {rank: failure_of(call) for rank, call in calls.items() if call in done}
-    failures = [(rank, error) for rank, error in finished.items() if error is not None]
-    rank, error = min(failures, key=lambda failure: _is_consequence(failure[1]))
-    raise _named(error, rank, what) from error
-
-
-def _is_consequence(error: ray.exceptions.RayError) -> bool:
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    return isinstance(cause, PeerError) or any(word in str(cause).lower() for word in BROKEN_CONNECTION)
-
-
-def _named(error: ray.exceptions.RayError, rank: int, what: str) -> RollmatchError:
-    """The failure of a rank as an error of ours that says which rank, during what, and where."""
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    text = f"learner rank {rank} failed in {what}: {cause}"
-    if cause is not error:
-        text += f"\n{error}"  # Ray renders a task's error as the traceback of the process it happened in
-    return type(cause)(text) if isinstance(cause, RollmatchError) else LearnerError(text)

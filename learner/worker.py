@@ -34,7 +34,8 @@ from learner.residence import Residence
 from learner.results import PeerError, RankStep, Seconds
 from learner.schedule import learning_rate
 from learner.settings import LearnerSettings
-from protocol.contracts import IGNORE_INDEX, RequestKey, Segment
+from protocol.contracts import RequestKey
+from protocol.segments import IGNORE_INDEX, Segment
 from protocol.weights import Bucket, SyncGroup, WeightsManifest
 
 

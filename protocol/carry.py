@@ -20,8 +20,8 @@ v <= w + S: the bound that `max_staleness` S promises. With S = 0 nothing may be
 
 from __future__ import annotations
 
-from .contracts import PackPlan
 from .packing import Lengths, plan_packs
+from .segments import PackPlan
 
 
 def plan_carry(

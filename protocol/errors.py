@@ -3,7 +3,7 @@
     RollmatchError
     ├── ConfigError(ValueError)        a setting is wrong; names the dotted path
     ├── RecordError(ValueError)        a line of a data file is wrong; names file and line
-    ├── ContractError(ValueError)      one side handed the other something that breaks protocol/contracts.py
+    ├── ContractError(ValueError)      one side handed the other something that breaks contracts.py or segments.py
     │   └── PromptMismatchError        engine and learner disagree about the prompt's token ids
     ├── WindowError(RuntimeError)      a window is trained again with other samples, or more of them, than it holds
     ├── DataFailure                    the same input fails on every machine: quarantine it, count it, do not retry

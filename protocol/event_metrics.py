@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from .contracts import PackPlan, SegmentMeta
 from .packing import cost
+from .segments import PackPlan, SegmentMeta
 
 
 def evaluation_timing(num_samples: int, num_batches: int, runtime_seconds: float) -> dict[str, float]:

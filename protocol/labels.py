@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from protocol.contracts import IGNORE_INDEX, IntArray
+from protocol.contracts import IntArray
 from protocol.errors import ContractError
+from protocol.segments import IGNORE_INDEX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

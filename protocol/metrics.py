@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 
-from .contracts import SegmentStats
 from .event_metrics import (
     evaluation_timing,
     generation_metrics,
@@ -25,6 +24,7 @@ from .event_metrics import (
 )
 from .metric_names import Metric
 from .metric_table import METRICS, assert_known, check_evaluation_metric, is_evaluation_metric, metric
+from .segments import SegmentStats
 
 __all__ = [
     "METRICS",

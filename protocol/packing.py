@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .bins import Bins, best_fit, by_length, first_fit, min_bins
-from .contracts import PackPlan
+from .segments import PackPlan
 from .selection import check_insert, drain, fifo_pack, select_pack
 
 __all__ = ["check_insert", "cost", "drain", "fifo_pack", "padded_plan", "plan_packs", "select_pack"]

@@ -12,19 +12,11 @@ from enum import StrEnum
 
 import numpy as np
 
-from protocol.contracts import (
-    IGNORE_INDEX,
-    Completion,
-    GroundTruth,
-    MatchResult,
-    ParsedCompletion,
-    Record,
-    RequestKey,
-    Segment,
-)
+from protocol.contracts import Completion, GroundTruth, MatchResult, ParsedCompletion, Record, RequestKey
 from protocol.matching import MatchSettings, compare_candidates, count_duplicates, match
 from protocol.parsing import parse
 from protocol.pieces import piece_table
+from protocol.segments import IGNORE_INDEX, Segment
 from protocol.targets import Target, TargetSettings, build_target
 from protocol.vocab import TokenCodec
 

@@ -11,8 +11,8 @@ and is buffered, planned or trained) or *running* (asked for, not yet answered).
 
 from __future__ import annotations
 
-from .contracts import SegmentMeta
 from .errors import ContractError
+from .segments import SegmentMeta
 
 
 def admissible(*, version: int, max_staleness: int, batch_size: int, accepted: int, running: int) -> int:

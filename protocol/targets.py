@@ -14,21 +14,13 @@ from typing import Literal
 import numpy as np
 
 from protocol.appending import append_fragment, covered_tokens, desc_spans
-from protocol.contracts import (
-    Completion,
-    IntArray,
-    MatchResult,
-    ParsedCompletion,
-    Record,
-    RequestKey,
-    Segment,
-    SegmentStats,
-)
+from protocol.contracts import Completion, IntArray, MatchResult, ParsedCompletion, Record, RequestKey
 from protocol.desc import count_exact
 from protocol.errors import ContractError
 from protocol.labels import RowSpans, label_row
 from protocol.pieces import piece_table
 from protocol.prefixes import prefix_slots, rebuild, rollout_prefix
+from protocol.segments import Segment, SegmentStats
 from protocol.transport import TransportSettings
 from protocol.vocab import TokenCodec
 

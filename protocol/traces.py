@@ -26,9 +26,9 @@ from protocol.contracts import (
     RejectReason,
     RequestKey,
     RolloutRequest,
-    SegmentStats,
     Shape,
 )
+from protocol.segments import SegmentStats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

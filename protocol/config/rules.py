@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from protocol.config.base import Problem
-from protocol.contracts import segment_bytes
+from protocol.segments import segment_bytes
 
 if TYPE_CHECKING:
     from protocol.config.run import RunConfig

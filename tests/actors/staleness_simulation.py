@@ -26,8 +26,9 @@ from actors.loop import LoopSettings
 from actors.outcome import Outcome
 from actors.requests import RequestStream
 from protocol.carry import plan_carry
-from protocol.contracts import RequestKey, RolloutRequest, SegmentMeta, SegmentStats
+from protocol.contracts import RequestKey, RolloutRequest
 from protocol.packing import plan_packs
+from protocol.segments import SegmentMeta, SegmentStats
 from protocol.weights import WeightsManifest
 from tests.actors.test_controller import FakeKeeper, FakeLearner, FakeObserver, Records
 

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from actors.buffer import Entry, EntryState, SegmentBuffer
-from protocol.contracts import RequestKey, SegmentMeta, SegmentStats
+from protocol.contracts import RequestKey
 from protocol.errors import ContractError
+from protocol.segments import SegmentMeta, SegmentStats
 
 
 def meta(record: int, num_bytes: int = 10) -> SegmentMeta:

@@ -18,9 +18,10 @@ from actors.engine import LoadReport
 from actors.loop import LoopSettings, LoopState, TrainedWindow
 from actors.outcome import Outcome
 from actors.requests import RequestStream
-from protocol.contracts import PackPlan, Record, RolloutRequest, SegmentMeta, SegmentStats
+from protocol.contracts import Record, RolloutRequest
 from protocol.errors import Interrupted, NothingChangedError, SegmentsLost
 from protocol.packing import plan_packs
+from protocol.segments import PackPlan, SegmentMeta, SegmentStats
 from protocol.weights import TensorEntry, WeightsManifest
 
 

@@ -14,9 +14,10 @@ from actors.outcome import Outcome
 from actors.rollout_actor import RolloutActor, load_processor
 from actors.scripted_engine import ScriptedEngine
 from actors.settings import ActorSettings, DecodeSettings, EngineSettings
-from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Segment, Shape
+from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Shape
 from protocol.errors import ContractError, EngineError, ImageError
 from protocol.matching import MatchSettings
+from protocol.segments import Segment
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings
 from protocol.traces import RolloutTrace

@@ -25,8 +25,9 @@ from actors.status import ActorStatus
 from deploy.live import Clocks, LiveMetrics, RolloutSide
 from deploy.phase_clock import PhaseClock
 from protocol.config import load_config
-from protocol.contracts import RequestKey, SegmentStats
+from protocol.contracts import RequestKey
 from protocol.metrics import RolloutTotals
+from protocol.segments import SegmentStats
 from tests.deploy.test_dashboards import ROOT, RULES, alerts
 
 WINDOW_M = 3

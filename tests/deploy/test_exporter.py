@@ -12,9 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.exporter import RESTART_REASONS, Exporter
-from protocol.contracts import RequestKey, SegmentMeta, SegmentStats
+from protocol.contracts import RequestKey
 from protocol.metric_series import labels, series
 from protocol.metric_table import EVENTS, METRICS, Metric
+from protocol.segments import SegmentMeta, SegmentStats
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

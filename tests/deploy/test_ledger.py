@@ -9,8 +9,9 @@ import pytest
 
 from actors.loop import TrainedWindow
 from deploy.ledger import NAME, Ledger, LedgerLine, check_ledger, read_ledger
-from protocol.contracts import RequestKey, SegmentMeta, SegmentStats
+from protocol.contracts import RequestKey
 from protocol.errors import ConfigError
+from protocol.segments import SegmentMeta, SegmentStats
 
 
 def segment(record: int, epoch: int = 0, version: int = 0) -> SegmentMeta:

@@ -19,8 +19,9 @@ from actors.status import ActorStatus
 from deploy import cli
 from deploy.observer import RunObserver
 from protocol.config import RunConfig, load_config
-from protocol.contracts import RequestKey, SegmentMeta, SegmentStats
+from protocol.contracts import RequestKey
 from protocol.errors import LearnerError
+from protocol.segments import SegmentMeta, SegmentStats
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,8 +11,9 @@ import pytest
 from deploy.background import BackgroundWriter
 from deploy.recorder import NAME, OLDER, RecordedRollout, RolloutFile, find_rollout, read_rollouts
 from deploy.timeline import Span, Timeline, merge_spans
-from protocol.contracts import Record, RequestKey, SegmentStats
+from protocol.contracts import Record, RequestKey
 from protocol.errors import ConfigError
+from protocol.segments import SegmentStats
 from protocol.traces import RolloutTrace
 
 

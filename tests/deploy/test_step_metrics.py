@@ -8,7 +8,8 @@ from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.phase_clock import PhaseClock
 from deploy.step_metrics import StepMetrics
-from protocol.contracts import RequestKey, SegmentMeta, SegmentStats
+from protocol.contracts import RequestKey
+from protocol.segments import SegmentMeta, SegmentStats
 
 
 class Run:

@@ -35,9 +35,10 @@ from actors.pool import RolloutPool
 from actors.requests import RecordSource, RequestStream
 from learner.ranks import get_all
 from protocol.checksums import bucket_checksum
-from protocol.contracts import PackPlan, RequestKey, SegmentRef
+from protocol.contracts import RequestKey
 from protocol.errors import Interrupted, SegmentsLost
 from protocol.packing import plan_packs
+from protocol.segments import PackPlan, SegmentRef
 from protocol.weights import TensorEntry, WeightsManifest
 from tests.actors.test_controller import FakeKeeper, FakeObserver, FakeStep
 

@@ -15,7 +15,7 @@ import pytest
 from deploy.demo.scenes import write_scenes
 from deploy.launch import train
 from protocol.config import RunConfig, load_config
-from protocol.contracts import Segment
+from protocol.segments import Segment
 from tests.integration import learner_cases
 from tests.integration.prometheus import BINARY, Prometheus, scraping
 from tests.learner import tiny

@@ -19,7 +19,8 @@ from learner.ranks import LearnerRank
 from learner.results import RankStep
 from learner.settings import LearnerSettings, OptimizerSettings, TunerSettings
 from protocol.carry import plan_carry
-from protocol.contracts import PackPlan, RequestKey, Segment
+from protocol.contracts import RequestKey
+from protocol.segments import PackPlan, Segment
 from protocol.weights import WeightsManifest
 from tests.learner import tiny
 

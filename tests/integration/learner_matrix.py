@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from protocol.contracts import PackPlan, Segment
+from protocol.segments import PackPlan, Segment
 from tests.integration.learner_cases import (
     CARRIED_WHOLE,
     DORA,

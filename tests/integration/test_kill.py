@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import descendants, read_lines
-from tests.integration.kill_suite import KillPoint, Result, Run, killed, resumed, settings, undisturbed, written
+from tests.integration.demo_runs import Result, Run, settings, written
+from tests.integration.kill_suite import KillPoint, killed, resumed, undisturbed
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 

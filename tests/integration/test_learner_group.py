@@ -18,8 +18,8 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings, TunerSettings
 from protocol.checksums import bucket_checksum
-from protocol.contracts import Segment, SegmentRef
 from protocol.errors import ConfigError, ContractError, DeadlineError, ImageError, LearnerError
+from protocol.segments import Segment, SegmentRef
 from protocol.shared_bytes import PIECE, SharedBytes
 from tests.integration.learner_cases import SHARDED, unpack
 from tests.learner import tiny

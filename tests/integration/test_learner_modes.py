@@ -14,7 +14,7 @@ import pytest
 
 from learner.model import part_of
 from learner.settings import OptimizerSettings, TunerSettings
-from protocol.contracts import Segment
+from protocol.segments import Segment
 from tests.integration.learner_cases import (
     CARRIED_WHOLE,
     DORA,

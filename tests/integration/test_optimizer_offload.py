@@ -10,7 +10,7 @@ import pytest
 from deepspeed.ops.op_builder import CPUAdamBuilder
 
 from learner.settings import LearnerSettings, TunerSettings
-from protocol.contracts import Segment
+from protocol.segments import Segment
 from tests.integration.learner_cases import (
     LORA,
     SHARDED,

@@ -8,7 +8,7 @@ import pytest
 
 from learner.collate import Vision
 from learner.prompt_encoder import PromptEncoder
-from protocol.contracts import Segment
+from protocol.segments import Segment
 from tests.learner import tiny
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from learner.losses import CoordTerms, LossSums, coord_terms, make_sums, weighted_coord
 from learner.settings import LossSettings
-from protocol.contracts import IGNORE_INDEX
+from protocol.segments import IGNORE_INDEX
 
 
 def terms_of_full_logits(coord_logits: Tensor, bins: Tensor, full: Tensor | None, loss: LossSettings) -> CoordTerms:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from learner.collate import Vision, check_prompt, collate_packed, collate_padded, split_packed
-from protocol.contracts import IGNORE_INDEX, RequestKey, Segment
+from protocol.contracts import RequestKey
 from protocol.errors import ContractError, PromptMismatchError
+from protocol.segments import IGNORE_INDEX, Segment
 
 ROOT = Path(__file__).resolve().parents[2]
 HOMES = (ROOT / "tests/protocol/golden/cases.json", ROOT.parent / "shared/cases/golden.json")

@@ -22,7 +22,7 @@ from learner.losses import (
     weighted_coord,
 )
 from learner.settings import LossSettings
-from protocol.contracts import IGNORE_INDEX
+from protocol.segments import IGNORE_INDEX
 from tests.learner.plain_loss import row_loss, terms_of_full_logits
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,8 +20,8 @@ from learner.model import Policy, build_policy, trainable
 from learner.publisher import Publisher
 from learner.settings import LearnerSettings, TunerSettings
 from protocol.checksums import bucket_checksum
-from protocol.contracts import Segment
 from protocol.errors import ConfigError
+from protocol.segments import Segment
 from protocol.weights import WeightsManifest
 from tests.integration.learner_cases import unpack
 from tests.learner import tiny

@@ -11,8 +11,8 @@ from learner.collate import Vision, collate_packed
 from learner.losses import LossScales
 from learner.model import build_policy, parameter_groups, part_of, trainable
 from learner.settings import OptimizerSettings, TunerSettings
-from protocol.contracts import Segment
 from protocol.errors import ConfigError
+from protocol.segments import Segment
 from tests.learner import tiny
 
 

@@ -12,7 +12,7 @@ from learner.collate import Batch, Vision, collate_nothing, collate_packed, coll
 from learner.losses import LossScales
 from learner.model import Policy, build_policy
 from learner.settings import LossSettings
-from protocol.contracts import Segment
+from protocol.segments import Segment
 from tests.learner import tiny
 from tests.learner.plain_loss import row_loss
 

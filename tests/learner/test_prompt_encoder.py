@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from learner.prompt_encoder import PromptEncoder
-from protocol.contracts import Segment
 from protocol.errors import ImageError, PromptMismatchError
+from protocol.segments import Segment
 from tests.learner import tiny
 
 

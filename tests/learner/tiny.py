@@ -15,7 +15,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from learner.settings import LearnerSettings, LossSettings, OptimizerSettings, ScheduleSettings, TunerSettings
-from protocol.contracts import IGNORE_INDEX, RequestKey, Segment
+from protocol.contracts import RequestKey
+from protocol.segments import IGNORE_INDEX, Segment
 from protocol.vocab import NUM_BINS, coord_token
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")

@@ -10,19 +10,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask
 
-from protocol.contracts import (
-    IGNORE_INDEX,
-    Completion,
-    MatchResult,
-    ParsedCompletion,
-    Record,
-    RequestKey,
-    Shape,
-)
+from protocol.contracts import Completion, MatchResult, ParsedCompletion, Record, RequestKey, Shape
 from protocol.exact_area import exact_iou
 from protocol.geometry import ShapeTable, mask_iou, overlap_ious, pair_ious, ring_points
 from protocol.matching import MatchSettings, match
 from protocol.parsing import caret, parse
+from protocol.segments import IGNORE_INDEX
 from protocol.targets import PrefixPolicy, Target, TargetSettings, build_target
 from protocol.vocab import TokenCodec
 from tests.protocol.reference import (

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.carry import plan_carry
-from protocol.contracts import PackPlan
 from protocol.packing import plan_packs
+from protocol.segments import PackPlan
 from protocol.staleness import admissible, admission_staleness
 
 CAPACITY = 100

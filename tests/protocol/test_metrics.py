@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.contracts import PackPlan, RequestKey, SegmentMeta, SegmentStats
+from protocol.contracts import RequestKey
 from protocol.errors import ConfigError, ContractError
 from protocol.metric_table import as_markdown
 from protocol.metrics import (
@@ -22,6 +22,7 @@ from protocol.metrics import (
     packing_metrics,
     policy_metrics,
 )
+from protocol.segments import PackPlan, SegmentMeta, SegmentStats
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 

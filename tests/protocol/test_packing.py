@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.bins import best_fit, by_length, first_fit, min_bins
-from protocol.contracts import PackPlan
 from protocol.packing import check_insert, cost, drain, fifo_pack, padded_plan, plan_packs, select_pack
+from protocol.segments import PackPlan
 from tests.protocol.strategies import EXAMPLES
 
 CAPACITY = 100

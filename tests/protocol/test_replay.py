@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from protocol.contracts import Completion, GroundTruth, Record, RequestKey, RolloutRequest, Segment, Shape
+from protocol.contracts import Completion, GroundTruth, Record, RequestKey, RolloutRequest, Shape
 from protocol.matching import MatchSettings, match
 from protocol.parsing import parse
 from protocol.replay import Mask, Replay, replay
+from protocol.segments import Segment
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings, build_target
 from protocol.traces import RolloutTrace

@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from protocol.contracts import RequestKey, SegmentMeta, SegmentStats
+from protocol.contracts import RequestKey
 from protocol.errors import ContractError
+from protocol.segments import SegmentMeta, SegmentStats
 from protocol.staleness import admissible, check_fresh
 
 

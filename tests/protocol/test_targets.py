@@ -7,8 +7,9 @@ import json
 import pytest
 from hypothesis import example, given, settings
 
-from protocol.contracts import IGNORE_INDEX, Shape
+from protocol.contracts import Shape
 from protocol.matching import MatchSettings
+from protocol.segments import IGNORE_INDEX
 from protocol.targets import PrefixPolicy, TargetSettings
 from tests.protocol.checks import check_labels, check_target, make_target
 from tests.protocol.codecs import CharCodec, qwen_codec

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from protocol.contracts import IntArray, SegmentStats
+from protocol.contracts import IntArray
 from protocol.errors import ContractError
 from protocol.labels import RowLabels, RowSpans, label_row
 from protocol.metrics import RolloutTotals
+from protocol.segments import SegmentStats
 
 Case = Mapping[str, Any]
 

@@ -10,20 +10,14 @@ from typing import Any
 import numpy as np
 
 from protocol.appending import append_fragment, covered_tokens, desc_spans
-from protocol.contracts import (
-    Completion,
-    GroundTruth,
-    ParsedCompletion,
-    Record,
-    RequestKey,
-    SegmentStats,
-)
+from protocol.contracts import Completion, GroundTruth, ParsedCompletion, Record, RequestKey
 from protocol.desc import count_exact, normalise_desc
 from protocol.labels import IGNORE_INDEX
 from protocol.matching import MatchSettings, match
 from protocol.metrics import RolloutTotals, evaluation_timing
 from protocol.parsing import parse
 from protocol.repeat_guard import KeyCounter, RepeatSettings, judge_repeats
+from protocol.segments import SegmentStats
 from protocol.serialization import extract_truths
 from protocol.targets import TargetSettings, build_target
 from protocol.vocab import TokenCodec, coord_token, coord_value
