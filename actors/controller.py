@@ -3,14 +3,14 @@
          ┌────────────────────────── one window ──────────────────────────┐
     admit requests ─► rollouts ─► buffer ─► plan ─► m_steps x train_step ─► publish v+1 ─► evaluate, save when due
          ▲                                                                       │
-         └───────────────────────── version rises: slots are free ───────────────┘
+         └────────────────────── v+1 is attested: slots are free ────────────────┘
 
 | who waits | for what | who ends the wait |
 |---|---|---|
 | `_first_training` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
 | `_meanwhile` | the learner's step, or its merged weights | the learner group, within its `step_timeout_s` |
 | `WeightSync.settle` | every actor's attestation | the actors; the pool's deadline |
-| admission | room: by staleness, and in the buffer | the version rises; a window is released |
+| admission | room: by staleness, and in the buffer | a version is attested; a window is released |
 
 The learner works in a thread of its own, and this thread takes in what the actors answer meanwhile: no wait is blind.
 
@@ -139,8 +139,6 @@ class Controller:
         self.state.trained += len(entries)
         self.state.carried = len(plan.carried)
         metrics |= self._sync.publish(full=False)
-        if self._settings.max_staleness:
-            self._intake.admit()  # while this step is saved and evaluated, the actors work
         yield metrics
         trained = tuple(entry.meta for entry in entries)
         self._observer.window(

@@ -3,7 +3,7 @@
 | who waits | for what | who ends the wait |
 |---|---|---|
 | `collect` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
-| admission | room: by staleness, in the buffer, and steps left to train | the version rises; a window is released |
+| admission | room: by staleness, in the buffer, and steps left to train | a version is attested; a window is released |
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Intake:
         self._requests = requests
         self._observer = observer
         self.state = state
+        self.attested = state.version
+        """Newest version that every live engine serves; `WeightSync` writes it."""
         self._orders: dict[RequestKey, int] = {}
         """Requests without an answer, by key: their positions in the run."""
         self._arrived: list[Outcome] = []
@@ -80,7 +82,7 @@ class Intake:
         steps that are left can train."""
         settings, running = self._settings, len(self._orders)
         fresh = admissible(
-            version=self.state.version,
+            version=self.attested,
             max_staleness=admission_staleness(settings.max_staleness, packing_carry=settings.packing_carry),
             batch_size=settings.batch_size,
             accepted=self.state.accepted + self.state.rewound,
@@ -89,7 +91,7 @@ class Intake:
         untrained = self.state.accepted - self.state.trained + running
         wanted = self.windows_left * settings.batch_size + self.state.carried - untrained
         if (room := min(fresh, self._buffer.room(num_running=running), wanted)) > 0:
-            batch = self._requests.take(room, min_version=self.state.version)
+            batch = self._requests.take(room, min_version=self.attested)
             self._orders.update({request.key: order for order, request in batch})
             self._pool.submit([request for _, request in batch])
 

@@ -1,6 +1,6 @@
 """A version's way from the learner to every engine.
 
-    learner.publish ──► on its way ──► attested by every live engine
+    learner.publish ──► on its way ──► attested by every live engine: admission counts with it
      (merge, put)        (fetch, load, resume)
 
 | who waits | for what | who ends the wait |
@@ -9,8 +9,8 @@
 | `settle` | every engine's attestation | the engines; the pool's deadline, `sync.timeout_s` |
 
 A version's buckets are a copy, so the learner may train its next window while the engines load, where that window's
-rollouts are there already (`max_staleness` above 0). Requests that the version makes room for go to each engine as soon
-as that one has attested it: the pool gives none to an engine that has not. One version is on its way at most: the next
+rollouts are there already (`max_staleness` above 0). Requests that the version makes room for wait until all live
+engines have attested it: else the first to do so would get them all. One version is on its way at most: the next
 publish waits for it first. Where learner and engines need each other for the sync, it is awaited at once: they share a
 device and take turns, or the learner broadcasts the weights itself.
 """
@@ -116,6 +116,9 @@ class WeightSync:
             checksums=manifest.bucket_checksums,
             engines=[report.as_event() for report in reports],
         )
+        self._intake.attested = manifest.version
+        if self._settings.max_staleness:
+            self._intake.admit()  # while the learner trains, saves or the run is evaluated, the actors work
 
     def catch_up(self) -> None:
         """An engine that came back cannot read a broadcast of the past: it gets the version once more, in full.

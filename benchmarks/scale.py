@@ -1,11 +1,10 @@
 """How many actors one driver can feed: CPU time of the driver per segment, from 1 to 256 simulated actors.
 
 Real Ray, pool, buffer, loop, record file and recorded rollouts, with records as dense as those of LVIS; the actors are
-simulated (no model), 32 of them to a process, and the learner takes its windows without looking at them. Answers take 1
-to 8 engine steps, so that an actor's requests end one by one. What an actor computes from an answer is computed once
-for each record, so that a core is left for the driver, which shares the machine with its actors here. The driver's CPU
-time is that of its whole process, Ray's threads and the file of recorded rollouts included; what the process uses while
-nothing goes on is measured beside it and not taken off.
+simulated (`benchmarks.simulated_pool`), and the learner takes its windows without looking at them. Answers take 1 to 8
+engine steps, so that an actor's requests end one by one. The driver's CPU time is that of its whole process, Ray's
+threads and the file of recorded rollouts included; what the process uses while nothing goes on is measured beside it
+and not taken off.
 
 Bars: under 200 µs per segment and flat (256 actors against 4), and a buffer that stays within its bound. A call of Ray
 costs the driver most where it has to wake up for it, and far less where calls follow each other: so it is the few
@@ -17,11 +16,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import ray
 
@@ -29,22 +25,17 @@ from actors.buffer import SegmentBuffer
 from actors.controller import Controller
 from actors.loop import LoopSettings, LoopState
 from actors.outcome import Outcome
-from actors.pool import RolloutPool
 from actors.requests import RequestStream
-from actors.rollout_actor import THREADS
 from actors.simulated_answers import lvis_like_record
-from actors.simulation import SimulatedActor, Simulation
-from actors.supervision import PoolSettings
 from benchmarks.reporting import finish, print_table
 from benchmarks.silent import FreshLearner, SilentKeeper, SilentObserver
+from benchmarks.simulated_pool import new_pool
 from deploy.recorder import RecordedRollout, RolloutFile
-from protocol.contracts import Completion, RolloutRequest
 from protocol.packing import plan_packs
 from protocol.records import RecordFile
-from protocol.segments import Segment, segment_bytes
+from protocol.segments import segment_bytes
 
 ACTORS = (1, 4, 16, 64, 256)
-PER_PROCESS = 32
 PER_ACTOR = 32
 """Requests that an actor holds on average: half of them for the window in training, half for the next."""
 SEGMENTS = 3000
@@ -54,75 +45,6 @@ MIN_WINDOWS = 4
 IDLE_S = 2.0
 RECORDS = 500
 MAX_LENGTH = 1 << 14
-MAX_STEPS = 8
-CONTROL = {"concurrency_group": "control"}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "submit": {"enable_task_events": False},
-    "collect": {"concurrency_group": "collect", "num_returns": 2, "enable_task_events": False},
-}
-"""How Ray serves the methods of an actor of its own (`RolloutActor`); others like `CONTROL`."""
-
-
-def spread(request: RolloutRequest, _version: int) -> str:
-    """No objects, found in 1 to `MAX_STEPS` engine steps."""
-    return "{" + " " * (16 * (request.seed % MAX_STEPS)) + "}"
-
-
-SIMULATION = Simulation(step_s=0.05, answers=spread, trace=True)
-
-
-class FrugalActor(SimulatedActor):
-    """Parses, matches and encodes the first answer to each record; later ones differ in key and version."""
-
-    _known: ClassVar[dict[int, tuple[Segment | None, Outcome]]] = {}
-    """Of all actors of the process."""
-
-    def _finish(self, request: RolloutRequest, completion: Completion) -> tuple[Segment | None, Outcome]:
-        record = request.key.record
-        if record not in self._known:
-            self._known[record] = super()._finish(request, completion)
-        segment, outcome = self._known[record]
-        assert segment is not None
-        assert outcome.meta is not None
-        own = {
-            "key": request.key,
-            "first_version": completion.first_version,
-            "last_version": completion.last_version,
-        }
-        outcome = replace(outcome, key=request.key, last_version=completion.last_version)
-        return replace(segment, **own), replace(outcome, meta=replace(outcome.meta, **own))
-
-
-class Host:
-    """Several simulated actors in one process."""
-
-    def __init__(self, count: int) -> None:
-        self._actors = [FrugalActor(SIMULATION) for _ in range(count)]
-
-    def call(self, index: int, name: str, *args: Any) -> Any:
-        return getattr(self._actors[index], name)(*args)
-
-
-class Slot:
-    """Looks to the pool like the handle of an actor of its own."""
-
-    def __init__(self, host: Any, index: int) -> None:
-        self._host, self._index = host, index
-
-    def __getattr__(self, name: str) -> Method:
-        method = Method(self._host, self._index, name)
-        setattr(self, name, method)
-        return method
-
-
-class Method:
-    """`handle.method.remote(...)`, with the options that the actor's own method has."""
-
-    def __init__(self, host: Any, index: int, name: str) -> None:
-        self._call = partial(host.call.options(**OPTIONS.get(name, CONTROL)).remote, index, name)
-
-    def remote(self, *args: Any) -> Any:
-        return self._call(*args)
 
 
 class Recording(SilentObserver):
@@ -164,27 +86,6 @@ def dense_records(folder: Path) -> RecordFile:
             line = {"images": ["x.png"], "width": 1024, "height": 768, "objects": boxes}
             file.write(json.dumps(line) + "\n")
     return RecordFile(path)
-
-
-def new_pool(num_actors: int) -> tuple[RolloutPool, list[Any]]:
-    """The pool, and the processes that host its actors."""
-    hosts = [min(PER_PROCESS, num_actors - at) for at in range(0, num_actors, PER_PROCESS)]
-    threads = {name: count * PER_PROCESS for name, count in THREADS.items()}
-    remote = ray.remote(num_cpus=0, max_concurrency=PER_PROCESS, concurrency_groups=threads)(Host)
-    handles = [remote.remote(count) for count in hosts]
-    slots: Iterator[Slot] = iter(
-        [Slot(handle, index) for handle, count in zip(handles, hosts, strict=True) for index in range(count)]
-    )
-    limits = PoolSettings(
-        num_actors=num_actors,
-        max_in_flight_per_actor=64,
-        startup_timeout_s=300,
-        stall_timeout_s=300,
-        sync_timeout_s=300,
-        max_restarts=0,
-        max_retries=1,
-    )
-    return RolloutPool(limits, lambda _name: next(slots), None), handles
 
 
 def measure(num_actors: int, folder: Path) -> dict[str, float]:

@@ -18,15 +18,17 @@ from .segments import SegmentMeta
 def admissible(*, version: int, max_staleness: int, batch_size: int, accepted: int, running: int) -> int:
     """How many new requests may be admitted now: `(version + S + 1) * B - (accepted + running)`, at least 0.
 
+    `version`: the newest that every live engine serves. The learner may be one ahead, while engines load what it made.
+
     `admissible(version=3, max_staleness=1, batch_size=32, accepted=96, running=40)` → 24.
 
     The bound. Claim: a segment trained at version v was begun at version `first_version >= v - S`. Number admitted
     requests 0, 1, 2, ... and let windows take them in that order, also where a later one is answered first. Request i
     is then trained in window i // B at version v = i // B (v windows were trained before). When it was admitted at
     version w, it and the i requests before it were within the limit: `i + 1 <= (w + S + 1) * B`, hence
-    `v = i // B <= w + S`, that is `w >= v - S`. An actor begins a request at the published version or a later one, so
-    `first_version >= w`. With S = 0 a window is complete before its successor starts: no request is running when a
-    version is published.
+    `v = i // B <= w + S`, that is `w >= v - S`. Every engine served w by then, so `first_version >= w`, however long
+    the engines take to load a version, and whatever is trained meanwhile. With S = 0 a window is complete before its
+    successor starts: no request is running when a version is published.
 
     Order matters: had windows taken whatever is finished, a slow request could miss window after window and come out
     arbitrarily old. `SegmentBuffer.take` keeps the order.

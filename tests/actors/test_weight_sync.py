@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from actors.loop import LoopState
+from protocol.contracts import RolloutRequest
 from protocol.weights import SyncGroup, WeightsManifest
 from tests.actors.test_controller import FakePool, Loop, build
 
@@ -20,7 +21,7 @@ GROUP = SyncGroup(generation=1, address="here", port=1, world_size=2, offsets={"
 
 
 class SlowToLoad(FakePool):
-    """Attests some polls after a publish, and keeps the requests of a version that it does not serve yet."""
+    """Attests some polls after a publish."""
 
     polls_left = 0
 
@@ -28,6 +29,10 @@ class SlowToLoad(FakePool):
         assert self.synced, "a version was published while the one before was on its way"
         super().publish(manifest, refs)
         self.polls_left = POLLS_TO_LOAD
+
+    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+        assert self.synced, "the first engine to attest would get all of these requests"
+        super().submit(requests)
 
     def poll(self, timeout_s: float = 1.0) -> list[Any]:
         self.polls_left -= timeout_s >= 1.0  # shorter ones are of a learner that works, and as many as it takes
