@@ -10,9 +10,9 @@ all times divided by `SPEED`; real Ray, pool, buffer, loop. Windows are trained 
 takes is set by the longest answers, and more windows in flight hide them better: for each staleness it is measured
 first, with a learner that takes no time. Then the learner gets steps of `BALANCES` times that, and its share of the
 wall time is measured. Bar: at least 95 % where the balance allows it. Where training of the windows in flight
-(`max_staleness` + 1) takes longer than the longest answer, some 115 s here, the learner has no rollout to wait for;
-what is left is the sync between two steps: 1.5 s of loading, and Ray's own time, which the division makes `SPEED` times
-as heavy.
+(`max_staleness` + 1) takes longer than the longest answer, some 115 s here, the learner has no rollout to wait for.
+Engines load (1.5 s) while the next window is trained; what is left between two steps is the driver's and Ray's own
+time, which the division makes `SPEED` times as heavy.
 
 `--steps`, `--rounds` set the size of part 1; `--only real|simulated` leaves a part out.
 """
@@ -186,7 +186,7 @@ def run_simulated(staleness: int, in_flight: InFlight, step_s: float, windows: i
 
 def simulated(windows: int) -> dict[str, Any]:
     """The learner's busy share over staleness and balance."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=512 * 2**20)
     modes: tuple[tuple[int, InFlight], ...] = (
         (1, "drain"),
         (1, "continue"),

@@ -144,7 +144,7 @@ def idle_cpu() -> float:
 
 
 def main() -> None:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 30)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 30)
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(count, Path(folder)) for count in ACTORS]
     ray.shutdown()
