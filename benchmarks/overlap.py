@@ -9,10 +9,10 @@ Part 2, simulated: 8 actors and a learner of 4 ranks, answers as long as LVIS an
 all times divided by `SPEED`; real Ray, pool, buffer, loop. Windows are trained in request order, so what generation
 takes is set by the longest answers, and more windows in flight hide them better: for each staleness it is measured
 first, with a learner that takes no time. Then the learner gets steps of `BALANCES` times that, and its share of the
-wall time is measured. Bar: at least 95 % where the balance allows it. Where training of the windows in flight
-(`max_staleness` + 1) takes longer than the longest answer, some 115 s here, the learner has no rollout to wait for.
-Engines load (1.5 s) while the next window is trained; what is left between two steps is the driver's and Ray's own
-time, which the division makes `SPEED` times as heavy.
+wall time is measured. Bar: at least 95 % where the balance allows it. A window's requests are admitted `max_staleness`
+windows before it is trained; where the training of those takes longer than the longest answer, some 115 s here, the
+learner has no rollout to wait for. Engines load (1.5 s) while the next window is trained; what is left between two
+steps is the driver's and Ray's own time, which the division makes `SPEED` times as heavy.
 
 `--steps`, `--rounds` set the size of part 1; `--only real|simulated` leaves a part out.
 """
