@@ -42,6 +42,8 @@ from protocol.weights import WeightsManifest
 
 BARS = {"memcpy": 0.4, "calls": 5.0, "torch_calls": 5.0, "file": 1.0}
 """Least ratio of the sync's rate to that of each other way."""
+STORE_VERSIONS = 2.6
+"""Size of the object store, in versions: two are held at a time."""
 
 
 class Bench:
@@ -167,8 +169,11 @@ def local_ray(object_store_bytes: int) -> Iterator[Path]:
 
 
 def memory_needed(num_bytes: float, num_receivers: int) -> float:
-    """The learner's tensors, two versions in the object store, the file, a parameter per shape in each receiver."""
-    return num_bytes * (1 + 2 + 1 + 0.2 * num_receivers) + (1 + 0.7 * num_receivers) * 1e9
+    """The learner's tensors, a full object store, the file, a parameter per shape in each receiver; and the share of
+    the machine's memory that Ray keeps free: it kills processes before that is used."""
+    processes = (1 + 0.7 * num_receivers) * 1e9
+    kept_free = 0.05 * psutil.virtual_memory().total
+    return num_bytes * (1 + STORE_VERSIONS + 1 + 0.2 * num_receivers) + processes + kept_free
 
 
 def main() -> None:
@@ -186,7 +191,7 @@ def main() -> None:
             print(f"skipped: {gigabytes:g} GB to {receivers} receivers {why}")
             skipped.append({"gigabytes": gigabytes, "receivers": receivers, "why": why})
             continue
-        with local_ray(int(gigabytes * 2.6e9) + 10**8) as shm:
+        with local_ray(int(gigabytes * STORE_VERSIONS * 1e9) + 10**8) as shm:
             results.append(measure(int(gigabytes * 1e9), receivers, arguments.rounds, shm))
     ways = ("sync", "memcpy", "calls", "torch_calls", "file")
     for title, key, columns in (
