@@ -169,11 +169,11 @@ def local_ray(object_store_bytes: int) -> Iterator[Path]:
 
 
 def memory_needed(num_bytes: float, num_receivers: int) -> float:
-    """The learner's tensors, a full object store, the file, a parameter per shape in each receiver; and the share of
-    the machine's memory that Ray keeps free: it kills processes before that is used."""
-    processes = (1 + 0.7 * num_receivers) * 1e9
+    """The learner's tensors, a full object store, the file; in each receiver a parameter per shape, and the tensors that
+    a call brings, which are its own; and the share of the machine's memory before whose use Ray kills processes."""
+    processes = (1 + 0.8 * num_receivers) * 1e9
     kept_free = 0.05 * psutil.virtual_memory().total
-    return num_bytes * (1 + STORE_VERSIONS + 1 + 0.2 * num_receivers) + processes + kept_free
+    return num_bytes * (1 + STORE_VERSIONS + 1 + 1.2 * num_receivers) + processes + kept_free
 
 
 def main() -> None:
