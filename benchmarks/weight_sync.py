@@ -170,7 +170,7 @@ def local_ray(object_store_bytes: int) -> Iterator[Path]:
 
 def memory_needed(num_bytes: float, num_receivers: int) -> float:
     """The learner's tensors, a full object store, the file; in each receiver a parameter per shape, and the tensors
-    that a call brings, which are its own; and the share of the machine's memory before whose use Ray kills processes."""
+    that a call brings, which are its own; and the share of the memory at whose use Ray kills processes."""
     processes = (1 + 0.8 * num_receivers) * 1e9
     kept_free = 0.05 * psutil.virtual_memory().total
     return num_bytes * (1 + STORE_VERSIONS + 1 + 1.2 * num_receivers) + processes + kept_free
