@@ -81,7 +81,7 @@ class Answers:
             if isinstance(answered.answer, EngineError):
                 if not size:
                     raise answered.answer
-                self._queue.put(answered)  # for the next group; behind it there are only failures
+                self._queue.put(answered)  # for the next group
                 return
             asked, is_usable = self._close(answered.request.key)
             size += 1

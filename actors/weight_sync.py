@@ -83,11 +83,12 @@ class WeightSync:
         self._observer.phase("sync", f"the learner's weights of version {version}")
         started = time.monotonic()
         manifest, refs = self._meanwhile(lambda: self._learner.publish(version, full))
+        learner_s = time.monotonic() - started
         if not full and self._settings.learning:
             check_changed(manifest)
         self._pool.publish(manifest, refs)
         self._state.version = version
-        self._on_its_way = OnItsWay(manifest=manifest, started=started, learner_s=time.monotonic() - started)
+        self._on_its_way = OnItsWay(manifest=manifest, started=started, learner_s=learner_s)
         if not self._may_train_meanwhile(manifest, full):
             self.settle()
         return {"policy/version": float(version)} | publish_metrics(manifest) | self._attested

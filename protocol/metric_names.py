@@ -216,12 +216,12 @@ _add(
         "time/checkpoint_s": "Writing one checkpoint.",
         "sync/merge_s": "Merging, rounding and hashing weights on learner rank 0.",
         "sync/put_s": "Writing the buckets into the object store.",
-        "sync/fetch_s": "Getting the buckets of the version attested last; the slowest engine.",
+        "sync/fetch_s": "Getting the buckets; the slowest engine. With staleness, of the version before.",
         "sync/load_s": (
-            "Checking and loading; the slowest engine.",
+            "Checking and loading; the slowest engine. With staleness, of the version before.",
             "Rising: engine and learner share cores or memory.",
         ),
-        "sync/resume_s": "From loaded to ready for requests; the slowest engine.",
+        "sync/resume_s": "From loaded to ready; the slowest engine. With staleness, of the version before.",
     },
 )
 _add(
