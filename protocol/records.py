@@ -92,8 +92,13 @@ class RecordFile:
         if not 0 <= index < len(self):
             raise IndexError(f"row must be in 0..{len(self) - 1}, got {index}")
         start, end = (int(offset) for offset in self._offsets[index : index + 2])
+        with _open(self._path) as file:
+            if _stamp(file) != self._stamp:
+                raise RecordError(f"{self._path}: was changed while it is in use; restart the run")
+            file.seek(start)
+            text = file.read(end - start)
         return RecordLine(
-            text=self._read(start, end),
+            text=text,
             index=index,
             source=f"{self._path}:{index + 1}",
             root=str(self._root),
@@ -103,26 +108,13 @@ class RecordFile:
             epoch=epoch,
         )
 
-    def _read(self, start: int, end: int) -> bytes:
-        """Bytes of the file. Without a Python file object, which costs more than the reading."""
-        try:
-            file = os.open(self._path, os.O_RDONLY)
-        except OSError as error:
-            raise _unreadable(self._path, error) from error
-        try:
-            if _stamp(file) != self._stamp:
-                raise RecordError(f"{self._path}: was changed while it is in use; restart the run")
-            return os.pread(file, end - start, start)
-        finally:
-            os.close(file)
-
 
 def _line_offsets(path: str | Path, limit: int | None) -> tuple[npt.NDArray[np.int64], tuple[int, int]]:
     """[N + 1] byte offsets, line i is [offsets[i], offsets[i + 1]); blank lines at the end of the file are left out."""
     parts = [np.zeros(1, dtype=np.int64)]
     found = position = content_end = 0
     with _open(path) as file:
-        stamp = _stamp(file.fileno())
+        stamp = _stamp(file)
         while (limit is None or found < limit) and (chunk := file.read(_CHUNK_BYTES)):
             breaks = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == _NEWLINE)
             parts.append(breaks + (position + 1))
@@ -137,9 +129,8 @@ def _line_offsets(path: str | Path, limit: int | None) -> tuple[npt.NDArray[np.i
     return offsets[: (num_lines if limit is None else min(limit, num_lines)) + 1], stamp
 
 
-def _stamp(file: int) -> tuple[int, int]:
-    """Size and time of change of an open file, by its descriptor."""
-    status = os.fstat(file)
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
 
@@ -152,11 +143,7 @@ def _open(path: str | Path) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str | Path, error: OSError) -> RecordError:
-    return RecordError(f"{path}: cannot be read ({error.strerror}); correct the path")
+        raise RecordError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
 
 
 def _root(path: str | Path, root: str | Path | None) -> Path:
