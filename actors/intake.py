@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 from actors.buffer import Entry, SegmentBuffer
@@ -43,8 +45,8 @@ class Intake:
         self.state = state
         self.attested = state.version
         """Newest version that every live engine serves; `WeightSync` writes it."""
-        self._orders: dict[RequestKey, int] = {}
-        """Requests without an answer, by key: their positions in the run."""
+        self._orders: OrderedDict[RequestKey, int] = OrderedDict()
+        """Requests without an answer, by key: their positions in the run, ascending."""
         self._arrived: list[Outcome] = []
         """Outcomes since the last window was complete."""
         self._generated_s = 0.0
@@ -74,7 +76,8 @@ class Intake:
         self._buffer.release(gone)
         self.state.accepted -= len(gone)
         requests = [self._requests.again(entry.order, min_version=self.state.version) for entry in gone]
-        self._orders.update({request.key: entry.order for request, entry in zip(requests, gone, strict=True)})
+        orders = self._orders | {request.key: entry.order for request, entry in zip(requests, gone, strict=True)}
+        self._orders = OrderedDict(sorted(orders.items(), key=itemgetter(1)))
         self._pool.submit(requests)
 
     def admit(self) -> None:
@@ -90,10 +93,17 @@ class Intake:
         )
         untrained = self.state.accepted - self.state.trained + running
         wanted = self.windows_left * settings.batch_size + self.state.carried - untrained
-        if (room := min(fresh, self._buffer.room(num_running=running), wanted)) > 0:
-            batch = self._requests.take(room, min_version=self.attested)
+        self._admit(min(fresh, self._buffer.room(num_running=running), wanted))
+
+    def _admit(self, room: int) -> None:
+        """Sends so many requests, those of each window together: actors answer what came together together."""
+        size = self._settings.batch_size
+        while room > 0:
+            counted = self.state.accepted + self.state.rewound + len(self._orders)
+            batch = self._requests.take(min(room, size - counted % size), min_version=self.attested)
             self._orders.update({request.key: order for order, request in batch})
             self._pool.submit([request for _, request in batch])
+            room -= len(batch)
 
     def take_in(self, timeout_s: float = 1.0) -> None:
         """What the actors have answered; waits for the first."""
@@ -125,7 +135,7 @@ class Intake:
 
     @property
     def _oldest_running(self) -> int | None:
-        return min(self._orders.values(), default=None)
+        return next(iter(self._orders.values()), None)
 
     def accept(self, outcome: Outcome, segment: Any) -> None:
         order = self._orders.pop(outcome.key)

@@ -146,8 +146,9 @@ class RolloutPool:
     @property
     def synced(self) -> bool:
         """Every live engine attested the published version, and at least one does."""
-        live = [member for member in self._members if member.is_live]
-        return bool(live) and all(self._is_current(member) for member in live)
+        if not all(self._is_current(member) or not member.is_live for member in self._members):
+            return False
+        return any(member.is_live for member in self._members)
 
     def sleep(self) -> None:
         """Every live engine leaves its device; one that does not within the sync's deadline is restarted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,8 @@ class RecordSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def get(self, index: int, epoch: int = 0) -> RecordLine | Record: ...
+    def read(self, rows: Iterable[tuple[int, int]]) -> Iterable[RecordLine | Record]:
+        """What stands in each (row, epoch)."""
 
 
 class RequestStream:
@@ -37,33 +38,35 @@ class RequestStream:
 
     def take(self, count: int, min_version: int) -> list[tuple[int, AnyRequest]]:
         """The next `count` requests, each with its position."""
-        taken = []
-        for _ in range(count):
-            taken.append((self.position, self._request(self.position, min_version)))
-            self.position += 1
+        positions = range(self.position, self.position + count)
+        taken = list(zip(positions, self._requests(positions, min_version), strict=True))
+        self.position += count
         return taken
 
     def again(self, position: int, min_version: int) -> AnyRequest:
         """The request of a position that was taken before: same record, same seed."""
-        return self._request(position, min_version)
+        return next(self._requests([position], min_version))
 
     def epochs(self, num_rollouts: int) -> float:
         """Passes over the data set that so many rollouts are."""
         return num_rollouts / len(self._records)
 
-    def _request(self, position: int, min_version: int) -> AnyRequest:
+    def _requests(self, positions: Sequence[int], min_version: int) -> Iterator[AnyRequest]:
+        keys = [self._key(position) for position in positions]
+        for key, found in zip(keys, self._records.read((key.record, key.epoch) for key in keys), strict=True):
+            seed = request_seed(self._seed, key)
+            if isinstance(found, Record):
+                yield RolloutRequest(key=key, record=found, seed=seed, min_version=min_version)
+            else:
+                yield UnreadRequest(key=key, line=found, seed=seed, min_version=min_version)
+
+    def _key(self, position: int) -> RequestKey:
         epoch, offset = divmod(position, len(self._records))
         if epoch != self._epoch:
             size = len(self._records)
             self._epoch = epoch
             self._rows = epoch_permutation(size, self._seed, epoch) if self._shuffle else range(size)
-        row = int(self._rows[offset])
-        key = RequestKey(record=row, epoch=epoch)
-        seed = request_seed(self._seed, key)
-        found = self._records.get(row, epoch)
-        if isinstance(found, Record):
-            return RolloutRequest(key=key, record=found, seed=seed, min_version=min_version)
-        return UnreadRequest(key=key, line=found, seed=seed, min_version=min_version)
+        return RequestKey(record=int(self._rows[offset]), epoch=epoch)
 
 
 def request_seed(seed: int, key: RequestKey) -> int:

@@ -11,6 +11,7 @@ because they arrive together or not at all.
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -75,7 +76,7 @@ class RolloutActor:
         self.loop.start()
         tokens = 0
         if warmup is not None:
-            self.submit([warmup])
+            self.submit(pickle.dumps([warmup]))
             tokens = sum(outcome.new_tokens for outcome in self.collect()[1].outcomes)
         return ActorReady(
             pid=os.getpid(),
@@ -85,11 +86,12 @@ class RolloutActor:
         )
 
     @served(num_returns=0, enable_task_events=False)
-    def submit(self, requests: Sequence[AnyRequest]) -> None:
-        """Hands requests to the engine; each is answered once, in some later group.
+    def submit(self, pickled: bytes) -> None:
+        """Hands requests to the engine that the driver needs together; each is answered once, in some later group.
 
         The call itself returns nothing, which would wake the driver: what goes wrong here is an answer as well.
         """
+        requests: Sequence[AnyRequest] = pickle.loads(pickled)
         self._answers.expect(requests)
         read = []
         for request in requests:
@@ -105,8 +107,8 @@ class RolloutActor:
     def collect(self, hold: bool = False) -> Group:
         """The next group of finished requests, at least one, in order of completion.
 
-        `hold`: the driver has no other request for this actor, so an answer may wait for older ones. EngineError when
-        the engine failed; what ended before its failure is the group before.
+        `hold`: the driver has no other request for this actor, so answers may wait for each other. EngineError when the
+        engine failed; what ended before its failure is the group before.
         """
         segments: list[Segment] = []
         outcomes: list[Outcome] = []

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,8 @@ class LvisLike:
     def __len__(self) -> int:
         return 100_000
 
-    def get(self, index: int, epoch: int = 0) -> Record:
-        return lvis_like_record(index)
+    def read(self, rows: Iterable[tuple[int, int]]) -> Iterator[Record]:
+        return (lvis_like_record(index) for index, _ in rows)
 
 
 def run_simulated(staleness: int, in_flight: InFlight, step_s: float, windows: int) -> tuple[float, float]:

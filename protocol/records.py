@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,24 +89,28 @@ class RecordFile:
 
     def get(self, index: int, epoch: int = 0) -> RecordLine:
         """The line of row `index`, with the object order of an epoch. IndexError outside the file."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row must be in 0..{len(self) - 1}, got {index}")
-        start, end = (int(offset) for offset in self._offsets[index : index + 2])
+        return next(self.read([(index, epoch)]))
+
+    def read(self, rows: Iterable[tuple[int, int]]) -> Iterator[RecordLine]:
+        """The line of each (row, epoch); opens the file once. IndexError outside the file."""
         with _open(self._path) as file:
             if _stamp(file) != self._stamp:
                 raise RecordError(f"{self._path}: was changed while it is in use; restart the run")
-            file.seek(start)
-            text = file.read(end - start)
-        return RecordLine(
-            text=text,
-            index=index,
-            source=f"{self._path}:{index + 1}",
-            root=str(self._root),
-            confined_to=self._confined_to,
-            ordering=self._ordering,
-            seed=self._seed,
-            epoch=epoch,
-        )
+            for index, epoch in rows:
+                if not 0 <= index < len(self):
+                    raise IndexError(f"row must be in 0..{len(self) - 1}, got {index}")
+                start, end = self._offsets[index : index + 2].tolist()
+                file.seek(start)
+                yield RecordLine(
+                    text=file.read(end - start),
+                    index=index,
+                    source=f"{self._path}:{index + 1}",
+                    root=str(self._root),
+                    confined_to=self._confined_to,
+                    ordering=self._ordering,
+                    seed=self._seed,
+                    epoch=epoch,
+                )
 
 
 def _line_offsets(path: str | Path, limit: int | None) -> tuple[npt.NDArray[np.int64], tuple[int, int]]:

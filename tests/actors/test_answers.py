@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors import answers
@@ -23,8 +23,8 @@ def request(record: int, epoch: int = 0) -> RolloutRequest:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A usable answer waits for no other; one that is held waits as long as it takes."""
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is held waits as long as it takes; one that is not waits for no other."""
     monkeypatch.setattr(answers, "GROUP_S", 0.0)
     monkeypatch.setattr(answers, "HOLD_S", 600.0)
 
@@ -57,21 +57,37 @@ def test_a_group_is_never_larger_than_its_limit_and_the_rest_comes_in_the_next()
     assert [len(group(made)), len(group(made))] == [GROUP_SIZE, 3]
 
 
-@pytest.mark.usefixtures("impatient")
-def test_an_answer_waits_for_the_oldest_request_and_no_longer() -> None:
-    made = expecting(0, 1, 2, 3)
-    made.put(request(2), REFUSED)
+@pytest.mark.usefixtures("patient")
+@given(st.permutations(range(6)))
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_group_ends_with_the_answer_that_completes_a_batch(order: list[int]) -> None:
+    made = expecting(0, 1, 2)
+    made.expect([request(record) for record in (3, 4, 5)])
+    for record in order:
+        made.put(request(record), REFUSED)
+    ends = [1 + max(order.index(record) for record in batch) for batch in ((0, 1, 2), (3, 4, 5))]
+
+    groups = [group(made, hold=True), group(made, hold=True)]
+
+    assert [len(groups[0]), len(groups[0] + groups[1])] == sorted(ends)
+    assert groups[0] + groups[1] == order
+
+
+@pytest.mark.usefixtures("patient")
+def test_an_answer_waits_in_the_actor_for_those_of_its_batch_that_still_run() -> None:
+    made = expecting(0, 1)
+    made.expect([request(2)])
     found: list[int] = []
+    made.put(request(1), REFUSED)
     taking = threading.Thread(target=lambda: found.extend(group(made, hold=True)))
     taking.start()
-    made.put(request(1), REFUSED)
     made.put(request(0), REFUSED)
     taking.join(timeout=60)
 
-    assert found == [2, 1, 0], "request 3 is younger: nobody waits for it"
+    assert found == [1, 0], "request 2 is of another batch: nobody waits for it"
 
 
-@pytest.mark.usefixtures("impatient")
+@pytest.mark.usefixtures("patient")
 def test_an_evaluation_does_not_wait_for_rollouts_that_were_asked_for_before_it() -> None:
     made, evaluation = expecting(0, 1), request(2, epoch=EVALUATION_EPOCH)
     made.expect([evaluation])
@@ -80,8 +96,16 @@ def test_an_evaluation_does_not_wait_for_rollouts_that_were_asked_for_before_it(
     assert group(made, hold=True) == [2]
 
 
-@pytest.mark.usefixtures("impatient")
-def test_nobody_waits_for_older_requests_where_the_driver_has_more_to_do() -> None:
+def test_an_answer_is_held_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "HOLD_S", 0.0)
+    made = expecting(0, 1)
+    made.put(request(1), REFUSED)
+
+    assert group(made, hold=True) == [1]
+
+
+@pytest.mark.usefixtures("patient")
+def test_nobody_waits_for_a_batch_where_the_driver_has_more_to_do() -> None:
     made = expecting(0, 1)
     made.put(request(1), REFUSED)
 

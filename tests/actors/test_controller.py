@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import SimpleNamespace
@@ -29,8 +29,9 @@ class Records:
     def __len__(self) -> int:
         return 1000
 
-    def get(self, index: int, epoch: int = 0) -> Record:
-        return Record(index=index, source=f"t:{index + 1}", images=("x.png",), width=8, height=8, objects=())
+    def read(self, rows: Iterable[tuple[int, int]]) -> Iterator[Record]:
+        for index, _ in rows:
+            yield Record(index=index, source=f"t:{index + 1}", images=("x.png",), width=8, height=8, objects=())
 
 
 class FakePool:
@@ -41,6 +42,7 @@ class FakePool:
         self._fails = fails
         self._open: deque[RolloutRequest] = deque()
         self._answered = 0
+        self.handed_over: list[int] = []
         self.version = 0
         self.published = SimpleNamespace(version=0)
 
@@ -50,6 +52,7 @@ class FakePool:
 
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         self._open.extend(requests)
+        self.handed_over.append(len(requests))
 
     def wake(self) -> None: ...
 
@@ -185,7 +188,7 @@ def build(
         learner=learner,
         buffer=SegmentBuffer(10**6, 100),
         requests=RequestStream(Records(), seed=0, position=position),
-        validation=[Records().get(i) for i in range(validation)],
+        validation=[*Records().read((i, 0) for i in range(validation))],
         plan=lambda lengths: plan_packs(lengths, capacity=1000, num_ranks=1),
         observer=observer,
         keeper=keeper,
@@ -248,6 +251,17 @@ def test_an_optimizer_step_that_trains_a_window_again_generated_nothing() -> Non
     assert ["rollout/gen_new_tokens_total" in metrics for metrics in steps] == [True, False, True, False]
     assert ["time/rollout_parse_match_s" in metrics for metrics in steps] == [True, False, True, False]
     assert all(metrics["rollout/segments"] == 4 for metrics in steps), "what was trained is told each time"
+
+
+@pytest.mark.parametrize("failing", [set(), {5}])
+def test_the_requests_of_each_window_are_handed_over_together_and_a_quarantined_one_is_replaced_alone(
+    failing: set[int],
+) -> None:
+    loop = build(max_steps=5, max_staleness=2, fails=failing.__contains__)
+    loop.controller.run()
+    handed_over = loop.controller._pool.handed_over  # type: ignore[attr-defined]
+
+    assert sorted(handed_over) == [1] * len(failing) + [4] * 5
 
 
 def test_windows_take_requests_in_order_whatever_order_they_were_answered_in() -> None:
@@ -324,7 +338,7 @@ def test_an_epoch_that_ends_within_a_window_is_evaluated_after_that_window() -> 
 
 def test_a_record_that_was_drawn_twice_is_scored_twice() -> None:
     loop = build(validation=3, max_steps=1)
-    loop.controller._validation = [Records().get(7), Records().get(7), Records().get(8)]
+    loop.controller._validation = [*Records().read([(7, 0), (7, 0), (8, 0)])]
     loop.controller.run()
     (_, before), _ = loop.controller.state.evaluations
     assert before["eval_rollout_samples"] == 3

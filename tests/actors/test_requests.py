@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from actors.requests import RequestStream, request_seed
 from protocol.contracts import Record, RequestKey
 
@@ -10,8 +12,9 @@ class Records:
     def __len__(self) -> int:
         return 5
 
-    def get(self, index: int, epoch: int = 0) -> Record:
-        return Record(index=index, source=f"t:{index + 1}", images=("x.png",), width=8, height=8, objects=())
+    def read(self, rows: Iterable[tuple[int, int]]) -> Iterator[Record]:
+        for index, _ in rows:
+            yield Record(index=index, source=f"t:{index + 1}", images=("x.png",), width=8, height=8, objects=())
 
 
 def keys(stream: RequestStream, count: int) -> list[RequestKey]:

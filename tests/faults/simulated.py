@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ class DrawnRecords:
     def __len__(self) -> int:
         return 10_000
 
-    def get(self, index: int, epoch: int = 0) -> Record:
-        objects = tuple(
-            GroundTruth(index=n, desc=f"thing {n}", shape=Shape("bbox_2d", (100 * n, 50, 100 * n + 80, 400)))
-            for n in range(1, 2 + index % 5)
-        )
-        return Record(index=index, source=f"drawn:{index}", images=("-",), width=8, height=8, objects=objects)
+    def read(self, rows: Iterable[tuple[int, int]]) -> Iterator[Record]:
+        for index, _ in rows:
+            objects = tuple(
+                GroundTruth(index=n, desc=f"thing {n}", shape=Shape("bbox_2d", (100 * n, 50, 100 * n + 80, 400)))
+                for n in range(1, 2 + index % 5)
+            )
+            yield Record(index=index, source=f"drawn:{index}", images=("-",), width=8, height=8, objects=objects)
 
 
 def simulated_run(
