@@ -34,8 +34,9 @@ GROUP_S = 0.1
 """How long an answer waits for others where its place is wanted; small beside the seconds that a rollout takes."""
 HOLD_S = 5.0
 """How long one waits for the rest of its batch. What an actor holds is lost with it, and rolled out again."""
-GROUP_SIZE = 32
-"""Most answers of a group: the object that holds its segments is freed when the last of them is."""
+GROUP_SIZE = 128
+"""Most answers of a group: the object that holds its segments is freed when the last of them is, and a node that needs
+one of them fetches all."""
 
 
 class Answered(NamedTuple):

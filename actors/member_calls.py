@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -47,11 +46,8 @@ class MemberCalls:
             member.call = Call(ref, f"{member.name} {what}", _after(limit), manifest)
 
     def submit(self, member: Member, requests: Sequence[AnyRequest], hold: bool) -> None:
-        """Hands requests over that the member owes already. Nothing comes back but their answers.
-
-        Pickled here: Ray's own pickler would look at each object of each request in Python.
-        """
-        member.handle.submit.remote(pickle.dumps(requests, protocol=5))
+        """Hands requests over that the member owes already. Nothing comes back but their answers."""
+        member.handle.submit.remote(requests)
         self.collect(member, hold)
 
     def collect(self, member: Member, hold: bool) -> None:

@@ -11,7 +11,6 @@ because they arrive together or not at all.
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -76,7 +75,7 @@ class RolloutActor:
         self.loop.start()
         tokens = 0
         if warmup is not None:
-            self.submit(pickle.dumps([warmup]))
+            self.submit([warmup])
             tokens = sum(outcome.new_tokens for outcome in self.collect()[1].outcomes)
         return ActorReady(
             pid=os.getpid(),
@@ -86,12 +85,11 @@ class RolloutActor:
         )
 
     @served(num_returns=0, enable_task_events=False)
-    def submit(self, pickled: bytes) -> None:
+    def submit(self, requests: Sequence[AnyRequest]) -> None:
         """Hands requests to the engine that the driver needs together; each is answered once, in some later group.
 
         The call itself returns nothing, which would wake the driver: what goes wrong here is an answer as well.
         """
-        requests: Sequence[AnyRequest] = pickle.loads(pickled)
         self._answers.expect(requests)
         read = []
         for request in requests:

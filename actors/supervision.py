@@ -27,7 +27,7 @@ class PoolSettings:
     max_retries: int
     min_healthy: int = 1
     in_flight: InFlight = "drain"
-    heartbeat_s: float = 5.0
+    heartbeat_s: float = 10.0
     restart_backoff_s: float = 1.0
     max_backoff_s: float = 60.0
 

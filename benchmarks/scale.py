@@ -3,12 +3,13 @@
 Real Ray, pool, buffer, loop, record file and recorded rollouts, with records as dense as those of LVIS; the actors are
 simulated (`benchmarks.simulated_pool`), and the learner takes its windows without looking at them. Answers take 1 to 8
 engine steps, so that an actor's requests end one by one. The driver's CPU time is that of its whole process, Ray's
-threads and the file of recorded rollouts included; what the process uses while nothing goes on is measured beside it
-and not taken off.
+threads and the file of recorded rollouts included. What the process uses while nothing goes on is in it; *net* leaves
+that out.
 
+Two loads: actors with few requests each, and actors that hold as many as `rollout.max_in_flight_per_actor` allows.
 Bars: under 200 µs per segment and flat (256 actors against 4), and a buffer that stays within its bound. A call of Ray
-costs the driver most where it has to wake up for it, and far less where calls follow each other: so it is the few
-segments of a few actors that cost most, and the cost falls as actors are added.
+costs the driver what it costs, however much is in it, and most where it has to wake up for it: so it is the few
+segments of a few actors that cost most each.
 """
 
 from __future__ import annotations
@@ -29,22 +30,24 @@ from actors.requests import RequestStream
 from actors.simulated_answers import lvis_like_record
 from benchmarks.reporting import finish, print_table
 from benchmarks.silent import FreshLearner, SilentKeeper, SilentObserver
-from benchmarks.simulated_pool import new_pool
+from benchmarks.simulated_pool import MAX_IN_FLIGHT, new_pool
 from deploy.recorder import RecordedRollout, RolloutFile
 from protocol.packing import plan_packs
 from protocol.records import RecordFile
 from protocol.segments import segment_bytes
 
 ACTORS = (1, 4, 16, 64, 256)
-PER_ACTOR = 32
-"""Requests that an actor holds on average: half of them for the window in training, half for the next."""
+LOADS = {"few": 32, "full": MAX_IN_FLIGHT}
+"""Requests that an actor holds: half of them for the window in training, half for the next."""
 SEGMENTS = 3000
 WARM_SEGMENTS = 1000
-MIN_WINDOWS = 4
+MIN_WINDOWS = 3
 """At least: the first of them was generated beside the warm-up."""
 IDLE_S = 2.0
 RECORDS = 500
 MAX_LENGTH = 1 << 14
+STORE = 6 << 30
+"""Bytes of the object store: 65,536 segments of some 37 kB, the most that are there at a time, and room."""
 
 
 class Recording(SilentObserver):
@@ -88,9 +91,9 @@ def dense_records(folder: Path) -> RecordFile:
     return RecordFile(path)
 
 
-def measure(num_actors: int, folder: Path) -> dict[str, float]:
+def measure(num_actors: int, load: str, folder: Path) -> dict[str, Any]:
     """CPU time of the driver per segment, over `SEGMENTS` segments, or `MIN_WINDOWS` windows, after a warm-up."""
-    batch = num_actors * PER_ACTOR // 2
+    batch = num_actors * LOADS[load] // 2
     warm, steps = -(-WARM_SEGMENTS // batch), max(-(-SEGMENTS // batch), MIN_WINDOWS)
     bound = batch * 2 * segment_bytes(MAX_LENGTH)
     buffer = WatchedBuffer(bound, batch * 2, segment_bytes(MAX_LENGTH))
@@ -125,10 +128,12 @@ def measure(num_actors: int, folder: Path) -> dict[str, float]:
     for handle in handles:
         ray.kill(handle)
     return {
+        "load": load,
         "actors": num_actors,
         "processes": len(handles),
         "segments": segments,
         "cpu_us_per_segment": 1e6 * cpu / segments,
+        "net_us_per_segment": 1e6 * (cpu - idle * wall) / segments,
         "segments_per_s": segments / wall,
         "idle_cpu_us_per_s": 1e6 * idle,
         "buffer_bytes_max": buffer.peak,
@@ -144,18 +149,18 @@ def idle_cpu() -> float:
 
 
 def main() -> None:
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 30)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=STORE)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [measure(count, Path(folder)) for count in ACTORS]
+        rows = [measure(count, load, Path(folder)) for load in LOADS for count in ACTORS]
     ray.shutdown()
     print_table("Driver CPU per segment", list(rows[0]), [list(row.values()) for row in rows])
-    costs = {row["actors"]: row["cpu_us_per_segment"] for row in rows}
+    costs = {(row["load"], row["actors"]): row["cpu_us_per_segment"] for row in rows}
     finish(
         "scale",
         {
             "rows": rows,
-            "cpu_us_per_segment_at_256": costs[256],
-            "growth_from_4_to_256": costs[256] / costs[4],
+            "cpu_us_per_segment_at_256": {load: costs[load, 256] for load in LOADS},
+            "growth_from_4_to_256": {load: costs[load, 256] / costs[load, 4] for load in LOADS},
             "buffer_within_bound": all(row["buffer_bytes_max"] <= row["buffer_bound"] for row in rows),
         },
     )

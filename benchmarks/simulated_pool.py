@@ -25,6 +25,8 @@ from protocol.segments import Segment
 
 OWN_PROCESS = 16
 PER_PROCESS = 32
+MAX_IN_FLIGHT = 256
+"""`rollout.max_in_flight_per_actor`, its default."""
 CALLED = ("start", "submit", "collect", "load_weights", "progress")
 """What a pool calls."""
 MAX_STEPS = 8
@@ -101,7 +103,7 @@ def new_pool(num_actors: int) -> tuple[RolloutPool, list[Any]]:
         slots = [Slot(handle, index) for handle, count in zip(handles, counts, strict=True) for index in range(count)]
     limits = PoolSettings(
         num_actors=num_actors,
-        max_in_flight_per_actor=64,
+        max_in_flight_per_actor=MAX_IN_FLIGHT,
         startup_timeout_s=300,
         stall_timeout_s=300,
         sync_timeout_s=300,

@@ -210,6 +210,7 @@ def test_a_load_that_does_not_attest_fails_its_caller_and_the_engine_goes_on(run
     assert answer(running).first_version == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its traceback is for the log
 def test_an_engine_that_breaks_fails_everyone_who_waits_and_everyone_who_comes_later(
     running: Running, caller: ThreadPoolExecutor, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +70,7 @@ class Wrapped:
 
 def answers(actor: RolloutActor, requests: Sequence[AnyRequest]) -> tuple[tuple[Segment, ...], tuple[Outcome, ...]]:
     """Segments and outcomes of the one group that answers all of them."""
-    actor.submit(pickle.dumps(requests))
+    actor.submit(requests)
     segments, report = actor.collect()
     return segments, report.outcomes
 
@@ -190,14 +189,13 @@ def test_a_trace_leaves_the_actor_only_where_it_is_asked_for_and_never_of_an_eva
     assert made._codec.encode(assistant_text([CAT]) + "<|im_end|>") == trace.token_ids.tolist()
 
 
-class Broken(UnreadRequest):
-    def read(self) -> RolloutRequest:
-        raise MemoryError("no room for the line")
-
-
 def test_a_request_that_cannot_even_be_read_fails_the_collecting_call_as_its_hand_over_returns_nothing(
     actor: Callable[..., RolloutActor],
 ) -> None:
+    class Broken(UnreadRequest):
+        def read(self) -> RolloutRequest:
+            raise MemoryError("no room for the line")
+
     line = RecordLine(text=b"{}", index=0, source="t:1", root="", confined_to=None, ordering="sorted", seed=0, epoch=0)
     with pytest.raises(EngineError, match=r"cannot be read: MemoryError\('no room for the line'\)"):
         answers(actor(finds_the_cat), [Broken(key=RequestKey(0), line=line, seed=0)])
