@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class LocalRay:
                 ray_constants.ENABLE_RAY_CLUSTER = False  # LOOPBACK for this process, which has read the variable
                 return
             self.close()
-            log.warning("Ray did not start (exit code %d), try %d of %d", self._process.returncode, attempt, STARTS)
+            log.warning("Ray did not start, try %d of %d", attempt, STARTS)
         raise InfrastructureFailure(
             f"a local Ray cluster did not start, {STARTS} times; its own error is above, or the machine is overloaded: "
             "Ray's daemons have fixed deadlines of 15 to 30 s"
@@ -79,7 +80,7 @@ class LocalRay:
     def _read_address(self) -> str:
         """Empty where it did not start within START_TIMEOUT_S."""
         assert self._process.stdout is not None
-        late = threading.Timer(START_TIMEOUT_S, self._process.kill)
+        late = threading.Timer(START_TIMEOUT_S, self._kill)
         late.start()
         address = self._process.stdout.readline().strip()
         late.cancel()
@@ -94,9 +95,13 @@ class LocalRay:
         try:
             self._process.wait(timeout=STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # the daemons die with their parent
+            self._kill()
             self._process.wait()
         self._process.stdout.close()
+
+    def _kill(self) -> None:
+        """Ends the program and Ray's daemons, which are of its process group."""
+        os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def serve(options: dict[str, Any]) -> None:
@@ -132,4 +137,9 @@ def _watch_driver() -> None:
 
 
 if __name__ == "__main__":
-    serve(json.loads(sys.argv[1]))
+    try:
+        serve(json.loads(sys.argv[1]))
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os.killpg(os.getpid(), signal.SIGKILL)

@@ -106,10 +106,12 @@ class FakeLearner:
     changed: int = 1
     trained: list[list[str]] = field(default_factory=list)
     loses: tuple[int, ...] = ()
-    """Positions whose objects are gone at the first step."""
+    """Positions whose objects are gone, once."""
+    loses_after: int = 0
+    """Windows that are trained before."""
 
     def train_step(self, plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
-        if self.loses:
+        if self.loses and len(self.trained) == self.loses_after:
             lost, self.loses = self.loses, ()
             raise SegmentsLost("gone", lost)
         self.log.append(f"train {len(segment_refs)}")
@@ -308,14 +310,16 @@ def test_a_publish_may_change_nothing_where_the_learning_rate_is_zero() -> None:
     assert build(changed=0, learning=False).controller.run().version == 3
 
 
-def test_a_lost_segment_is_rolled_out_again_and_trained_in_its_old_place() -> None:
-    whole, loses = build(), build()
+@pytest.mark.parametrize(("max_staleness", "loses_after"), [(0, 0), (2, 1)])
+def test_a_lost_segment_is_rolled_out_again_and_trained_in_its_old_place(max_staleness: int, loses_after: int) -> None:
+    """Also where younger requests are running."""
+    whole, loses = (build(max_staleness=max_staleness, max_steps=6) for _ in range(2))
     whole.controller.run()
-    loses.learner.loses = (1, 3)
+    loses.learner.loses, loses.learner.loses_after = (1, 3), loses_after
     state = loses.controller.run()
 
     assert loses.learner.trained == whole.learner.trained
-    assert (state.accepted, state.trained) == (12, 12)
+    assert (state.accepted, state.trained) == (24, 24)
 
 
 def test_the_last_window_may_have_fewer_steps_than_the_others() -> None:

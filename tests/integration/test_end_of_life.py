@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.local_ray import LOOPBACK
 from tests.integration.conftest import ROOT, processes_with, read_lines
 
 pytestmark = pytest.mark.integration
@@ -109,3 +110,23 @@ def test_a_run_that_publishes_nothing_fails_with_the_reason_and_leaves_no_proces
     assert "NothingChangedError" in errors
     assert "sync.debug_skip_publish" in errors
     assert not wait_until_gone(marker)
+
+
+@pytest.mark.parametrize("after_s", [1.5, 3.0, 5.0])
+def test_a_driver_that_goes_while_ray_starts_leaves_none_of_rays_daemons(after_s: float) -> None:
+    marker = uuid.uuid4().hex
+    command = [sys.executable, "-m", "deploy.local_ray", json.dumps({"num_cpus": 1, "object_store_memory": 200 << 20})]
+    program = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | LOOPBACK | {"ROLLMATCH_TEST_MARKER": marker},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    time.sleep(after_s)
+    assert program.stdin is not None
+    program.stdin.close()
+    program.wait(timeout=120)
+
+    assert not wait_until_gone(marker, deadline_s=2), "it ends them itself: nothing is left to notice anything"
