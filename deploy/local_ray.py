@@ -127,6 +127,8 @@ def serve(options: dict[str, Any]) -> None:
     finally:
         signal.signal(GONE, signal.SIG_IGN)
         ray.shutdown()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.killpg(os.getpid(), signal.SIGTERM)  # agents that still start would write into the folder once more
         shutil.rmtree(scratch, ignore_errors=True)
 
 
