@@ -35,8 +35,8 @@ class RolloutConfig(Section):
     """Seconds without progress (no engine step although requests are owed, or no heartbeat) after which an actor is
     restarted; after half of it, it gets no new requests."""
     heartbeat_s: PositiveFloat = 10.0
-    """Seconds without a word of an actor after which it is asked how far its engine is; asking costs the driver as much
-    as taking answers."""
+    """Seconds without a word of an actor after which it is asked how far its engine is; over hundreds of actors
+    these calls add up in the driver."""
     max_retries: NonNegativeInt = 3
     """Actors that may die with a request before it is sent alone; if that one dies too, the record is quarantined."""
     max_restarts: NonNegativeInt = 5
