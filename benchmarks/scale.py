@@ -8,8 +8,8 @@ that out.
 
 Two loads: actors with few requests each, and actors that hold as many as `rollout.max_in_flight_per_actor` allows.
 Bars: under 200 µs per segment and flat (256 actors against 4), and a buffer that stays within its bound. A call of Ray
-costs the driver what it costs, however much is in it, and most where it has to wake up for it: so it is the few
-segments of a few actors that cost most each.
+costs the driver much the same however much is in it, and most where it has to wake up for it: so the few segments of a
+few actors cost most each.
 """
 
 from __future__ import annotations
