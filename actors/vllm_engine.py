@@ -1,8 +1,9 @@
 """`RolloutEngine` over vLLM: the one door to it on the rollout side.
 
 The actor owns an `LLMEngine` and steps it itself, so that finished completions leave one by one and loading weights is
-simply something that happens between two steps. On CPU the engine core runs in this process: it starts in seconds
-instead of a minute, and weight buckets are read where the object store mapped them.
+simply something that happens between two steps. The engine core runs in this process, where weight buckets are read as
+the object store mapped them: vLLM's own process for it would have to be sent them, and what it unpacks are no buckets
+any more. Workers of a tensor-parallel engine are processes of vLLM, to which it pickles them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PROBED_TOKENS = 5
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """Environment of an engine process; must be set before vLLM is imported."""
-    common = {"HF_HUB_OFFLINE": "1"}
+    common = {"HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
     if settings.watches_repeats:
         # The repeat guard is written for vLLM's first model runner; without it vLLM chooses.
         common["VLLM_USE_V2_MODEL_RUNNER"] = "0"
@@ -39,10 +40,8 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
         return common
     return common | {
         "CUDA_VISIBLE_DEVICES": "",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
         # Threads of an idle engine sleep at once: the learner shares these cores.
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": "0",
@@ -194,7 +193,7 @@ class VllmEngine:
             call("start_weight_update")
             call("update_weights", args=({"manifest": manifest, "buckets": buckets},))
             call("finish_weight_update")
-            received = call("received_checksums")[0]
+            received = _same(call("received_checksums"), manifest.version)
         else:
             received = ()
         return received
@@ -242,6 +241,16 @@ class VllmEngine:
         if hasattr(self, "_engine"):
             self._engine.engine_core.shutdown()
             del self._engine
+
+
+def _same(per_worker: Sequence[tuple[str, ...]], version: int) -> tuple[str, ...]:
+    """The digests that every worker of the engine reports."""
+    if len(set(per_worker)) > 1:
+        raise SyncError(
+            f"version {version}: the engine's {len(per_worker)} workers received different bytes: {per_worker}; "
+            "vLLM's transport between them lost something: restart this engine"
+        )
+    return per_worker[0]
 
 
 def _stat_loggers() -> list[Any]:

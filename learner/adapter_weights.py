@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from learner.merge import ParameterSource, Rounding
+from learner.merge import ParameterSource, Rounding, to_host
 from learner.model import Policy, trainable
 
 
@@ -35,7 +35,7 @@ class AdapterWeights:
         for name, parameter in trainable(self._policy):
             with source.gathered([parameter]):
                 value = source.full_precision(parameter)
-                rounded = value.to(self._dtype).cpu().contiguous() if keep else None
+                rounded = to_host(value.to(self._dtype)) if keep else None
             if rounded is not None:
                 yield self._name(name), rounded, True
 

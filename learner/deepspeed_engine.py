@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from learner.collate import Batch
 from learner.deepspeed_json import deepspeed_config, offloads_optimizer
+from learner.frozen import FrozenWeights
 from learner.losses import LossScales
 from learner.model import HeadOutput, Policy, parameter_groups, trainable
 from learner.settings import LearnerSettings
@@ -71,6 +72,8 @@ def join(settings: LearnerSettings) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # cuDNN's attention, torch's first choice on Hopper, builds a plan for every new length of a segment.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     else:
         torch.set_num_threads(settings.num_threads)
     deepspeed.init_distributed(
@@ -98,6 +101,8 @@ class TrainEngine:
             deepspeed.zero.register_external_parameter(policy.head, policy.head.weight)
         self.device = torch.device(self._engine.device)
         self.dtype: torch.dtype = getattr(torch, settings.compute_dtype)
+        # ZeRO-3 has frozen parameters in its partitions, and moves them with the others.
+        self._frozen = FrozenWeights(policy.parameters() if self.stage < 3 else (), self.device)
         self.world_size = int(comm.get_world_size())
         self.rank = int(comm.get_rank())
 
@@ -159,15 +164,18 @@ class TrainEngine:
         return parameter.detach().float()
 
     def offload(self, parts: Sequence[str]) -> None:
-        """Moves `model` and `optimizer` states to host memory; ZeRO 1 to 3 only."""
+        """Moves `model` (frozen weights too) and `optimizer` states to host memory; with ZeRO 2, others in part."""
         states = [state for part in parts for state in OFFLOADED[part]]
         self._engine.offload_states(include=states, pin_memory=self.device.type == "cuda")
+        if "model" in parts:
+            self._frozen.leave()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def reload(self) -> None:
         """Inverse of `offload`."""
         self._engine.reload_states()
+        self._frozen.enter()
 
     def save(self, folder: Path) -> None:
         """Optimizer state, masters and what is trained; frozen parameters are in the start checkpoint."""

@@ -99,19 +99,26 @@ class MergedWeights:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _finish(self, unit: Unit, values: dict[str, Tensor], rounding: Rounding) -> dict[str, Tensor]:
         if unit.template is None:
-            return {name: self._round(value) for name, value in values.items()}
-        base = {name: values[f"base_layer.{name}"] for name in _base_parameters(unit.module)}
-        merged = merge_layer(unit.template, values)
-        rounded = {name: self._round(value) for name, value in merged.items()}
-        for name, value in merged.items():
-            updated = value != base[name]
+            return {name: to_host(value.to(self.dtype)) for name, value in values.items()}
+        rounded = {}
+        for name, value in merge_layer(unit.template, values).items():
+            base = values[f"base_layer.{name}"]
+            served = value.to(self.dtype)
+            updated = value != base
             rounding.updated += int(updated.sum())
-            lost = updated.cpu() & (rounded[name] == self._round(base[name]))
-            rounding.lost += int(lost.sum())
+            rounding.lost += int((updated & (served == base.to(self.dtype))).sum())
+            rounded[name] = to_host(served)
         return rounded
 
-    def _round(self, value: Tensor) -> Tensor:
-        return value.to(self.dtype).cpu().contiguous()
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor in host memory, contiguous; one that is there already is not copied.
+
+    From a GPU it comes into page-locked memory, which torch keeps for the tensors after it.
+    """
+    if not tensor.is_cuda:
+        return tensor.contiguous()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
 def merge_layer(template: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

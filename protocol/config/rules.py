@@ -198,13 +198,19 @@ def _queue(config: RunConfig) -> Iterator[Problem]:
 
 def _offload(config: RunConfig) -> Iterator[Problem]:
     offload, deepspeed = config.matching.offload, config.deepspeed
-    plain = not deepspeed.enabled or deepspeed.config == "zero0"
-    if offload.active and plain:
-        message = (
-            "DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only, got stage 0; "
-            "set deepspeed.config to zero1, zero2 or zero3, or offload.enabled to false"
-        )
-        yield Problem((f"{MATCHING}.offload", "deepspeed.config", "deepspeed.enabled"), message)
+    if not offload.active:
+        return
+    stage = deepspeed.zero_stage()
+    if stage == 0:
+        why = "DeepSpeed can offload states with ZeRO only, got stage 0"
+    elif stage == 1 and config.model.torch_dtype == "bfloat16":
+        why = "DeepSpeed's optimizer for bfloat16 with ZeRO stage 1 cannot move its states"
+    elif stage == 3 and offload.offload_optimizer:
+        why = "DeepSpeed moves the optimizer states of ZeRO stage 3 for its own FusedAdam only, which is not used here"
+    else:
+        return
+    message = f"{why}; set deepspeed.config to zero2, or offload.enabled to false"
+    yield Problem((f"{MATCHING}.offload", "deepspeed.config", "deepspeed.enabled", "model.torch_dtype"), message)
 
 
 def _colocation(config: RunConfig) -> Iterator[Problem]:

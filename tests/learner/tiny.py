@@ -89,8 +89,8 @@ def model_config(tokenizer: Tokenizer, *, tied: bool = True, **text: int) -> Qwe
     )
 
 
-def write_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0, **text: int) -> Path:
-    """Config, weights, tokenizer and processor; `text` as in `model_config`."""
+def write_processor(folder: Path) -> Tokenizer:
+    """Everything of a checkpoint but the model."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -107,6 +107,12 @@ def write_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0, **text: 
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return tokenizer
+
+
+def write_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0, **text: int) -> Path:
+    """Config, weights, tokenizer and processor; `text` as in `model_config`."""
+    tokenizer = write_processor(folder)
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(model_config(tokenizer, tied=tied, **text))
     with torch.no_grad():  # large enough that the logits are far from uniform
@@ -144,11 +150,16 @@ def draw_image(path: Path, seed: int, width: int = 64, height: int = 64) -> str:
     return str(path)
 
 
-def make_segment(folder: Path, number: int, *, prefix: int = 9, tail: int = 12) -> Segment:
-    """A segment on a noise image: random bytes, two coordinate slots in the prefix and three in the tail."""
+def make_segment(
+    folder: Path, number: int, *, prefix: int = 9, tail: int = 12, size: tuple[int, int] | None = None
+) -> Segment:
+    """A segment on a noise image: random bytes, two coordinate slots in the prefix and three in the tail.
+
+    `size`: of the image, width and height, multiples of 32; by default 64 or 96 by 64.
+    """
     rng = np.random.default_rng(number)
     tokenizer = build_tokenizer()
-    width, height = 64 + 32 * (number % 2), 64
+    width, height = size or (64 + 32 * (number % 2), 64)
     image = draw_image(folder / f"{number}.png", number, width, height)
     text = TEMPLATE_TEXT.replace("<|image_pad|>", "<|image_pad|>" * (width * height // 1024))
     prompt = tokenizer.encode(text).ids

@@ -277,7 +277,15 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
         ({"deepspeed__config": None}, "deepspeed.config: is required when enabled is true"),
         (
             {"matching__offload": BOTH_PARTS, "deepspeed__config": "zero0", "cluster__gpus_per_learner": 1},
-            f"{MATCHING}.offload: DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only",
+            f"{MATCHING}.offload: DeepSpeed can offload states with ZeRO only, got stage 0",
+        ),
+        (
+            {"matching__offload": BOTH_PARTS, "deepspeed__config": "zero1", "cluster__gpus_per_learner": 1},
+            f"{MATCHING}.offload: DeepSpeed's optimizer for bfloat16 with ZeRO stage 1 cannot move its states",
+        ),
+        (
+            {"matching__offload": BOTH_PARTS, "deepspeed__config": "zero3", "cluster__gpus_per_learner": 1},
+            f"{MATCHING}.offload: DeepSpeed moves the optimizer states of ZeRO stage 3 for its own FusedAdam only",
         ),
         (
             {"matching__offload": {"enabled": True, "offload_optimizer": True}},
