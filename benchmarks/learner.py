@@ -10,8 +10,8 @@
 3. *Attention*: hidden states of one packed row, per segment (the learner's `sdpa`) and with transformers' own mask
    [T, T], beside forwards of each segment alone.
 
-On CPU seconds are processor seconds of all threads: other processes on the machine do not count. On a GPU (not verified
-on a GPU) they are wall seconds, and compute is bfloat16.
+On CPU seconds are processor seconds of all threads: other processes on the machine do not count. On a GPU they
+are wall seconds, and compute is bfloat16 (not run there yet).
 """
 
 from __future__ import annotations

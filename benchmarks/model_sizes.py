@@ -12,7 +12,7 @@ checkpointing, packs of up to 16,000 tokens, windows of 32 segments with LVIS-li
 
 Each part is a process of `benchmarks.model_parts`; checkpoints are written to /dev/shm and removed. `--found` names
 files of earlier parts' last lines instead of running them: one part may take minutes. Random weights say nothing about
-how long answers are, so all are 512 tokens long. Needs a GPU.
+how long answers are, so all are 512 tokens long. Without a GPU it says so and ends.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.model_parts import WINDOW, config_of
 from benchmarks.reporting import finish, print_table
@@ -111,6 +113,11 @@ def main() -> None:
         name, file = each.split("=", 1)
         size, part = name.split("/")
         found.setdefault(size, {})[part] = json.loads(Path(file).read_text().splitlines()[-1])
+    missing = [part for size in arguments.sizes for part in arguments.parts if part not in found[size]]
+    if missing and not torch.cuda.is_available():
+        print("skipped: needs a GPU")
+        finish("model_sizes", {"skipped": "no GPU"}, write=False)
+        return
     for size in arguments.sizes:
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="rm-") as folder:
             for part in arguments.parts:
@@ -120,7 +127,9 @@ def main() -> None:
     planned = {size: estimate(size) for size in found}
     table = [row for size, parts in found.items() for row in rows(size, parts, planned[size])]
     print_table("Qwen3-VL, random weights, one GPU", ["size", "what", "measured", "planned"], table)
-    finish("model_sizes", {"sizes": found, "planned": planned}, write=arguments.write)
+    measured_on = next(part["hardware"] for parts in found.values() for part in parts.values())
+    figures = {"hardware": measured_on, "sizes": found, "planned": planned}
+    finish("model_sizes", figures, write=arguments.write)
 
 
 if __name__ == "__main__":

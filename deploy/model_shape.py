@@ -47,6 +47,9 @@ PRESETS: Mapping[str, Any] = {
 """Qwen3-VL's three dense sizes, as their config.json gives them."""
 
 
+LANGUAGE_LAYER = re.compile(r"model\.language_model\.layers\.\d+\.")
+
+
 class Part(NamedTuple):
     """One tensor group of the model: a linear layer with its bias, a norm, an embedding."""
 
@@ -105,6 +108,16 @@ class ModelShape:
             + magnitudes
             + sum(part.num_params for part in whole)
         )
+
+    def adapted_outs(self, tuner: TunerConfig) -> list[int]:
+        """Outputs of the layers with adapters, added up for each language layer that has any."""
+        outs: dict[str, int] = {}
+        if tuner.train_type == "lora":
+            for part in self.parts:
+                found = LANGUAGE_LAYER.match(part.name)
+                if found and part.ins and _adapted(part.name, tuner):
+                    outs[found[0]] = outs.get(found[0], 0) + part.outs
+        return list(outs.values())
 
     def published(self, tuner: TunerConfig) -> int:
         """Parameters that a publish after the first one sends: the parts that training can change."""

@@ -69,7 +69,10 @@ def plan(config: RunConfig, arguments: argparse.Namespace, console: Console | No
         table.add_row(*row)
     console = console or Console()
     console.print(table)
-    findings = [*check_sizing(config, shape), note("plan", "estimates, not verified on a GPU")]
+    findings = [
+        *check_sizing(config, shape),
+        note("plan", "estimates; docs/sizing.md says what was measured beside them"),
+    ]
     print_findings(findings, console=console)
     return findings
 

@@ -1,6 +1,7 @@
 """How much memory a run needs and how its two sides balance: formulas, no I/O. docs/sizing.md derives them.
 
-Everything here is an estimate, not verified on a GPU, except the counts of parameters.
+Everything here is an estimate, except the counts of parameters. `python -m benchmarks.model_sizes` holds a learner rank
+and an engine against it on a GPU; what was measured so far stands in docs/sizing.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from protocol.config import RunConfig
 GIB = 2**30
 HEAD_CHUNK_BYTES = 224 * 2**20
 """Logits of one chunk: `learner.lm_head.CHUNK_BYTES`, which a test compares; importing it would import torch."""
+ADAPTER_COPIES = {True: 7, False: 3}
+"""Tensors as large as an adapted layer's output that are alive in its backward. With DoRA fitted to what a 4B and an 8B
+learner took on an H100; without it assumed."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -63,19 +67,22 @@ def learner_memory(shape: ModelShape, config: RunConfig, stage: int) -> LearnerM
     weights d·N (/W at stage 3); gradients d·T (/W from stage 2); optimizer (4 + 8)·T: fp32 copy and two Adam moments
     (/W from stage 1; without the copy in fp32). Activations of a pack of C = `global_max_length` tokens: with
     checkpointing d·C·H per layer and one layer's working set, without it the working set of every layer; a layer's
-    working set is d·C·(8·H + 3·I). Head: three chunks of logits and the gradient of the hidden states. What DeepSpeed
-    offloads (`offload_optimizer`, `offload_param`) is in host memory and not counted.
+    working set is d·C·(8·H + 3·I), and ADAPTER_COPIES·d·C per output of its layers that have an adapter. Head: three
+    chunks of logits and the gradient of the hidden states. What DeepSpeed offloads (`offload_optimizer`,
+    `offload_param`) is in host memory and not counted.
     """
     ranks, width = config.cluster.num_learners, DTYPE_BYTES[config.model.torch_dtype]
     trained, adam = shape.trainable(config.tuner), 8 if width == 4 else 12
     tokens = config.global_max_length
     layer = width * tokens * (8 * shape.hidden + 3 * shape.inner)
-    kept = width * tokens * shape.hidden * shape.num_layers + layer
+    copies = ADAPTER_COPIES[config.tuner.use_dora]
+    adapters = [copies * width * tokens * outs for outs in shape.adapted_outs(config.tuner)]
+    kept = width * tokens * shape.hidden * shape.num_layers + layer + max(adapters, default=0)
     return LearnerMemory(
         weights=0 if config.deepspeed.offloads("param") else width * shape.num_params / (ranks if stage >= 3 else 1),
         gradients=width * trained / (ranks if stage >= 2 else 1),
         optimizer=0 if config.deepspeed.offloads("optimizer") else adam * trained / (ranks if stage >= 1 else 1),
-        activations=kept if config.training.gradient_checkpointing else layer * shape.num_layers,
+        activations=kept if config.training.gradient_checkpointing else layer * shape.num_layers + sum(adapters),
         head=3 * HEAD_CHUNK_BYTES + 4 * tokens * shape.hidden,
     )
 
@@ -106,6 +113,8 @@ def engine_memory(shape: ModelShape, config: RunConfig) -> EngineMemory:
     return EngineMemory(weights=weights, cache_per_token=per_token, cache=cache, num_full=full)
 
 
+EAGER_LAYER_S = 0.9e-3
+"""Seconds of one layer in a decode step that is bound by launches: a 4B engine's 35 ms of 36 layers, on an H100."""
 ENGINE_WORKSPACE = 2 * GIB
 """Activations and graphs of an engine (assumed)."""
 
@@ -158,7 +167,8 @@ def balance(shape: ModelShape, config: RunConfig, load: Load, device: Device, en
     """Decoding is bound by memory, training by arithmetic.
 
     One decode step of n rollouts reads the weights and n caches of the mean length; a training token costs 2·N forward,
-    2·N for the gradient of activations, 2·T for that of weights, and 2·N again with checkpointing.
+    2·N for the gradient of activations, 2·T for that of weights, and 2·N again with checkpointing. Without CUDA graphs
+    a decode step takes EAGER_LAYER_S per layer at least: kernels are launched one by one.
     """
     window, actors = config.training.effective_batch_size, config.rollout.num_actors
     mean = load.prompt_tokens + load.answer_tokens / 2
@@ -167,6 +177,8 @@ def balance(shape: ModelShape, config: RunConfig, load: Load, device: Device, en
     step_s = (engine.weights + at_once * mean * engine.cache_per_token) / (
         device.bandwidth_gbytes_s * 1e9 * device.decode_efficiency
     )
+    if config.matching.vllm.enforce_eager:
+        step_s = max(step_s, EAGER_LAYER_S * shape.num_layers)
     actor_tokens = at_once / step_s
     again = 2 * shape.num_params if config.training.gradient_checkpointing else 0
     per_token = 4 * shape.num_params + 2 * shape.trainable(config.tuner) + again

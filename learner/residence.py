@@ -3,8 +3,7 @@
     on device ──publish ends──► host memory ──train_step, save, export──► on device
                                      ▲──────────── save, export end ──────────┘
 
-Switched on by `rollout_matching.offload.*` (SPEC 4.6, A19). Moving is local to a rank and waits for nobody. Not
-verified on a GPU: tests use an engine that records what it is asked.
+Switched on by `rollout_matching.offload.*` (SPEC 4.6, A19). Moving is local to a rank and waits for nobody.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ class OffloadConfig(Section):
     enabled: bool = False
     """Switches the section on; without `offload_model` or `offload_optimizer` nothing is moved."""
     offload_model: bool = False
-    """Move the parameters."""
+    """Move the parameters, frozen ones too; they keep a copy in page-locked host memory."""
     offload_optimizer: bool = False
-    """Move the optimizer state."""
+    """Move the optimizer state; in bfloat16 DeepSpeed can with ZeRO stage 2 only."""
 
     @property
     def active(self) -> bool:

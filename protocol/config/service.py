@@ -98,7 +98,7 @@ class ClusterConfig(Section):
     colocate: bool = False
     """One actor and one learner rank share a GPU by turns: the engine sleeps while the learner trains, the learner's
     states go to host memory while it generates. Needs `rollout_matching.offload` with both parts, `max_staleness` 0,
-    and shares of the GPU that add up to 1 at most. Not verified on a GPU."""
+    and shares of the GPU that add up to 1 at most."""
     learner_resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom Ray resources that each learner rank takes, such as `{trainer: 1}`."""
     actor_resources: dict[str, PositiveFloat] = Field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from tests.learner import tiny
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.skipif(packages_distributions().get("vllm") != ["vllm"], reason="needs vLLM's build for CUDA"),
 ]
 
 MATCHING = "custom.extra.rollout_matching"
@@ -49,7 +51,8 @@ def test_engine_and_learner_share_a_gpu_and_an_engine_serves_what_was_exported(
     found = [summary[name] for name in ("steps", "policy_versions", "restarts", "learner_restarts")]
     assert found == [3, 3, 0, 0]
     checkpoint = tmp_path / "run" / "checkpoint-3"
-    assert main(["evaluate", "--config", "configs/demo.yaml", "--attest", str(checkpoint), *overrides]) == 0
+    attest = ["--attest", str(checkpoint), "--attest_records", "2"]
+    assert main(["evaluate", "--config", "configs/demo.yaml", *attest, *overrides]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
