@@ -21,6 +21,8 @@ from actors.codec import ChatFrame
 from actors.engine import LoadReport, check_repeat_guard
 from actors.images import open_image
 from actors.settings import DecodeSettings, EngineSettings
+from actors.vllm_environment import engine_environment, stat_loggers
+from actors.weight_buckets import check_number
 from protocol.contracts import Completion, RolloutRequest
 from protocol.errors import EngineError, PromptTooLongError, SyncError
 from protocol.vocab import TokenCodec
@@ -28,25 +30,6 @@ from protocol.weights import Bucket, WeightsManifest
 
 PROBED_TOKENS = 5
 """Likeliest tokens per position whose probabilities a probe reports."""
-
-
-def engine_environment(settings: EngineSettings) -> dict[str, str]:
-    """Environment of an engine process; must be set before vLLM is imported."""
-    common = {"HF_HUB_OFFLINE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
-    if settings.watches_repeats:
-        # The repeat guard is written for vLLM's first model runner; without it vLLM chooses.
-        common["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-    if not settings.on_cpu:
-        return common
-    return common | {
-        "CUDA_VISIBLE_DEVICES": "",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        # Threads of an idle engine sleep at once: the learner shares these cores.
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "0",
-        "KMP_BLOCKTIME": "0",
-    }
 
 
 class VllmEngine:
@@ -85,7 +68,7 @@ class VllmEngine:
                 disable_log_stats=not settings.export_stats,
                 **options,
             ),
-            stat_loggers=_stat_loggers() if settings.export_stats else None,
+            stat_loggers=stat_loggers() if settings.export_stats else None,
         )
         self._params = self._sampling_params()
         self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
@@ -191,7 +174,8 @@ class VllmEngine:
         elif manifest.tensors:
             call = self._engine.collective_rpc
             call("start_weight_update")
-            call("update_weights", args=({"manifest": manifest, "buckets": buckets},))
+            for update in _updates(manifest, buckets):
+                call("update_weights", args=(update,))
             call("finish_weight_update")
             received = _same(call("received_checksums"), manifest.version)
         else:
@@ -243,6 +227,14 @@ class VllmEngine:
             del self._engine
 
 
+def _updates(manifest: WeightsManifest, buckets: Sequence[Bucket]) -> list[dict[str, Any]]:
+    """`vllm_plugin.BucketUpdateInfo` of each bucket; one without a bucket where the workers receive a broadcast."""
+    if manifest.group is not None:
+        return [{"manifest": manifest}]
+    check_number(manifest, buckets)
+    return [{"manifest": manifest, "number": number, "bucket": bucket} for number, bucket in enumerate(buckets)]
+
+
 def _same(per_worker: Sequence[tuple[str, ...]], version: int) -> tuple[str, ...]:
     """The digests that every worker of the engine reports."""
     if len(set(per_worker)) > 1:
@@ -251,13 +243,3 @@ def _same(per_worker: Sequence[tuple[str, ...]], version: int) -> tuple[str, ...
             "vLLM's transport between them lost something: restart this engine"
         )
     return per_worker[0]
-
-
-def _stat_loggers() -> list[Any]:
-    """vLLM's Prometheus metrics as Ray's (`ray_vllm_*`): an in-process engine has no HTTP server of its own."""
-    from ray.util import metrics
-    from vllm.v1.metrics import ray_wrappers
-
-    # vLLM imports these together with Ray Serve, which is not installed here and which the metrics do not need.
-    ray_wrappers.ray_metrics = metrics
-    return [ray_wrappers.RayPrometheusStatLogger]

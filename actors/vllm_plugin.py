@@ -3,7 +3,7 @@
 vLLM's lifecycle, driven by `vllm_engine.load_weights` between two scheduler steps:
 
     start_weight_update      layerwise reload begins: repacked weights become loadable again
-    update_weights           buckets → zero-copy tensor views → the model's own loader
+    update_weights, once per bucket: checked bytes → tensor views without a copy → the model's own loader
     finish_weight_update     weights are repacked; the version is set by the caller
 
 Registered twice on purpose: by the `vllm.general_plugins` entry point where the package is installed, and by being
@@ -13,7 +13,6 @@ vLLM's transfer API, which has moved in most minor releases.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.nccl_receiver import NcclReceiver, VllmEnd
-from actors.weight_buckets import tensor_views, verify_buckets
+from actors.weight_buckets import bucket_views, verify_bucket
 from protocol.errors import SyncError
 from protocol.weights import Bucket, WeightsManifest
 
@@ -45,14 +44,18 @@ class BucketInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class BucketUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """One published version."""
+    """One bucket of a published version, or the whole version where it is broadcast.
+
+    The worker processes of a tensor-parallel engine are sent copies: of one bucket at a time, never of a whole model.
+    """
 
     manifest: WeightsManifest
-    buckets: Sequence[Bucket]
+    number: int = 0
+    bucket: Bucket = ()
 
 
 class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):  # type: ignore[misc]
-    """Loads checkpoint-format tensors from byte buckets, after checking every bucket's digest."""
+    """Loads checkpoint-format tensors from byte buckets, each after checking its digest."""
 
     init_info_cls = BucketInitInfo
     update_info_cls = BucketUpdateInfo
@@ -62,15 +65,16 @@ class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo
         self._receiver = NcclReceiver(lambda group: VllmEnd(group, self.parallel_config))
 
     def start_weight_update(self) -> None:
+        self.received = ()
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: BucketUpdateInfo) -> None:
-        manifest, buckets = update_info.manifest, update_info.buckets
+        manifest, number, bucket = update_info.manifest, update_info.number, update_info.bucket
         if manifest.group is not None:
             self.received = self._receiver.receive(manifest, self.model.load_weights)
             return
-        self.received = verify_buckets(manifest, buckets)
-        self.model.load_weights(tensor_views(manifest, buckets))
+        self.received += (verify_bucket(manifest, number, bucket),)
+        self.model.load_weights(bucket_views(manifest, number, bucket))
 
     def finish_weight_update(self) -> None:
         _require_whole_layers(self.model)

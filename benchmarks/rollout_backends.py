@@ -148,7 +148,7 @@ def start(settings: Any, processor: Any) -> tuple[Any, int]:
 
     from actors.codec import ChatFrame, HubCodec
     from actors.engines import build_engine
-    from actors.vllm_engine import engine_environment
+    from actors.vllm_environment import engine_environment
 
     os.environ.update(engine_environment(settings.engine))
     importlib.import_module("vllm.v1.engine.llm_engine" if settings.engine.backend == "vllm" else "actors.hf_engine")

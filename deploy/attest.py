@@ -20,7 +20,7 @@ from actors.engine import LoadReport
 from actors.published import check_attested
 from actors.ray_calls import get
 from actors.settings import ActorSettings
-from actors.vllm_engine import engine_environment
+from actors.vllm_environment import engine_environment
 from deploy.check import require_clean
 from deploy.cluster import ray_session
 from deploy.inputs import validation_records

@@ -13,7 +13,7 @@ from actors.pool import RolloutPool
 from actors.rollout_actor import THREADS, RolloutActor
 from actors.settings import ActorSettings
 from actors.supervision import PoolSettings
-from actors.vllm_engine import engine_environment
+from actors.vllm_environment import engine_environment
 from deploy.placement import Placement
 from learner.group import LearnerGroup
 from learner.settings import LearnerSettings

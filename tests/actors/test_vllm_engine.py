@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from actors.settings import EngineSettings
-from actors.vllm_engine import _same, engine_environment
+from actors.vllm_engine import _same
+from actors.vllm_environment import engine_environment
 from protocol.errors import SyncError
 
 

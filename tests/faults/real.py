@@ -14,7 +14,7 @@ from actors.pool import RolloutPool
 from actors.rollout_actor import THREADS
 from actors.settings import ActorSettings
 from actors.supervision import PoolSettings
-from actors.vllm_engine import engine_environment
+from actors.vllm_environment import engine_environment
 from deploy.demo.scenes import write_scenes
 from protocol.checksums import bucket_checksum
 from protocol.config import load_config

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from actors.attestation import AttestedEngine, Served, compare
 from actors.published import check_attested
 from actors.settings import ActorSettings
-from actors.vllm_engine import engine_environment
+from actors.vllm_environment import engine_environment
 from learner.publisher import publish_as_is
 from protocol.config import load_config
 from protocol.contracts import RequestKey, RolloutRequest
