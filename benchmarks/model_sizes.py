@@ -28,7 +28,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.model_parts import WINDOW, config_of
+from benchmarks.model_files import config_of
+from benchmarks.model_parts import WINDOW
 from benchmarks.reporting import finish, print_table
 from deploy.model_shape import preset
 from deploy.sizing import GIB, Device, Load, balance, engine_memory, learner_memory
