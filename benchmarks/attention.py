@@ -8,7 +8,7 @@ segments (`benchmarks.packing.lengths`). Ways:
     per segment          the learner's: one causal call of torch's sdpa per segment, without cuDNN
     per segment, cuDNN   the same as torch chooses by itself on Hopper
     varlen               torch's flash attention over all segments in one kernel
-    masked               one call of sdpa with a mask [T, T], as transformers does for packed rows
+    masked               one call of sdpa with a mask [T, T], as transformers does for packed rows; torch chooses
 
 *New* is the median of calls with lengths that the process has not seen: training meets such in every window. *Known* is
 the median of calls with the last of them again. Without a GPU it says so and ends.
@@ -67,6 +67,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, sizes: Sequence[int]) -> T
 def masked(query: Tensor, key: Tensor, value: Tensor, sizes: Sequence[int]) -> Tensor:
     owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(query.device)
     mask = (owner[:, None] == owner[None]).tril()
+    torch.backends.cuda.enable_cudnn_sdp(True)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
 
 
