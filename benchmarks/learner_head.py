@@ -64,12 +64,12 @@ def measure(loss: Callable[..., Tensor], device: torch.device) -> dict[str, floa
     bins = torch.randint(0, 1_000, (NUM_COORD,), device=device)
     head(hidden[:8]).sum().backward()  # loads the libraries' code
     head.weight.grad = hidden.grad = None
-    before = _start(device)
+    before = forget_peak(device)
     started = now(device)
     value = loss(head, hidden, ids, bins)
     value.backward()
     seconds = now(device) - started
-    return {"seconds": seconds, "peak_bytes": _peak(device) - before, "loss": value.item()}
+    return {"seconds": seconds, "peak_bytes": peak_bytes(device) - before, "loss": value.item()}
 
 
 def now(device: torch.device) -> float:
@@ -80,7 +80,7 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _start(device: torch.device) -> int:
+def forget_peak(device: torch.device) -> int:
     """Forgets the peak so far; bytes in use."""
     if device.type == "cpu":
         Path("/proc/self/clear_refs").write_text("5")
@@ -89,7 +89,8 @@ def _start(device: torch.device) -> int:
     return int(torch.cuda.memory_allocated())
 
 
-def _peak(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
+    """The most bytes in use since `forget_peak`."""
     return _status("VmHWM") if device.type == "cpu" else int(torch.cuda.max_memory_allocated())
 
 

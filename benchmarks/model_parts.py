@@ -3,7 +3,7 @@
     python -m benchmarks.model_parts PART SIZE FOLDER [overrides of configs/node_8gpu.yaml]
 
 PART is `write` (a checkpoint with random weights), `learner` or `engine`. The last line is one JSON object. On a CPU
-SIZE `tiny` is for trying the program out.
+SIZE `tiny` is for trying the program out: seconds are then processor seconds, bytes the process's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.learner import join_alone
+from benchmarks.learner_head import forget_peak, now, peak_bytes
 from benchmarks.model_files import MATCHING, config_of, write
 from benchmarks.packing import lengths
 from benchmarks.reporting import hardware
@@ -31,6 +33,7 @@ from protocol.packing import plan_packs
 from protocol.segments import Segment
 from tests.learner import tiny
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 WINDOW = 32
 STEPS = 3
 NEW_TOKENS = {"tiny": 16}
@@ -46,13 +49,12 @@ def learner(size: str, folder: Path, *more: str) -> dict[str, Any]:
     join_alone()
     config = config_of(size, folder, f"{MATCHING}.offload.enabled=false", *more)
     worker = LearnerWorker(LearnerSettings.from_config(config, num_steps=100))
-    states = _allocated()
+    states = forget_peak(DEVICE)
     windows = [_window(size, folder, config.global_max_length, number) for number in range(STEPS + 1)]
-    _forget_peak()
     seconds = [_timed(partial(worker.train_step, window)) for window in windows]
     tokens = [sum(len(segment.input_ids) for pack in window for segment in pack) for window in windows]
     again = _timed(lambda: worker.train_step(windows[-1]))
-    peak = _peak()
+    peak = peak_bytes(DEVICE)
     publish = {kind: _publish(worker, full) for kind, full in (("first", True), ("later", False), ("next", False))}
     return {
         "tokens": tokens,
@@ -85,22 +87,17 @@ def _window(size: str, folder: Path, capacity: int, seed: int) -> list[list[Segm
 
 def _publish(worker: Any, full: bool) -> dict[str, float]:
     """Seconds from masters to buckets in host memory; the object store's copy comes on top."""
-    count = 0
-
-    def run() -> None:
-        nonlocal count
-        for item in worker.publish(1, full):
-            count += sum(memoryview(data).nbytes for data in item) if isinstance(item, tuple) else 0
-
-    seconds = _timed(run)
-    return {"bytes": count, "seconds": seconds, "gb_per_s": count / seconds / 1e9}
+    items: deque[Any] = deque(maxlen=1)  # buckets are let go, the manifest comes last
+    seconds = _timed(lambda: items.extend(worker.publish(1, full)))
+    num_bytes = sum(entry.num_bytes for entry in items[0].tensors)
+    return {"bytes": num_bytes, "seconds": seconds, "gb_per_s": num_bytes / seconds / 1e9}
 
 
 def _residence(worker: Any) -> dict[str, float]:
     """What moving to host memory and back takes and frees (`rollout_matching.offload`)."""
-    before = _allocated()
+    before = forget_peak(DEVICE)
     leave = _timed(lambda: worker._engine.offload(("model", "optimizer")))
-    away = _allocated()
+    away = forget_peak(DEVICE)
     enter = _timed(worker._engine.reload)
     return {"leave_s": leave, "enter_s": enter, "before_bytes": before, "away_bytes": away}
 
@@ -153,10 +150,11 @@ def _answer(vllm: Any, records: Sequence[Record], seed: int) -> int:
 
 def _load(vllm: Any, config: RunConfig, folder: Path, later: bool) -> dict[str, float]:
     """A publish of the checkpoint itself, whole or of the layers with adapters: digests, copies, caches."""
+    from learner.export import read_merged
     from learner.publisher import publish_as_is
 
     wanted = _adapted(config) if later else [""]
-    chosen = ((name, tensor) for name, tensor in _tensors(folder) if any(part in name for part in wanted))
+    chosen = ((name, tensor) for name, tensor in read_merged(folder) if any(part in name for part in wanted))
     *buckets, manifest = publish_as_is(chosen, 1 + later, config.sync.bucket_bytes)
     report = vllm.load_weights(manifest, buckets)
     num_bytes = sum(entry.num_bytes for entry in manifest.tensors)
@@ -174,39 +172,10 @@ def _adapted(config: RunConfig) -> list[str]:
     return [*(f".layers.{layer}." for layer in last), "merger"]
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    from safetensors import safe_open
-
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                yield name, file.get_tensor(name)
-
-
 def _timed(call: Callable[[], object]) -> float:
-    _settle()
-    started = time.perf_counter()
+    started = now(DEVICE)
     call()
-    _settle()
-    return time.perf_counter() - started
-
-
-def _settle() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _allocated() -> int:
-    return int(torch.cuda.memory_allocated()) if torch.cuda.is_available() else 0
-
-
-def _forget_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def _peak() -> int:
-    return int(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0
+    return now(DEVICE) - started
 
 
 def main() -> None:
