@@ -1,11 +1,12 @@
 """What the rest of the rollout side knows of an inference engine.
 
-    submit ──► [waiting | running] ──step──► Completion
-                      ▲
-    load_weights ─────┘ only between two steps
+    prepare ──► submit ──► [waiting | running] ──step──► Completion
+                                   ▲
+                 load_weights ─────┘ only between two steps
 
-An engine is owned and stepped by one thread. Weights change only inside `load_weights`, so every token of a completion
-has a policy version, and the engine reports the first and the last of them.
+An engine is owned and stepped by one thread; `prepare` alone may run in another. Weights change only inside
+`load_weights`, so every token of a completion has a policy version, and the engine reports the first and the last of
+them.
 """
 
 from __future__ import annotations
@@ -86,8 +87,13 @@ class RolloutEngine(Protocol):
         """Requests submitted and not yet completed."""
         ...
 
-    def submit(self, request: RolloutRequest) -> None:
-        """Queues a request. DataFailure when its image or its length can never work."""
+    def prepare(self, request: RolloutRequest) -> Any:
+        """Whatever `submit` needs of a request that no weights change: image read, prompt in tokens. One thread at a
+        time, which need not be the one that steps. DataFailure when its image or its length can never work."""
+        ...
+
+    def submit(self, request: RolloutRequest, prepared: Any) -> None:
+        """Queues a request. DataFailure when its length can never work."""
         ...
 
     def step(self) -> list[Completion]:

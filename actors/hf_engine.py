@@ -82,7 +82,7 @@ class HfEngine:
     def num_unfinished(self) -> int:
         return len(self._waiting)
 
-    def submit(self, request: RolloutRequest) -> None:
+    def prepare(self, request: RolloutRequest) -> dict[str, Tensor]:
         image = open_image(request)
         inputs = dict(self._processor(text=[self._frame.prompt_text], images=[image], return_tensors="pt"))
         length = inputs["input_ids"].shape[1]
@@ -91,7 +91,10 @@ class HfEngine:
                 f"{request.record.source}: the prompt has {length} tokens, the limit of prompt and answer together is "
                 f"{self._limit}; raise rollout_matching.vllm.max_model_len or drop the record"
             )
-        self._waiting.append(_Waiting(request, inputs))
+        return inputs
+
+    def submit(self, request: RolloutRequest, prepared: dict[str, Tensor]) -> None:
+        self._waiting.append(_Waiting(request, prepared))
 
     def step(self) -> list[Completion]:
         batch = [self._waiting.popleft() for _ in range(min(self._decode.batch_size, len(self._waiting)))]

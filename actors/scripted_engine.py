@@ -110,14 +110,17 @@ class ScriptedEngine:
     def num_unfinished(self) -> int:
         return len(self._waiting) + len(self._running)
 
-    def submit(self, request: RolloutRequest) -> None:
+    def prepare(self, request: RolloutRequest) -> list[int]:
         prompt = self._prompt(request)
         if len(prompt) >= self._max_model_len:
             raise PromptTooLongError(
                 f"{request.record.source}: the prompt has {len(prompt)} tokens, the limit is {self._max_model_len}; "
                 "raise max_model_len or drop the record"
             )
-        self._waiting.append((request, prompt))
+        return prompt
+
+    def submit(self, request: RolloutRequest, prepared: list[int]) -> None:
+        self._waiting.append((request, prepared))
 
     def step(self) -> list[Completion]:
         started = self._start_waiting()

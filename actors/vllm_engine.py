@@ -8,9 +8,10 @@ any more. Workers of a tensor-parallel engine are processes of vLLM, to which it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,20 +83,30 @@ class VllmEngine:
     def num_unfinished(self) -> int:
         return len(self._requests)
 
-    def submit(self, request: RolloutRequest) -> None:
+    def prepare(self, request: RolloutRequest) -> Any:
+        prompt = {"prompt": self._frame.prompt_text, "multi_modal_data": {"image": open_image(request)}}
+        with self._refusing(request):
+            (prepared,) = self._engine.renderer.render_cmpl([prompt])
+        return prepared
+
+    def submit(self, request: RolloutRequest, prepared: Any) -> None:
         params = self._params.clone()
         params.seed = request.seed if self._decode.temperature > 0 else None
-        self._add(request, params)
+        self._add(request, prepared, params)
         self._requests[str(request.key)] = request
 
-    def _add(self, request: RolloutRequest, params: Any) -> None:
+    def _add(self, request: RolloutRequest, prepared: Any, params: Any) -> None:
+        self._wake()
+        with self._refusing(request):
+            self._engine.add_request(str(request.key), prepared, params, lora_request=self._adapter)
+
+    @contextlib.contextmanager
+    def _refusing(self, request: RolloutRequest) -> Iterator[None]:
+        """What vLLM says of a prompt that cannot work is a matter of that record."""
         from vllm.exceptions import VLLMValidationError
 
-        image = open_image(request)
-        self._wake()
-        prompt = {"prompt": self._frame.prompt_text, "multi_modal_data": {"image": image}}
         try:
-            self._engine.add_request(str(request.key), prompt, params, lora_request=self._adapter)
+            yield
         except (VLLMValidationError, ValueError) as error:
             raise PromptTooLongError(
                 f"{request.record.source}: the engine refused the prompt ({error}); "
@@ -192,7 +203,7 @@ class VllmEngine:
         assert not self._requests, "a probe runs alone"
         params = self._params.clone()
         params.temperature, params.logprobs = 0.0, PROBED_TOKENS
-        self._add(request, params)
+        self._add(request, self.prepare(request), params)
         while not (finished := [output for output in self._engine.step() if output.finished]):
             pass
         answer = finished[0].outputs[0]

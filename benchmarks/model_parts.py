@@ -141,7 +141,8 @@ def _record(size: str, folder: Path, number: int) -> Record:
 def _answer(vllm: Any, records: Sequence[Record], seed: int) -> int:
     """Answer tokens."""
     for record in records:
-        vllm.submit(RolloutRequest(key=RequestKey(record.index), record=record, seed=seed))
+        request = RolloutRequest(key=RequestKey(record.index), record=record, seed=seed)
+        vllm.submit(request, vllm.prepare(request))
     count = 0
     while vllm.num_unfinished:
         count += sum(len(completion.token_ids) for completion in vllm.step())

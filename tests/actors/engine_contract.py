@@ -52,7 +52,7 @@ def requests(records: Sequence[Record], seed: int = 0) -> list[RolloutRequest]:
 def answer(engine: RolloutEngine, asked: Sequence[RolloutRequest]) -> dict[RequestKey, Completion]:
     """Submits all, steps to the end."""
     for request in asked:
-        engine.submit(request)
+        engine.submit(request, engine.prepare(request))
     answers: dict[RequestKey, Completion] = {}
     while engine.num_unfinished:
         for completion in engine.step():
@@ -92,19 +92,19 @@ def an_unreadable_image_is_refused_and_the_others_are_answered(subject: Subject)
     grown = replace(other, width=other.width + 32)
     for bad in (gone, text, grown):
         with pytest.raises(ImageError, match=bad.source):
-            subject.engine.submit(requests([bad])[0])
+            subject.engine.prepare(requests([bad])[0])
     assert len(answer(subject.engine, requests([good]))) == 1
 
 
 def a_prompt_without_room_for_an_answer_is_refused(subject: Subject) -> None:
     with pytest.raises(PromptTooLongError, match=subject.too_long.source):
-        subject.engine.submit(requests([subject.too_long])[0])
+        answer(subject.engine, requests([subject.too_long]))
     assert subject.engine.num_unfinished == 0
 
 
 def aborted_requests_are_forgotten(subject: Subject) -> None:
     for request in requests(subject.records):
-        subject.engine.submit(request)
+        subject.engine.submit(request, subject.engine.prepare(request))
     subject.engine.abort_all()
     assert subject.engine.num_unfinished == 0
     assert subject.engine.step() == []

@@ -19,10 +19,13 @@ from protocol.weights import WeightsManifest
 
 
 class GatedEngine:
-    """Answers have `length` tokens, one a step; a step waits for `gate`, so that a test decides when time passes."""
+    """Answers have `length` tokens, one a step; a step waits for `gate`, so that a test decides when time passes. To
+    prepare a request takes one of `images`."""
 
     def __init__(self, length: int = 3) -> None:
         self.gate = threading.Semaphore(0)
+        self.images = threading.Semaphore(1000)
+        self.prepared: list[int] = []
         self.length = length
         self.version = 0
         self.running: dict[RequestKey, list[int]] = {}
@@ -34,9 +37,15 @@ class GatedEngine:
     def num_unfinished(self) -> int:
         return len(self.running)
 
-    def submit(self, request: RolloutRequest) -> None:
+    def prepare(self, request: RolloutRequest) -> int:
+        assert self.images.acquire(timeout=20)
         if request.seed == 13:
             raise ImageError("t:1: cannot read it")
+        self.prepared.append(request.key.record)
+        return request.key.record
+
+    def submit(self, request: RolloutRequest, prepared: int) -> None:
+        assert prepared == request.key.record
         self.running[request.key] = []
 
     def step(self) -> list[Completion]:
@@ -131,15 +140,18 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_calls_share_the_running_batch_and_each_gets_its_own_answers(running: Running) -> None:
     engine, loop, _ = running
+    engine.length = 5
     submit(running, request(0))
     until(lambda: loop.progress.running == 1)
     engine.pass_steps(1)
     until(lambda: loop.progress.num_steps == 1)
     submit(running, request(1))
-    engine.pass_steps(4)
+    engine.pass_steps(1)
+    until(lambda: engine.prepared == [0, 1])
+    engine.pass_steps(6)
 
     assert [answer(running).key.record, answer(running).key.record] == [0, 1]
-    assert loop.progress.num_steps == 5, "the second request ran beside the first, not after it"
+    until(lambda: loop.progress.num_steps == 8)  # 10, if the second request ran after the first and not beside it
 
 
 @pytest.mark.parametrize(
@@ -188,6 +200,42 @@ def test_a_large_batch_is_begun_in_shares_so_that_running_requests_go_on(running
     engine.pass_steps(20)
 
     assert sorted(answer(running).key.record for _ in range(3 * ADMIT_PER_STEP)) == list(range(3 * ADMIT_PER_STEP))
+
+
+def test_running_requests_do_not_wait_for_an_image(running: Running) -> None:
+    engine, loop, _ = running
+    submit(running, request(0))
+    until(lambda: loop.progress.running == 1)
+    engine.images = threading.Semaphore(0)
+    submit(running, request(1))
+    engine.pass_steps(3)
+
+    assert answer(running).key.record == 0, "the second one's image is not there yet"
+    engine.images.release()
+    engine.pass_steps(3)
+    assert answer(running).key.record == 1
+
+
+def test_images_of_the_next_two_admissions_are_prepared_in_order_and_no_others(running: Running) -> None:
+    engine, loop, _ = running
+    submit(running, *(request(i) for i in range(4 * ADMIT_PER_STEP)))
+    until(lambda: loop.progress.running == ADMIT_PER_STEP)
+    until(lambda: len(engine.prepared) == 2 * ADMIT_PER_STEP)
+    assert engine.prepared == list(range(2 * ADMIT_PER_STEP))
+    engine.pass_steps(1)
+    until(lambda: len(engine.prepared) == 3 * ADMIT_PER_STEP)
+    assert engine.prepared == list(range(3 * ADMIT_PER_STEP))
+
+
+def test_an_aborted_request_is_prepared_anew(running: Running, caller: ThreadPoolExecutor) -> None:
+    engine, loop, _ = running
+    submit(running, request(0))
+    until(lambda: loop.progress.running == 1)
+    load = caller.submit(loop.load_weights, manifest(1), [], "abort")
+    until(lambda: loop._inbox.qsize() == 1)
+    engine.pass_steps(10)
+    assert load.result(20).version == answer(running).first_version == 1
+    assert engine.prepared == [0, 0]
 
 
 def test_a_bad_record_is_answered_alone(running: Running) -> None:

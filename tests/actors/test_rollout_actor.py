@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,14 +126,14 @@ def test_a_target_that_is_too_long_is_a_failure_with_its_lengths_not_a_truncated
 
 def test_an_image_that_cannot_be_read_fails_alone(actor: Callable[..., RolloutActor]) -> None:
     made = actor(finds_the_cat)
-    submit = made._engine.submit  # type: ignore[union-attr]
+    prepare = made._engine.prepare  # type: ignore[union-attr]
 
-    def refuse_first(asked: RolloutRequest) -> None:
+    def refuse_first(asked: RolloutRequest) -> Any:
         if asked.key.record == 0:
             raise ImageError("t:1: cannot read image x.png")
-        submit(asked)
+        return prepare(asked)
 
-    made._engine.submit = refuse_first  # type: ignore[method-assign, union-attr]
+    made._engine.prepare = refuse_first  # type: ignore[method-assign, union-attr]
     segments, (failed, answered) = answers(made, [request(0), request(1)])
 
     assert [segment.key for segment in segments] == [answered.key]

@@ -121,7 +121,7 @@ def test_steps_loads_and_prompts_cost_what_the_pace_says() -> None:
 
 def test_running_answers_go_on_with_loaded_weights_and_say_both_versions() -> None:
     engine = ScriptedEngine(CODEC, lambda *_: "x" * 50, tokens_per_step=10)
-    engine.submit(contract.requests([lvis_like_record(0)])[0])
+    engine.submit(request := contract.requests([lvis_like_record(0)])[0], engine.prepare(request))
     engine.step()
     engine.load_weights(*contract.full_publish(1, {"w": np.zeros(1, np.float32)}))
     (answer,) = contract.answer(engine, []).values()

@@ -41,8 +41,11 @@ class FaultyEngine:
     def num_unfinished(self) -> int:
         return self._engine.num_unfinished
 
-    def submit(self, request: RolloutRequest) -> None:
-        self._engine.submit(request)
+    def prepare(self, request: RolloutRequest) -> Any:
+        return self._engine.prepare(request)
+
+    def submit(self, request: RolloutRequest, prepared: Any) -> None:
+        self._engine.submit(request, prepared)
 
     def step(self) -> list[Completion]:
         if self._fires("raise_in_step"):
