@@ -42,7 +42,7 @@ format: setup
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format --quiet .
 
 bench: setup
-	@for name in protocol packing weight_sync learner attention model_sizes rollout_backends scale overlap faults observability; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	@for name in protocol packing weight_sync learner attention model_sizes preparation rollout_backends scale overlap faults observability; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: setup
 	@$(BIN)/python -m protocol.config.reference > docs/configuration.md

@@ -1,19 +1,17 @@
 """One thread owns the engine: it builds it, admits requests, steps it, and loads weights between two steps.
 
-                                         ┌─prepare─┐ (a thread of its own)
     rollout calls ──submit──►  inbox ──► waiting ──admit──► [engine] ──step──► answers, each to the call that asked
     load call ─────────────►   inbox ──► loads when `sync.in_flight` lets it, between two steps
     heartbeats ◄── progress    (plain numbers; the thread writes, anyone reads)
 
-Images are read and made into what the model takes beside the engine's steps, in the order of the requests, for those
-that come next: to decode a photograph and cut it into patches takes as long as a step.
+Waiting requests have their images prepared beside the engine's steps (`waiting_requests`).
 
 | who waits | for what | who ends the wait |
 |---|---|---|
-| this thread, nothing running | the next requests' images, of one admission | the preparing thread |
 | a rollout call | its answers | this thread: a completion, a refusal, or the failure that ended the thread |
 | a load call | the LoadReport | this thread, after the running requests where they are drained first |
 | this thread, idle | the inbox | the next call; `close` |
+| this thread, nothing running | the next requests' images | the thread that prepares them |
 
 What an engine's thread cannot end itself (a hang inside a step) the driver ends: heartbeats show that no step was done
 within `rollout.request_timeout_s`, and the actor is killed. Requests that are not begun when a load is asked for wait
@@ -26,12 +24,12 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, Literal
 
 from actors.engine import EngineProgress, LoadReport, RolloutEngine
+from actors.waiting_requests import WaitingRequests
 from protocol.contracts import Completion, RequestKey, RolloutRequest
 from protocol.errors import DataFailure, EngineError
 from protocol.weights import Bucket, WeightsManifest
@@ -48,14 +46,6 @@ ADMIT_PER_STEP = 8
 class _Rollout:
     requests: Sequence[RolloutRequest]
     deliver: Deliver
-
-
-@dataclass(slots=True)
-class _Waiting:
-    request: RolloutRequest
-    deliver: Deliver
-    prepared: Future[Any] | None = None
-    """None until its turn to be prepared has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +68,8 @@ class EngineLoop:
     def __init__(self, build: Callable[[], RolloutEngine], batch_size: int = 1) -> None:
         """`batch_size`: requests of one step, for an engine that decodes whole batches."""
         self._build = build
-        self._admit_per_step = max(ADMIT_PER_STEP, batch_size)
         self._inbox: queue.SimpleQueue[_Rollout | _Load | _Ask | None] = queue.SimpleQueue()
-        self._waiting: deque[_Waiting] = deque()
-        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        self._waiting: WaitingRequests[Deliver] = WaitingRequests(max(ADMIT_PER_STEP, batch_size))
         self._running: dict[RequestKey, tuple[RolloutRequest, Deliver]] = {}
         self._loads: deque[_Load] = deque()
         self._ready: Future[None] = Future()
@@ -153,14 +141,14 @@ class EngineLoop:
             self._fail(error if isinstance(error, EngineError) else EngineError(f"{type(error).__name__}: {error}"))
             raise
         finally:
-            self._preparer.shutdown(cancel_futures=True)
+            self._waiting.close()
             engine.close()
 
     def _turn(self, engine: RolloutEngine) -> None:
         """Reads the inbox, loads what may be loaded, admits, and does one step."""
         idle = not (self._running or self._waiting or self._loads)
         self._read(engine, block=idle)
-        self._prepare(engine)
+        self._waiting.prepare_next(engine.prepare)
         while self._loads and self._may_load(engine):
             self._load(engine, self._loads.popleft())
         if not self._loads:
@@ -180,7 +168,7 @@ class EngineLoop:
                 return
             block = False
             if isinstance(command, _Rollout):
-                self._waiting.extend(_Waiting(request, command.deliver) for request in command.requests)
+                self._waiting.add((request, command.deliver) for request in command.requests)
             elif isinstance(command, _Load):
                 self._loads.append(command)
             elif isinstance(command, _Ask):
@@ -191,7 +179,7 @@ class EngineLoop:
         mode = self._loads[0].in_flight
         if mode == "abort" and self._running:
             engine.abort_all()
-            self._waiting.extendleft(_Waiting(*each) for each in reversed(self._running.values()))
+            self._waiting.give_back(self._running.values())
             self._running.clear()
         return mode == "continue" or not self._running
 
@@ -200,35 +188,21 @@ class EngineLoop:
         self._version = engine.version
         self._steps += 1
 
-    def _prepare(self, engine: RolloutEngine) -> None:
-        """Has the requests of the next two admissions prepared: the second while the engine steps with the first."""
-        for waiting in islice(self._waiting, 2 * self._admit_per_step):
-            if waiting.prepared is None:
-                waiting.prepared = self._preparer.submit(engine.prepare, waiting.request)
-
     def _admit(self, engine: RolloutEngine) -> None:
-        """Begins the next requests, as many as are prepared; an engine with nothing to step waits for all of them, so
-        that it begins with a batch."""
-        idle = not self._running
-        for waiting in list(islice(self._waiting, self._admit_per_step)):
-            if waiting.prepared is None or not (idle or waiting.prepared.done()):
-                return  # None: it ran until a load aborted it
-            self._waiting.popleft()
+        for request, deliver, prepared in self._waiting.take(idle=not self._running):
+            self._running[request.key] = (request, deliver)
             try:
-                engine.submit(waiting.request, waiting.prepared.result())
+                engine.submit(request, prepared.result())
             except DataFailure as failure:
-                waiting.deliver(waiting.request, failure)
-                continue
-            self._running[waiting.request.key] = (waiting.request, waiting.deliver)
+                del self._running[request.key]
+                deliver(request, failure)
 
     def _fail(self, error: EngineError) -> None:
         """Tells everyone who waits; later calls are told at once."""
         self._failure = error
-        open_ = [*self._running.values(), *((waiting.request, waiting.deliver) for waiting in self._waiting)]
-        for request, deliver in open_:
+        for request, deliver in [*self._running.values(), *self._waiting.take_all()]:
             deliver(request, error)
         self._running.clear()
-        self._waiting.clear()
         for load in self._loads:
             load.done.set_exception(error)
         self._refuse_inbox(error)

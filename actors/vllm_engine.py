@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from actors import vllm_weights
 from actors.adapter import adapter_request, load_adapter
 from actors.attestation import Probe
 from actors.codec import ChatFrame
@@ -23,9 +24,8 @@ from actors.engine import LoadReport, check_repeat_guard
 from actors.images import open_image
 from actors.settings import DecodeSettings, EngineSettings
 from actors.vllm_environment import engine_environment, stat_loggers
-from actors.weight_buckets import check_number
 from protocol.contracts import Completion, RolloutRequest
-from protocol.errors import EngineError, PromptTooLongError, SyncError
+from protocol.errors import EngineError, PromptTooLongError
 from protocol.vocab import TokenCodec
 from protocol.weights import Bucket, WeightsManifest
 
@@ -58,7 +58,7 @@ class VllmEngine:
                 model=settings.model,
                 dtype=settings.dtype,
                 max_model_len=settings.max_model_len,
-                enforce_eager=options.pop("enforce_eager", False) or settings.on_cpu,
+                enforce_eager=options.pop("enforce_eager", settings.on_cpu),
                 limit_mm_per_prompt=options.pop("limit_mm_per_prompt", None) or {"image": 1, "video": 0},
                 # In a placement group vLLM would place its tensor parallel workers with Ray, where this actor already
                 # holds the GPUs: they are processes of this actor instead.
@@ -161,14 +161,7 @@ class VllmEngine:
         received = self._load(manifest, buckets)
         self._engine.set_weight_version(str(manifest.version))
         loaded = time.monotonic()
-        # What older weights computed must not answer for the new ones: prompt prefixes, then image embeddings. Running
-        # requests are preempted: their keys and values are computed again, with the new weights.
-        if not self._engine.reset_prefix_cache(reset_running_requests=True):
-            raise SyncError(
-                f"version {manifest.version}: vLLM kept its prefix cache ({self.num_unfinished} requests in flight); "
-                "cached prefixes would answer with old weights: restart this engine"
-            )
-        self._engine.reset_encoder_cache()
+        vllm_weights.drop_caches(self._engine, manifest.version, self.num_unfinished)
         return LoadReport(
             version=self.version,
             bucket_checksums=received,
@@ -183,20 +176,14 @@ class VllmEngine:
             received = load_adapter(self._engine, manifest, buckets)
             self._adapter = adapter_request()
         elif manifest.tensors:
-            call = self._engine.collective_rpc
-            call("start_weight_update")
-            for update in _updates(manifest, buckets):
-                call("update_weights", args=(update,))
-            call("finish_weight_update")
-            received = _same(call("received_checksums"), manifest.version)
+            received = vllm_weights.load(self._engine, manifest, buckets)
         else:
             received = ()
         return received
 
     def weight_checksums(self) -> dict[str, str]:
-        """vLLM's own digest of every tensor that it serves; on CPU linear weights are repacked and not among them."""
-        per_worker: list[dict[str, str]] = self._engine.collective_rpc("compute_weight_checksums")
-        return {name: digest for worker in per_worker for name, digest in worker.items()}
+        """vLLM's own digest of every tensor that it serves."""
+        return vllm_weights.checksums(self._engine)
 
     def probe(self, request: RolloutRequest) -> Probe:
         """A greedy answer with the probabilities behind it. Nothing else may be running."""
@@ -236,21 +223,3 @@ class VllmEngine:
         if hasattr(self, "_engine"):
             self._engine.engine_core.shutdown()
             del self._engine
-
-
-def _updates(manifest: WeightsManifest, buckets: Sequence[Bucket]) -> list[dict[str, Any]]:
-    """`vllm_plugin.BucketUpdateInfo` of each bucket; one without a bucket where the workers receive a broadcast."""
-    if manifest.group is not None:
-        return [{"manifest": manifest}]
-    check_number(manifest, buckets)
-    return [{"manifest": manifest, "number": number, "bucket": bucket} for number, bucket in enumerate(buckets)]
-
-
-def _same(per_worker: Sequence[tuple[str, ...]], version: int) -> tuple[str, ...]:
-    """The digests that every worker of the engine reports."""
-    if len(set(per_worker)) > 1:
-        raise SyncError(
-            f"version {version}: the engine's {len(per_worker)} workers received different bytes: {per_worker}; "
-            "vLLM's transport between them lost something: restart this engine"
-        )
-    return per_worker[0]

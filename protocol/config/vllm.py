@@ -32,8 +32,9 @@ class VllmConfig(Section):
     """Reuse the key-value cache of equal prompt heads; reset at every sync."""
     sleep_level: Literal[0] = 0
     """Only 0: actors own their engine, nothing would wake it."""
-    enforce_eager: bool = False
-    """Run without CUDA graphs."""
+    enforce_eager: bool | None = None
+    """Run without compiling and without CUDA graphs. Null: so on a CPU, where compiling takes longer than a small run
+    gains by it, and not on a GPU."""
     disable_custom_all_reduce: bool = True
     """Use NCCL's all-reduce within an engine."""
     max_num_seqs: PositiveInt = 256

@@ -46,6 +46,8 @@ class GatedEngine:
 
     def submit(self, request: RolloutRequest, prepared: int) -> None:
         assert prepared == request.key.record
+        if request.seed == 14:
+            raise RuntimeError("device lost")
         self.running[request.key] = []
 
     def step(self) -> list[Completion]:
@@ -277,6 +279,16 @@ def test_an_engine_that_breaks_fails_everyone_who_waits_and_everyone_who_comes_l
     assert isinstance(answers.get(timeout=20)[1], EngineError)
     with pytest.raises(EngineError, match="device lost"):
         loop.load_weights(manifest(2), [], "drain")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_breaks_on_a_request_fails_that_request_as_well(
+    running: Running, recwarn: pytest.WarningsRecorder
+) -> None:
+    submit(running, request(0, seed=14), request(1))
+    failed = [running[2].get(timeout=20) for _ in range(2)]
+    assert [asked.key.record for asked, _ in failed] == [0, 1]
+    assert all(isinstance(error, EngineError) and "device lost" in str(error) for _, error in failed)
 
 
 def test_what_building_raises_reaches_the_caller_of_start() -> None:

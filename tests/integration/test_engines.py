@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 
 BACKENDS = ("hf", "vllm")
 MODEL = ROOT / "deploy" / "demo" / "model"
-Build = Callable[[str, DecodeSettings], contract.Subject]
+Build = Callable[..., contract.Subject]
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,12 @@ def build(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bu
     Image.new("RGB", (1024, 1024)).save(large)
     started: list[Any] = []
 
-    def start(backend: str, decode: DecodeSettings) -> contract.Subject:
+    def start(backend: str, decode: DecodeSettings, **options: Any) -> contract.Subject:
         # One vLLM engine at a time in a process.
         while started:
             started.pop().close()
         engine = replace(settings.engine, backend=backend, watches_repeats=decode.repeat is not None)
+        engine = replace(engine, options=engine.options | options)
         started.append(build_engine(replace(settings, engine=engine, decode=decode), frame, codec, processor))
         return contract.Subject(
             engine=started[-1],
@@ -107,6 +108,16 @@ def test_a_greedy_engine_keeps_every_promise(
     unwatched[backend] = contract.answer(subject.engine, contract.requests(subject.records))
     for promise in contract.PROMISES:
         promise(subject)
+
+
+@pytest.mark.long
+def test_a_compiled_engine_keeps_every_promise_and_gives_the_same_greedy_answers(build: Build) -> None:
+    eager = build("vllm", contract.GREEDY)
+    answers = contract.tokens(contract.answer(eager.engine, contract.requests(eager.records)))
+    compiled = build("vllm", contract.GREEDY, enforce_eager=False)
+    assert contract.tokens(contract.answer(compiled.engine, contract.requests(compiled.records))) == answers
+    for promise in contract.PROMISES:
+        promise(compiled)
 
 
 def test_the_backends_give_the_same_prompts_and_greedy_answers(

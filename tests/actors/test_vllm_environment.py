@@ -1,13 +1,11 @@
-"""What of the vLLM engine needs no vLLM: its environment, and the agreement of its workers."""
+"""What of the vLLM engine needs no vLLM: its environment."""
 
 from __future__ import annotations
 
 import pytest
 
 from actors.settings import EngineSettings
-from actors.vllm_engine import _same
 from actors.vllm_environment import engine_environment
-from protocol.errors import SyncError
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
@@ -16,9 +14,3 @@ def test_the_engine_core_runs_where_buckets_are_mapped(on_cpu: bool) -> None:
     environment = engine_environment(settings)
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert ("CUDA_VISIBLE_DEVICES" in environment) == on_cpu
-
-
-def test_workers_that_received_different_bytes_fail_the_sync() -> None:
-    assert _same([("a", "b"), ("a", "b")], 3) == ("a", "b")
-    with pytest.raises(SyncError, match="version 3: the engine's 2 workers received different bytes"):
-        _same([("a", "b"), ("a", "c")], 3)

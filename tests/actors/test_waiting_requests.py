@@ -1,0 +1,97 @@
+"""Requests before an engine begins them: whose images are prepared when, and who is handed out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from actors.waiting_requests import WaitingRequests
+from protocol.contracts import Record, RequestKey, RolloutRequest
+from protocol.errors import ImageError
+
+TIMEOUT_S = 20
+
+
+class Images:
+    """`prepare`, which takes one of `there` for each; the third image cannot be read."""
+
+    def __init__(self, there: int) -> None:
+        self.there = threading.Semaphore(there)
+        self.done: list[int] = []
+
+    def __call__(self, request: RolloutRequest) -> int:
+        assert self.there.acquire(timeout=TIMEOUT_S)
+        self.done.append(request.key.record)
+        if request.key.record == 3:
+            raise ImageError("t:3: cannot read it")
+        return 10 * request.key.record
+
+
+def request(number: int) -> RolloutRequest:
+    record = Record(index=number, source=f"t:{number}", images=("x.png",), width=8, height=8, objects=())
+    return RolloutRequest(key=RequestKey(number, 0), record=record, seed=0)
+
+
+@pytest.fixture
+def waiting() -> Iterator[WaitingRequests[str]]:
+    made: WaitingRequests[str] = WaitingRequests(admission=2)
+    made.add((request(number), f"caller {number}") for number in range(6))
+    yield made
+    made.close()
+
+
+def taken(waiting: WaitingRequests[str], idle: bool) -> list[int]:
+    return [found.key.record for found, _, _ in waiting.take(idle)]
+
+
+def test_an_idle_engine_is_given_a_whole_admission_with_what_was_prepared(waiting: WaitingRequests[str]) -> None:
+    waiting.prepare_next(Images(there=6))
+    found = [(asked.key.record, to, prepared.result(TIMEOUT_S)) for asked, to, prepared in waiting.take(idle=True)]
+    assert found == [(0, "caller 0", 0), (1, "caller 1", 10)]
+    assert len(waiting) == 4
+
+
+def test_a_busy_engine_is_given_what_is_ready_and_nothing_behind_it(waiting: WaitingRequests[str]) -> None:
+    images = Images(there=1)
+    waiting.prepare_next(images)
+    waiting._queue[0].prepared.result(TIMEOUT_S)  # type: ignore[union-attr]
+    assert taken(waiting, idle=False) == [0]
+    assert taken(waiting, idle=False) == []
+    images.there.release(5)
+    assert taken(waiting, idle=True) == [1, 2]
+
+
+def test_two_admissions_are_prepared_in_order_and_no_others(waiting: WaitingRequests[str]) -> None:
+    images = Images(there=6)
+    waiting.prepare_next(images)
+    waiting.prepare_next(images)
+    waiting._queue[2].prepared.result(TIMEOUT_S)  # type: ignore[union-attr]
+    with pytest.raises(ImageError):
+        waiting._queue[3].prepared.result(TIMEOUT_S)  # type: ignore[union-attr]
+    assert images.done == [0, 1, 2, 3]
+
+
+def test_requests_that_come_back_are_first_and_are_prepared_anew(waiting: WaitingRequests[str]) -> None:
+    images = Images(there=9)
+    waiting.prepare_next(images)
+    begun = [(asked, to) for asked, to, _ in waiting.take(idle=True)]
+    waiting.give_back(begun)
+    assert taken(waiting, idle=True) == [], "not prepared, so not given out"
+    waiting.prepare_next(images)
+    assert [prepared.result(TIMEOUT_S) for _, _, prepared in waiting.take(idle=True)] == [0, 10]
+    assert images.done.count(0) == 2
+
+
+def test_taking_all_ends_the_preparing_and_waits_for_nobody(waiting: WaitingRequests[str]) -> None:
+    images = Images(there=0)
+    waiting.prepare_next(images)
+    assert [to for _, to in waiting.take_all()] == [f"caller {number}" for number in range(6)]
+    assert len(waiting) == 0
+    with ThreadPoolExecutor(1) as threads:
+        closing = threads.submit(waiting.close)
+        images.there.release(1)  # the one that was begun
+        closing.result(TIMEOUT_S)
+    assert images.done in ([0], []), "or none, if its thread had not begun"
