@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.engines import open_engine
 from benchmarks.learner import join_alone
 from benchmarks.learner_head import forget_peak, now, peak_bytes
 from benchmarks.model_files import MATCHING, config_of, write
@@ -104,9 +105,6 @@ def _residence(worker: Any) -> dict[str, float]:
 
 def engine(size: str, folder: Path, *more: str) -> dict[str, Any]:
     """Tokens per second of a full batch, loads of the first and of a later publish, sleep and waking."""
-    from actors.codec import ChatFrame, HubCodec
-    from actors.engines import build_engine
-    from actors.rollout_actor import load_processor
     from actors.settings import ActorSettings
 
     # Random weights say nothing about an answer's length: all are as long as allowed.
@@ -114,10 +112,8 @@ def engine(size: str, folder: Path, *more: str) -> dict[str, Any]:
     settings = ActorSettings.from_config(config)
     if torch.cuda.is_available():
         settings.engine.options["enable_sleep_mode"] = True
-    processor = load_processor(settings.engine.model)
-    frame = ChatFrame(processor, settings.system_prompt, settings.user_prompt)
     started = time.perf_counter()
-    vllm = build_engine(settings, frame, HubCodec(processor.tokenizer), processor)
+    vllm = open_engine(settings)
     start_s = time.perf_counter() - started
     records = [_record(size, folder, number) for number in range(settings.engine.options.get("max_num_seqs", 64))]
     answered = []

@@ -31,10 +31,10 @@ from PIL import Image
 from actors.engine_loop import ADMIT_PER_STEP, EngineLoop
 from actors.scripted_engine import Pace, ScriptedEngine
 from actors.simulation import CharCodec
+from benchmarks.engines import demo_settings, open_engine
 from benchmarks.reporting import finish, print_table
 from protocol.contracts import Completion, Record, RequestKey, RolloutRequest
 
-ROOT = Path(__file__).resolve().parent.parent
 STEP_S = 0.035
 AT_ONCE = 64
 ANSWER_TOKENS = 200
@@ -91,20 +91,10 @@ def main() -> None:
 
 def demo_engine() -> Any:
     """The demo's engine with room for large images, and no cache of images, which here are all new."""
-    from actors.codec import ChatFrame, HubCodec
-    from actors.engines import build_engine
-    from actors.rollout_actor import load_processor
-    from actors.settings import ActorSettings
-    from protocol.config import load_config
-
     os.environ["OMP_NUM_THREADS"] = "1"
-    overrides = [f"model.model={ROOT / 'deploy/demo/model'}", "cluster.cpus_per_actor=1"]
-    settings = ActorSettings.from_config(load_config(ROOT / "configs" / "demo.yaml", overrides=overrides))
+    settings = demo_settings("cluster.cpus_per_actor=1")
     options = settings.engine.options | {"mm_processor_cache_gb": 0}
-    settings = replace(settings, engine=replace(settings.engine, max_model_len=4096, options=options))
-    processor = load_processor(settings.engine.model)
-    frame = ChatFrame(processor, settings.system_prompt, settings.user_prompt)
-    return build_engine(settings, frame, HubCodec(processor.tokenizer), processor)
+    return open_engine(replace(settings, engine=replace(settings.engine, max_model_len=4096, options=options)))
 
 
 def measure(real: Any, size: str, folder: Path) -> dict[str, Any]:

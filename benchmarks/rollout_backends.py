@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine_loop import EngineLoop
+from benchmarks.engines import demo_settings, open_engine
 from benchmarks.reporting import finish, print_table
 
-ROOT = Path(__file__).resolve().parent.parent
 TARGET = 1.84
 """vLLM against HF on two A100s, as the runbook measured it (SPEC, part C)."""
 START_TIMEOUT_S = ROUND_TIMEOUT_S = 600.0
@@ -131,21 +131,16 @@ def receive(engine: Connection, timeout_s: float, what: str) -> Any:
 
 def serve(pipe: Connection, variant: Variant, data: Path, threads: int) -> None:
     """The engine's process: one round per message, until the other end is closed."""
-    from actors.rollout_actor import load_processor
-    from actors.settings import ActorSettings
-    from protocol.config import load_config
     from protocol.records import read_records
 
-    overrides = [f"custom.train_jsonl={data}", "custom.val_jsonl=null", "training.eval_steps=null"]
-    overrides += [f"model.model={ROOT / 'deploy/demo/model'}", f"cluster.cpus_per_actor={threads}"]
-    settings = ActorSettings.from_config(load_config(ROOT / "configs" / "demo.yaml", overrides=overrides))
+    settings = demo_settings(f"cluster.cpus_per_actor={threads}")
     settings = replace(
         settings,
         engine=replace(settings.engine, backend=variant.backend, options=settings.engine.options | variant.options),
         decode=replace(settings.decode, max_new_tokens=256, batch_size=variant.batch_size),
     )
     records, started = list(read_records(data)), time.perf_counter()
-    loop, libraries = start(settings, load_processor(settings.engine.model))
+    loop, libraries = start(settings)
     answer(loop, records[:1])
     pipe.send(time.perf_counter() - started)
     with contextlib.suppress(EOFError):
@@ -154,20 +149,16 @@ def serve(pipe: Connection, variant: Variant, data: Path, threads: int) -> None:
     loop.close()
 
 
-def start(settings: Any, processor: Any) -> tuple[EngineLoop, int]:
+def start(settings: Any) -> tuple[EngineLoop, int]:
     """The engine in its loop, and the memory of the process before it was built but after its library was imported."""
     import importlib
 
-    from actors.codec import ChatFrame, HubCodec
-    from actors.engines import build_engine
     from actors.vllm_environment import engine_environment
 
     os.environ.update(engine_environment(settings.engine))
     importlib.import_module("vllm.v1.engine.llm_engine" if settings.engine.backend == "vllm" else "actors.hf_engine")
     libraries = peak_bytes()
-    frame = ChatFrame(processor, settings.system_prompt, settings.user_prompt)
-    codec = HubCodec(processor.tokenizer)
-    loop = EngineLoop(lambda: build_engine(settings, frame, codec, processor), settings.decode.batch_size)
+    loop = EngineLoop(lambda: open_engine(settings), settings.decode.batch_size)
     loop.start()
     return loop, libraries
 

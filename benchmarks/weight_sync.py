@@ -17,7 +17,8 @@ are processes of their own. Ways:
 *Loaded views* means: every receiver holds torch tensors of the right name, dtype and shape over bytes that it can read;
 the clock stops when the last receiver says so. Where the table says *copied*, each receiver has also copied every
 tensor into a parameter of its shape, which is what a model's loader does next. Ways alternate within a round, the first
-round warms up, medians of the others count. A size for which the machine has no memory is skipped and says so.
+round warms up, medians of the others count. The store holds two versions at a time, as in production, where the memory
+allows it, else one (*held*); a size that does not fit even so is skipped and says so.
 """
 
 from __future__ import annotations
@@ -42,21 +43,22 @@ from protocol.weights import WeightsManifest
 
 BARS = {"memcpy": 0.4, "calls": 5.0, "torch_calls": 5.0, "file": 1.0}
 """Least ratio of the sync's rate to that of each other way."""
-STORE_VERSIONS = 2.6
-"""Size of the object store, in versions: two are held at a time."""
+STORE_ROOM = 1.3
+"""Size of the object store, in versions for each that is held."""
 
 
 class Bench:
     """One size and number of receivers; every way as a method that returns (seconds to views, seconds to copies)."""
 
-    def __init__(self, num_bytes: int, num_receivers: int, shm: Path) -> None:
+    def __init__(self, num_bytes: int, num_receivers: int, held: int, shm: Path) -> None:
         self.learner = ray.remote(Learner).options(num_cpus=0).remote(num_bytes)
         self.num_tensors, self.num_bytes, shapes = ray.get(self.learner.describe.remote())
         receiver = ray.remote(Receiver).options(num_cpus=0)
         self.receivers = [receiver.remote(shapes) for _ in range(num_receivers)]
         self._file = shm / "weights.safetensors"
         self._version = 0
-        self._held: list[Any] = []
+        self._held: list[list[Any]] = []
+        self._num_held = held
         self.phases: list[dict[str, float]] = []
 
     def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
@@ -69,13 +71,15 @@ class Bench:
 
     def sync(self) -> tuple[float, float]:
         self._version += 1
+        self._drop(self._num_held - 1)
         started = time.perf_counter()
         refs = list(self.learner.publish.options(num_returns="streaming").remote(self._version))
         manifest: WeightsManifest = ray.get(refs.pop())
         published = time.perf_counter() - started
         loads = self._everywhere("load", manifest, refs)
         seconds = self._timed_copy(started)
-        self._held = refs  # as production does: the version before goes only now
+        self._held.append(refs)
+        self._drop(1)  # as production does: the version before goes only now
         self.phases.append(
             {
                 "merge_s": manifest.extra["merge_s"],
@@ -86,6 +90,10 @@ class Bench:
             }
         )
         return seconds
+
+    def _drop(self, keep: int) -> None:
+        """Leaves the newest versions only."""
+        self._held = self._held[len(self._held) - keep :] if keep else []
 
     def calls(self) -> tuple[float, float]:
         started = time.perf_counter()
@@ -121,9 +129,9 @@ class Bench:
             ray.kill(actor)
 
 
-def measure(num_bytes: int, num_receivers: int, rounds: int, shm: Path) -> dict[str, Any]:
+def measure(num_bytes: int, num_receivers: int, held: int, rounds: int, shm: Path) -> dict[str, Any]:
     """Medians of one size, as rates and ratios."""
-    bench = Bench(num_bytes, num_receivers, shm)
+    bench = Bench(num_bytes, num_receivers, held, shm)
     times = [bench.round() for _ in range(rounds + 1)][1:]
     rates = {
         name: [bench.num_bytes / statistics.median(one[name][at] for one in times) / 1e9 for at in (0, 1)]
@@ -138,6 +146,7 @@ def measure(num_bytes: int, num_receivers: int, rounds: int, shm: Path) -> dict[
         "gigabytes": bench.num_bytes / 1e9,
         "tensors": bench.num_tensors,
         "receivers": num_receivers,
+        "held": held,
         "views_gb_per_s": {name: rate for name, (rate, _) in rates.items()},
         "copied_gb_per_s": {name: rate for name, (_, rate) in rates.items() if name != "memcpy"},
         "sync_rate_over": ratios,
@@ -168,12 +177,12 @@ def local_ray(object_store_bytes: int) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def memory_needed(num_bytes: float, num_receivers: int) -> float:
+def memory_needed(num_bytes: float, num_receivers: int, held: int) -> float:
     """The learner's tensors, a full object store, the file; in each receiver a parameter per shape, and the tensors
     that a call brings, which are its own; and the share of the memory at whose use Ray kills processes."""
     processes = (1 + 0.8 * num_receivers) * 1e9
     kept_free = 0.05 * psutil.virtual_memory().total
-    return num_bytes * (1 + STORE_VERSIONS + 1 + 1.2 * num_receivers) + processes + kept_free
+    return num_bytes * (1 + STORE_ROOM * held + 1 + 1.2 * num_receivers) + processes + kept_free
 
 
 def main() -> None:
@@ -185,22 +194,26 @@ def main() -> None:
     arguments = parser.parse_args()
     results, skipped = [], []
     for gigabytes, receivers in product(arguments.gigabytes, arguments.receivers):
-        needed, free = memory_needed(gigabytes * 1e9, receivers), psutil.virtual_memory().available
-        if needed > free:
+        free = psutil.virtual_memory().available
+        held = 2 if memory_needed(gigabytes * 1e9, receivers, 2) <= free else 1
+        if (needed := memory_needed(gigabytes * 1e9, receivers, held)) > free:
             why = f"needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
             print(f"skipped: {gigabytes:g} GB to {receivers} receivers {why}")
             skipped.append({"gigabytes": gigabytes, "receivers": receivers, "why": why})
             continue
-        with local_ray(int(gigabytes * STORE_VERSIONS * 1e9) + 10**8) as shm:
-            results.append(measure(int(gigabytes * 1e9), receivers, arguments.rounds, shm))
+        with local_ray(int(gigabytes * held * STORE_ROOM * 1e9) + 10**8) as shm:
+            results.append(measure(int(gigabytes * 1e9), receivers, held, arguments.rounds, shm))
     ways = ("sync", "memcpy", "calls", "torch_calls", "file")
     for title, key, columns in (
         ("GB/s from the learner's memory to loaded views", "views_gb_per_s", ways),
         ("GB/s from the learner's memory to copied parameters", "copied_gb_per_s", (ways[0], *ways[2:])),
         ("How many times as fast the sync is, to loaded views", "sync_rate_over", ways[1:]),
     ):
-        rows = [[round(one["gigabytes"], 2), one["receivers"], *(one[key][way] for way in columns)] for one in results]
-        print_table(title, ["GB", "receivers", *columns], rows)
+        rows = [
+            [round(one["gigabytes"], 2), one["receivers"], one["held"], *(one[key][way] for way in columns)]
+            for one in results
+        ]
+        print_table(title, ["GB", "receivers", "held", *columns], rows)
     finish("weight_sync", {"sizes": results, "skipped": skipped, "bars": BARS}, write=arguments.write)
 
 
