@@ -93,7 +93,7 @@ class Bench:
 
     def _drop(self, keep: int) -> None:
         """Leaves the newest versions only."""
-        self._held = self._held[len(self._held) - keep :] if keep else []
+        self._held = self._held[-keep:] if keep else []
 
     def calls(self) -> tuple[float, float]:
         started = time.perf_counter()
