@@ -1,4 +1,5 @@
-"""What two processes gain on this machine by running side by side: the ceiling of everything that overlaps.
+"""What two processes gain on this machine by running side by side, the ceiling of everything that overlaps; and how
+many cores are busy.
 
 Virtual cores may be two threads of one physical core, and share caches and memory in any case; then twice the processes
 do not do twice the work.
@@ -6,10 +7,15 @@ do not do twice the work.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import statistics
+import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
+
+import psutil
 
 from benchmarks.reporting import finish, print_table
 
@@ -63,6 +69,26 @@ def parallel_gain() -> float:
     for process in processes:
         process.join(DEADLINE_S)
     return statistics.median(gains)
+
+
+@contextlib.contextmanager
+def busy_cores() -> Iterator[list[tuple[float, float]]]:
+    """Fills a list of (Unix seconds, cores of the machine that were busy in the second before)."""
+    found: list[tuple[float, float]] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        psutil.cpu_percent()  # the first call starts the clock
+        while not ended.wait(1.0):
+            found.append((time.time(), psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)))
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watching.join()
 
 
 def _receive(pipe: Connection) -> float:

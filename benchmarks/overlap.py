@@ -2,8 +2,10 @@
 
 Part 1, real: the demo on 2 cores, one engine and one learner rank, runs taking turns; steps per hour from the metrics'
 own clock (start-up, evaluation and checkpoints left out), and F1 on the validation scenes after equal rollouts.
-Bars: at least 1.5x steps per hour (2.0 would be perfect), F1 within 0.02. Beside them stands what two processes that
-have nothing to do with each other gain by running side by side on this machine (`benchmarks.machine`).
+Bars: at least 1.5x steps per hour (2.0 would be perfect), F1 within 0.02. *Busy cores* says how much is left to gain:
+where they are all busy nothing is, and the more of them the run without overlap keeps busy, the less overlap can give.
+Beside them stands what two processes that have nothing to do with each other gain by running side by side on this
+machine (`benchmarks.machine`).
 
 Part 2, simulated: 8 actors and a learner of 4 ranks, answers as long as LVIS answers, an engine's pace as on a GPU,
 all times divided by `SPEED`; real Ray, pool, buffer, loop. Windows are trained in request order, so what generation
@@ -46,7 +48,7 @@ from actors.scripted_engine import Pace
 from actors.simulated_answers import AnswerModel, lvis_like_record
 from actors.simulation import SimulatedActor, Simulation
 from actors.supervision import PoolSettings
-from benchmarks.machine import parallel_gain
+from benchmarks.machine import busy_cores, parallel_gain
 from benchmarks.reporting import finish, print_table
 from benchmarks.silent import FreshLearner, SilentKeeper, SilentObserver
 from deploy.demo.scenes import TRAIN_SEED, VALIDATION_SEED, write_scenes
@@ -82,7 +84,8 @@ def train_once(staleness: int, steps: int, folder: Path, seed: int) -> dict[str,
     ]
     command = [sys.executable, "-m", "deploy.cli", "train", "--config", "configs/demo.yaml", *overrides]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    subprocess.run(command, check=True, capture_output=True, timeout=3600, env=os.environ | {"PATH": path})
+    with busy_cores() as busy:
+        subprocess.run(command, check=True, capture_output=True, timeout=3600, env=os.environ | {"PATH": path})
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss/ce" in line][WARM:]
     wall = trained[-1]["time"] - trained[0]["time"]
@@ -90,6 +93,7 @@ def train_once(staleness: int, steps: int, folder: Path, seed: int) -> dict[str,
     return {
         "steps_per_h": 3600 * (len(trained) - 1) / wall,
         "waited_share": sum(line["time/wait_rollouts_s"] for line in trained[1:]) / wall,
+        "busy_cores": statistics.mean(cores for at, cores in busy if trained[0]["time"] < at < trained[-1]["time"]),
         "f1_before": f1[0],
         "f1_after": f1[-1],
     }

@@ -3,12 +3,13 @@
     python -m benchmarks.rollout_backends [--samples 32] [--repeats 2] [--batches 1 4 8 16 32] [--threads 2] [--write]
 
 The runbook's ablation on the demo's checkpoint: greedy, at most 256 new tokens, natural stopping, the same drawn scenes
-for every engine. vLLM runs eagerly, as the demo has it, and compiled (`vllm.enforce_eager: false`), as it does on GPUs
-by default; compiled code is not cached before, so *start* is that of a first start. Each engine lives in a process of
-its own behind the actor's loop (`actors/engine_loop.py`), as in production, and sleeps while another is measured;
-rounds alternate between all of them, and the first round warms up. A rate is the median over the rounds; *eager ratio*
-and *compiled ratio* are the medians of vLLM's rate by that engine's, within each round. *CPU* is the process's own time
-on its cores, which other work on the machine changes least. *Peak* is the process's largest resident memory; *engine*
+for every engine, and new ones in every round: in training weights change between two answers to a scene, so no cache
+may help. vLLM runs eagerly, as the demo has it, and compiled (`vllm.enforce_eager: false`), as it does on GPUs by
+default; compiled code is not cached before, so *start* is that of a first start. Each engine lives in a process of its
+own behind the actor's loop (`actors/engine_loop.py`), as in production, and sleeps while another is measured; rounds
+alternate between all of them, and the first round warms up. A rate is the median over the rounds; *eager ratio* and
+*compiled ratio* are the medians of vLLM's rate by that engine's, within each round. *CPU* is the process's own time on
+its cores, which other work on the machine changes least. *Peak* is the process's largest resident memory; *engine*
 leaves out what importing its libraries took. *Same* counts answers equal to vLLM's: a backend that stopped early would
 look fast.
 """
@@ -56,14 +57,15 @@ def main() -> None:
     arguments = read_arguments()
     variants = [*VLLM, *(Variant(f"hf batch {size}", "hf", size) for size in arguments.batches)]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        data = draw_scenes(Path(folder), arguments.samples)
+        data = draw_scenes(Path(folder), arguments.samples * (arguments.repeats + 1) + 1)  # one to warm up with
         engines, starts = {}, {}
         for each in variants:
             engines[each.name] = stack.enter_context(engine_process(each, data, arguments))
             starts[each.name] = receive(engines[each.name], START_TIMEOUT_S, f"{each.name} to start")
-        rounds = [{name: measured(engine) for name, engine in engines.items()} for _ in range(arguments.repeats + 1)][
-            1:
-        ]
+        rounds = [
+            {name: measured(engine, number * arguments.samples, arguments.samples) for name, engine in engines.items()}
+            for number in range(arguments.repeats + 1)
+        ][1:]
     report(variants, starts, rounds, arguments)
 
 
@@ -117,8 +119,8 @@ def environment(threads: int, compiled: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def measured(engine: Connection) -> dict[str, Any]:
-    engine.send("go")
+def measured(engine: Connection, first: int, count: int) -> dict[str, Any]:
+    engine.send((first, count))
     result: dict[str, Any] = receive(engine, ROUND_TIMEOUT_S, "a round of answers")
     return result
 
@@ -141,11 +143,13 @@ def serve(pipe: Connection, variant: Variant, data: Path, threads: int) -> None:
     )
     records, started = list(read_records(data)), time.perf_counter()
     loop, libraries = start(settings)
-    answer(loop, records[:1])
+    answer(loop, records[-1:])
     pipe.send(time.perf_counter() - started)
     with contextlib.suppress(EOFError):
-        while pipe.recv():
-            pipe.send(answer(loop, records) | {"peak_bytes": peak_bytes(), "library_bytes": libraries})
+        while True:
+            first, count = pipe.recv()
+            round_ = records[first : first + count]
+            pipe.send(answer(loop, round_) | {"peak_bytes": peak_bytes(), "library_bytes": libraries})
     loop.close()
 
 
@@ -229,7 +233,7 @@ def case(name: str, rounds: Sequence[dict[str, dict[str, Any]]], arguments: Any)
         "engine_mb": (mine[-1]["peak_bytes"] - mine[-1]["library_bytes"]) / 1e6,
         "same": f"{same}/{arguments.samples}",
         "stopped": mine[0]["stopped"],
-        "mean_tokens": mine[0]["tokens"] / arguments.samples,
+        "mean_tokens": statistics.mean(each["tokens"] for each in mine) / arguments.samples,
     }
 
 
