@@ -216,8 +216,8 @@ def report(
 
 def case(name: str, rounds: Sequence[dict[str, dict[str, Any]]], arguments: Any) -> dict[str, Any]:
     """What the rounds say of one engine."""
-    mine, reference = [each[name] for each in rounds], rounds[0]["vllm"]["answers"]
-    same = sum(a == b for a, b in zip(mine[0]["answers"], reference, strict=True))
+    mine = [each[name] for each in rounds]
+    same = sum(a == b for each in rounds for a, b in zip(each[name]["answers"], each["vllm"]["answers"], strict=True))
 
     def ratio(to: str) -> float:
         return statistics.median(each[name]["seconds"] / each[to]["seconds"] for each in rounds)
@@ -231,8 +231,8 @@ def case(name: str, rounds: Sequence[dict[str, dict[str, Any]]], arguments: Any)
         "compiled_ratio": ratio("vllm compiled"),
         "peak_mb": mine[-1]["peak_bytes"] / 1e6,
         "engine_mb": (mine[-1]["peak_bytes"] - mine[-1]["library_bytes"]) / 1e6,
-        "same": f"{same}/{arguments.samples}",
-        "stopped": mine[0]["stopped"],
+        "same": f"{same}/{arguments.samples * len(rounds)}",
+        "stopped": sum(each["stopped"] for each in mine),
         "mean_tokens": statistics.mean(each["tokens"] for each in mine) / arguments.samples,
     }
 

@@ -57,8 +57,8 @@ class Bench:
         self.receivers = [receiver.remote(shapes) for _ in range(num_receivers)]
         self._file = shm / "weights.safetensors"
         self._version = 0
-        self._held: list[list[Any]] = []
-        self._num_held = held
+        self._held: list[Any] = []
+        self._holds_two = held == 2
         self.phases: list[dict[str, float]] = []
 
     def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
@@ -71,15 +71,15 @@ class Bench:
 
     def sync(self) -> tuple[float, float]:
         self._version += 1
-        self._drop(self._num_held - 1)
+        if not self._holds_two:
+            self._held = []
         started = time.perf_counter()
         refs = list(self.learner.publish.options(num_returns="streaming").remote(self._version))
         manifest: WeightsManifest = ray.get(refs.pop())
         published = time.perf_counter() - started
         loads = self._everywhere("load", manifest, refs)
         seconds = self._timed_copy(started)
-        self._held.append(refs)
-        self._drop(1)  # as production does: the version before goes only now
+        self._held = refs  # as production does: the version before goes only now
         self.phases.append(
             {
                 "merge_s": manifest.extra["merge_s"],
@@ -90,10 +90,6 @@ class Bench:
             }
         )
         return seconds
-
-    def _drop(self, keep: int) -> None:
-        """Leaves the newest versions only."""
-        self._held = self._held[-keep:] if keep else []
 
     def calls(self) -> tuple[float, float]:
         started = time.perf_counter()

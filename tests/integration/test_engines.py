@@ -114,7 +114,9 @@ def test_a_greedy_engine_keeps_every_promise(
 def test_a_compiled_engine_keeps_every_promise_and_gives_the_same_greedy_answers(build: Build) -> None:
     eager = build("vllm", contract.GREEDY)
     answers = contract.tokens(contract.answer(eager.engine, contract.requests(eager.records)))
+    assert eager.engine._engine.model_config.enforce_eager, "the default on a CPU"  # type: ignore[attr-defined]
     compiled = build("vllm", contract.GREEDY, enforce_eager=False)
+    assert not compiled.engine._engine.model_config.enforce_eager  # type: ignore[attr-defined]
     assert contract.tokens(contract.answer(compiled.engine, contract.requests(compiled.records))) == answers
     for promise in contract.PROMISES:
         promise(compiled)
