@@ -1,9 +1,15 @@
-"""Real engines outside an actor: what benchmarks of them start from. Imports of heavy libraries wait for the call."""
+"""Real engines outside an actor, and requests: what benchmarks of them start from. Imports of heavy libraries wait for
+the call."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from protocol.contracts import Record, RequestKey, RolloutRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,3 +32,15 @@ def open_engine(settings: Any) -> Any:
     processor = load_processor(settings.engine.model)
     frame = ChatFrame(processor, settings.system_prompt, settings.user_prompt)
     return build_engine(settings, frame, HubCodec(processor.tokenizer), processor)
+
+
+def draw_requests(folder: Path, width: int, height: int, count: int, seed: int = 0) -> list[RolloutRequest]:
+    """Requests on smooth noise as JPEG: about as many bytes as a photograph of that size."""
+    rng, requests = np.random.default_rng(seed), []
+    for index in range(count):
+        path = folder / f"{width}-{seed}-{index}.jpg"
+        coarse = Image.fromarray(rng.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8))
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
+        record = Record(index=index, source=str(path), images=(str(path),), width=width, height=height, objects=())
+        requests.append(RolloutRequest(key=RequestKey(index), record=record, seed=seed))
+    return requests

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import time
 from collections import deque
@@ -22,14 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.engines import open_engine
+from actors.engine_loop import EngineLoop
+from benchmarks.engines import draw_requests, open_engine
 from benchmarks.learner import join_alone
 from benchmarks.learner_head import forget_peak, now, peak_bytes
 from benchmarks.model_files import MATCHING, config_of, write
 from benchmarks.packing import lengths
 from benchmarks.reporting import hardware
 from protocol.config import RunConfig
-from protocol.contracts import Record, RequestKey, RolloutRequest
+from protocol.contracts import Completion, RolloutRequest
 from protocol.packing import plan_packs
 from protocol.segments import Segment
 from tests.learner import tiny
@@ -40,6 +42,7 @@ STEPS = 3
 NEW_TOKENS = {"tiny": 16}
 IMAGE = {"tiny": (128, 96)}
 """Width and height; elsewhere 1,024 x 768, which is 768 tokens."""
+TIMEOUT_S = 600.0
 
 
 def learner(size: str, folder: Path, *more: str) -> dict[str, Any]:
@@ -104,7 +107,8 @@ def _residence(worker: Any) -> dict[str, float]:
 
 
 def engine(size: str, folder: Path, *more: str) -> dict[str, Any]:
-    """Tokens per second of a full batch, loads of the first and of a later publish, sleep and waking."""
+    """Tokens per second of a full batch, and of two with new images, prepared between the steps and beside them; loads
+    of the first and of a later publish, sleep and waking."""
     from actors.settings import ActorSettings
 
     # Random weights say nothing about an answer's length: all are as long as allowed.
@@ -113,36 +117,72 @@ def engine(size: str, folder: Path, *more: str) -> dict[str, Any]:
     if torch.cuda.is_available():
         settings.engine.options["enable_sleep_mode"] = True
     started = time.perf_counter()
-    vllm = open_engine(settings)
-    start_s = time.perf_counter() - started
-    records = [_record(size, folder, number) for number in range(settings.engine.options.get("max_num_seqs", 64))]
-    answered = []
-    for seed in range(2):
-        started = time.perf_counter()
-        count = _answer(vllm, records, seed)
-        answered.append({"tokens": count, "seconds": time.perf_counter() - started})
-    loads = {kind: _load(vllm, config, folder, kind == "later") for kind in ("first", "later")}
+    loop = EngineLoop(lambda: Preparing(open_engine(settings)))
+    loop.start()
+    start_s = _told("start_s", time.perf_counter() - started)
+    at_once = settings.engine.options.get("max_num_seqs", 64)
+    again, *new = _requests(folder, IMAGE.get(size, (1024, 768)), at_once)
+    answers = [_told("again", _answer(loop, again)) for _ in range(2)]
+    prepared = {}
+    for manner, requests in zip(("between", "beside"), new, strict=True):
+        loop.ask(partial(Preparing.switch, beside=manner == "beside"))
+        prepared[manner] = _told(manner, _answer(loop, requests))
+    load = partial(_load, config=config, folder=folder)
+    loads = {kind: _told(kind, loop.ask(partial(load, later=kind == "later"))) for kind in ("first", "later")}
     turns = range(2 if torch.cuda.is_available() else 0)
-    slept = [{"sleep_s": _timed(vllm.sleep), "wake_s": _timed(vllm._wake)} for _ in turns]
-    vllm.close()
-    return {"start_s": start_s, "at_once": len(records), "answers": answered, "loads": loads, "residence": slept}
+    slept = [_told("asleep", loop.ask(_sleep)) for _ in turns]
+    loop.close()
+    found = {"answers": answers, "prepared": prepared, "loads": loads, "residence": slept}
+    return {"start_s": start_s, "at_once": at_once} | found
 
 
-def _record(size: str, folder: Path, number: int) -> Record:
-    width, height = IMAGE.get(size, (1024, 768))
-    image = tiny.draw_image(folder / f"{number}.png", number, width, height)
-    return Record(index=number, source=image, images=(image,), width=width, height=height, objects=())
+def _told(name: str, figures: Any) -> Any:
+    """The figures; whoever waits for the last line sees them now."""
+    print(f"{name}: {figures}", file=sys.stderr, flush=True)
+    return figures
 
 
-def _answer(vllm: Any, records: Sequence[Record], seed: int) -> int:
-    """Answer tokens."""
-    for record in records:
-        request = RolloutRequest(key=RequestKey(record.index), record=record, seed=seed)
-        vllm.submit(request, vllm.prepare(request))
-    count = 0
-    while vllm.num_unfinished:
-        count += sum(len(completion.token_ids) for completion in vllm.step())
-    return count
+def _requests(folder: Path, image: tuple[int, int], at_once: int) -> list[list[RolloutRequest]]:
+    """A full batch, and twice two of them, each with images of its own."""
+    counts = enumerate([at_once, 2 * at_once, 2 * at_once])
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(lambda each: draw_requests(folder, *image, each[1], seed=each[0]), counts))
+
+
+def _sleep(vllm: Any) -> dict[str, float]:
+    return {"sleep_s": _timed(vllm.sleep), "wake_s": _timed(vllm._wake)}
+
+
+class Preparing:
+    """An engine that prepares images beside its steps, as the loop asks it to, or else between two."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._beside = engine, True
+
+    def switch(self, beside: bool) -> None:
+        self._beside = beside
+
+    def prepare(self, request: RolloutRequest) -> Any:
+        return self._engine.prepare(request) if self._beside else None
+
+    def submit(self, request: RolloutRequest, prepared: Any) -> None:
+        self._engine.submit(request, prepared or self._engine.prepare(request))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+def _answer(loop: EngineLoop, requests: Sequence[RolloutRequest]) -> dict[str, float]:
+    """All at once: answer tokens, and the seconds they took."""
+    started = time.perf_counter()
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    loop.submit(requests, lambda _, answer: answers.put(answer))
+    tokens = 0
+    for _ in requests:
+        answer = answers.get(timeout=TIMEOUT_S)
+        assert isinstance(answer, Completion), answer
+        tokens += len(answer.token_ids)
+    return {"tokens": tokens, "seconds": time.perf_counter() - started}
 
 
 def _load(vllm: Any, config: RunConfig, folder: Path, later: bool) -> dict[str, float]:

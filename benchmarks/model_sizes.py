@@ -7,8 +7,10 @@ checkpointing, packs of up to 16,000 tokens, windows of 32 segments with LVIS-li
 
     learner    optimizer steps on windows of new lengths, *same again* is the last of them once more; peak memory;
                publishes from masters to host memory; moving states to host memory and back, twice
-    eager      an engine without CUDA graphs: 64 requests at once, 512 tokens each; loads of a first and a later
-    graphs     publish, digests included; sleep and waking, twice.   *graphs* is the same with CUDA graphs
+    eager      an engine without CUDA graphs, behind the actor's loop: 64 requests of 512 tokens at once, then the same
+    graphs     *again*, whose images are cached; 128 requests with new images, prepared *between* the engine's steps and
+               *beside* them; loads of a first and a later publish, digests included; sleep and waking, twice.
+               *graphs* is the same with CUDA graphs
 
 Each part is a process of `benchmarks.model_parts`; checkpoints are written to /dev/shm and removed. `--found` names
 files of earlier parts' last lines instead of running them: one part may take minutes. Random weights say nothing about
@@ -34,7 +36,8 @@ from benchmarks.reporting import finish, print_table
 from deploy.model_shape import preset
 from deploy.sizing import GIB, Device, Load, balance, engine_memory, learner_memory
 
-PARTS = {"learner": ["learner"], "eager": ["engine"], "graphs": ["engine", "enforce_eager=false"]}
+PARTS = {"learner": ["learner"], "eager": ["engine", "enforce_eager=true"], "graphs": ["engine", "enforce_eager=false"]}
+ONE_GPU = ("cluster.gpus_per_actor=1", "cluster.gpus_per_learner=1")
 VLLM = "custom.extra.rollout_matching.vllm."
 DEADLINE_S = 900.0
 PROMPT_TOKENS, ANSWER_TOKENS = 768 + 12, 512
@@ -60,19 +63,18 @@ def _run(*arguments: str) -> dict[str, Any]:
 def estimate(size: str) -> dict[str, float]:
     """What `rollmatch plan` says of the same run."""
     shape = preset(size)
-    config = config_of(size, Path(f"/models/{size}"), "cluster.gpus_per_actor=1", "cluster.gpus_per_learner=1")
+    config = config_of(size, Path(f"/models/{size}"), *ONE_GPU)
     memory = learner_memory(shape, config, 2)
     load = Load(prompt_tokens=PROMPT_TOKENS, answer_tokens=ANSWER_TOKENS)
-    # All of max_num_seqs are asked at once here, as if the window were that large.
-    window = config.training.model_copy(update={"effective_batch_size": config.matching.vllm.max_num_seqs})
-    full = config.model_copy(update={"training": window})
-    found = balance(shape, full, load, Device(), engine_memory(shape, config))
-    return {
-        "states_bytes": memory.states,
-        "peak_bytes": memory.total,
-        "train_tokens_per_s": found.learner_tokens_s,
-        "answer_tokens_per_s": found.actor_tokens_s,
-    }
+    planned = {"states_bytes": memory.states, "peak_bytes": memory.total}
+    for part in ("eager", "graphs"):
+        # All of max_num_seqs are asked at once here, as if the window were that large.
+        more = [f"training.effective_batch_size={config.matching.vllm.max_num_seqs}", VLLM + PARTS[part][1]]
+        full = config_of(size, Path(f"/models/{size}"), *ONE_GPU, *more)
+        found = balance(shape, full, load, Device(), engine_memory(shape, full))
+        planned["train_tokens_per_s"] = found.learner_tokens_s
+        planned[f"answer_tokens_per_s_{part}"] = found.actor_tokens_s
+    return planned
 
 
 def rows(size: str, found: dict[str, Any], planned: dict[str, float]) -> Iterator[list[object]]:
@@ -91,9 +93,10 @@ def rows(size: str, found: dict[str, Any], planned: dict[str, float]) -> Iterato
             yield [size, f"left on the GPU ({number + 1}), GiB", each["away_bytes"] / GIB, ""]
     for part in ("eager", "graphs"):
         if engine := found.get(part):
-            last = engine["answers"][-1]
-            rate = last["tokens"] / last["seconds"]
-            yield [size, f"engine, {part}: tokens/s, {engine['at_once']} at once", rate, planned["answer_tokens_per_s"]]
+            timed = {"again": engine["answers"][-1], **engine.get("prepared", {})}
+            for kind, each in timed.items():
+                plan = planned[f"answer_tokens_per_s_{part}"]
+                yield [size, f"engine, {part}: tokens/s, images {kind}", each["tokens"] / each["seconds"], plan]
             yield [size, f"engine, {part}: start, s", engine["start_s"], ""]
             for kind, each in engine["loads"].items():
                 yield [size, f"engine, {part}: load, {kind}: {each['bytes'] / 1e9:.2f} GB, s", each["load_s"], ""]

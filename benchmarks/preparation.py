@@ -25,15 +25,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from actors.engine_loop import ADMIT_PER_STEP, EngineLoop
 from actors.scripted_engine import Pace, ScriptedEngine
 from actors.simulation import CharCodec
-from benchmarks.engines import demo_settings, open_engine
+from benchmarks.engines import demo_settings, draw_requests, open_engine
 from benchmarks.reporting import finish, print_table
-from protocol.contracts import Completion, Record, RequestKey, RolloutRequest
+from protocol.contracts import Completion, RolloutRequest
 
 STEP_S = 0.035
 AT_ONCE = 64
@@ -100,7 +97,7 @@ def demo_engine() -> Any:
 def measure(real: Any, size: str, folder: Path) -> dict[str, Any]:
     """One size of images."""
     width, height = map(int, size.split("x"))
-    requests = draw(folder, width, height)
+    requests = draw_requests(folder, width, height, REQUESTS)
     prepare, submit = [], []
     for request in requests[:TIMED]:
         started = time.perf_counter()
@@ -122,18 +119,6 @@ def measure(real: Any, size: str, folder: Path) -> dict[str, Any]:
         "beside_per_s": rates[True],
         "ratio": rates[True] / rates[False],
     }
-
-
-def draw(folder: Path, width: int, height: int) -> list[RolloutRequest]:
-    """Smooth noise as JPEG: about as many bytes as a photograph of that size."""
-    rng, requests = np.random.default_rng(0), []
-    for index in range(REQUESTS):
-        path = folder / f"{width}-{index}.jpg"
-        coarse = Image.fromarray(rng.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8))
-        coarse.resize((width, height), Image.Resampling.BICUBIC).save(path, quality=90)
-        record = Record(index=index, source=str(path), images=(str(path),), width=width, height=height, objects=())
-        requests.append(RolloutRequest(key=RequestKey(index), record=record, seed=0))
-    return requests
 
 
 def rate(engine: Simulated, requests: Sequence[RolloutRequest]) -> float:

@@ -7,10 +7,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deploy.demo.scenes import write_scenes
 from deploy.launch import train
@@ -21,6 +23,8 @@ from tests.integration.prometheus import BINARY, Prometheus, scraping
 from tests.learner import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
+ON_GPU = torch.cuda.is_available() and packages_distributions().get("vllm") == ["vllm"]
+"""Whether there is a GPU, and vLLM's build for it."""
 
 
 @pytest.fixture(scope="session")

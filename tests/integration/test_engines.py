@@ -1,9 +1,11 @@
-"""vLLM and transformers keep the contract of every engine, on the demo's checkpoint, and agree with each other."""
+"""vLLM and transformers keep the contract of every engine, on the demo's checkpoint, and agree with each other; on a
+GPU where there is one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,16 @@ from protocol.contracts import Completion, Record, RequestKey
 from protocol.records import read_records
 from protocol.weights import Bucket, WeightsManifest
 from tests.actors import engine_contract as contract
-from tests.integration.conftest import ROOT
+from tests.integration.conftest import ON_GPU, ROOT
 
 pytestmark = pytest.mark.integration
 
 BACKENDS = ("hf", "vllm")
 MODEL = ROOT / "deploy" / "demo" / "model"
+ENGINE_ON_GPU = [
+    "cluster.gpus_per_actor=1",
+    *(f"custom.extra.rollout_matching.vllm.{each}" for each in ("enforce_eager=true", "gpu_memory_utilization=0.2")),
+]
 Build = Callable[..., contract.Subject]
 
 
@@ -42,6 +48,7 @@ def build(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bu
             "custom.val_jsonl=null",
             "training.eval_steps=null",
             "cluster.cpus_per_actor=1",
+            *(ENGINE_ON_GPU if ON_GPU else []),
         ],
     )
     settings = ActorSettings.from_config(config)
@@ -95,17 +102,20 @@ def publish(version: int) -> tuple[WeightsManifest, list[Bucket]]:
 
 
 @pytest.fixture(scope="module")
-def unwatched() -> dict[str, dict[RequestKey, Completion]]:
-    """Greedy answers of each backend, kept for the comparisons."""
-    return {}
+def unwatched(build: Build) -> Callable[[str], dict[RequestKey, Completion]]:
+    """Greedy answers of a backend, kept for the comparisons."""
+
+    @cache
+    def answers(backend: str) -> dict[RequestKey, Completion]:
+        subject = build(backend, contract.GREEDY)
+        return contract.answer(subject.engine, contract.requests(subject.records))
+
+    return answers
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_greedy_engine_keeps_every_promise(
-    backend: str, build: Build, unwatched: dict[str, dict[RequestKey, Completion]]
-) -> None:
+def test_a_greedy_engine_keeps_every_promise(backend: str, build: Build) -> None:
     subject = build(backend, contract.GREEDY)
-    unwatched[backend] = contract.answer(subject.engine, contract.requests(subject.records))
     for promise in contract.PROMISES:
         promise(subject)
 
@@ -114,7 +124,7 @@ def test_a_greedy_engine_keeps_every_promise(
 def test_a_compiled_engine_keeps_every_promise_and_gives_the_same_greedy_answers(build: Build) -> None:
     eager = build("vllm", contract.GREEDY)
     answers = contract.tokens(contract.answer(eager.engine, contract.requests(eager.records)))
-    assert eager.engine._engine.model_config.enforce_eager, "the default on a CPU"  # type: ignore[attr-defined]
+    assert eager.engine._engine.model_config.enforce_eager, "as asked, or by default"  # type: ignore[attr-defined]
     compiled = build("vllm", contract.GREEDY, enforce_eager=False)
     assert not compiled.engine._engine.model_config.enforce_eager  # type: ignore[attr-defined]
     assert contract.tokens(contract.answer(compiled.engine, contract.requests(compiled.records))) == answers
@@ -123,9 +133,9 @@ def test_a_compiled_engine_keeps_every_promise_and_gives_the_same_greedy_answers
 
 
 def test_the_backends_give_the_same_prompts_and_greedy_answers(
-    unwatched: dict[str, dict[RequestKey, Completion]],
+    unwatched: Callable[[str], dict[RequestKey, Completion]],
 ) -> None:
-    hf, vllm = (unwatched[backend] for backend in BACKENDS)
+    hf, vllm = (unwatched(backend) for backend in BACKENDS)
     assert len({len(completion.prompt_token_ids) for completion in hf.values()}) == 3, "or padding was not tested"
     assert contract.tokens(hf) == contract.tokens(vllm)
     for key, completion in hf.items():
@@ -141,10 +151,11 @@ def test_a_sampling_engine_keeps_its_promises(backend: str, build: Build) -> Non
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_repeat_guard_ends_answers_at_its_verdict(
-    backend: str, build: Build, unwatched: dict[str, dict[RequestKey, Completion]]
+    backend: str, build: Build, unwatched: Callable[[str], dict[RequestKey, Completion]]
 ) -> None:
+    free = unwatched(backend)
     subject = build(backend, contract.WATCHED)
-    contract.the_guard_ends_an_answer_right_after_the_verdict(subject, unwatched[backend])
+    contract.the_guard_ends_an_answer_right_after_the_verdict(subject, free)
 
 
 def test_beams_are_watched_one_by_one_and_the_best_is_returned(build: Build) -> None:
