@@ -35,7 +35,7 @@ from actors.published import PublishedWeights, check_attested
 from actors.ray_calls import ActorLost, Ended, get
 from actors.request_queue import RequestQueue
 from actors.status import ActorStatus
-from actors.supervision import PoolSettings, judge_progress, plan_restart
+from actors.supervision import PoolSettings, judge, plan_restart
 from protocol.contracts import RolloutRequest
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
 from protocol.segments import SegmentRef
@@ -239,20 +239,15 @@ class RolloutPool:
     def _watch(self, now: float) -> None:
         """Deadlines, heartbeats, due restarts."""
         for member in self._members:
-            if member.call is not None and now > member.call.deadline:
-                self._fail(member, DeadlineError(f"gave up waiting for {member.call.what}; the actor is restarted"))
-            elif member.is_live:
-                self._check_progress(member, now)
+            try:
+                judge(member, self._settings.stall_timeout_s, now)
+            except DeadlineError as error:
+                self._fail(member, error)
+                continue
+            if member.is_live:
+                self._calls.heartbeat(member, now)
             elif member.state is ActorState.DEAD and not member.given_up and now >= member.retry_at:
                 self._calls.start(member)
-
-    def _check_progress(self, member: Member, now: float) -> None:
-        try:
-            judge_progress(member, self._settings.stall_timeout_s, now)
-        except DeadlineError as error:
-            self._fail(member, error)
-            return
-        self._calls.heartbeat(member, now)
 
     def _fail(self, member: Member, cause: Exception) -> None:
         """Ends a member's process, takes its requests back, and plans its restart or gives it up."""

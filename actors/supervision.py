@@ -32,11 +32,15 @@ class PoolSettings:
     max_backoff_s: float = 60.0
 
 
-def judge_progress(member: Member, limit_s: float, now: float) -> None:
-    """Moves a live member between SYNCED and SUSPECT, at half of the limit.
+def judge(member: Member, limit_s: float, now: float) -> None:
+    """Moves a live member between SYNCED and SUSPECT, at half of the limit for progress.
 
-    Raises DeadlineError when it showed no progress for the whole limit.
+    Raises DeadlineError when it showed none for the whole limit, or when its start or load is overdue.
     """
+    if member.call is not None and now > member.call.deadline:
+        raise DeadlineError(f"gave up waiting for {member.call.what}; the actor is restarted")
+    if not member.is_live:
+        return
     silent = now - member.progressed_at
     if silent > limit_s:
         raise DeadlineError(

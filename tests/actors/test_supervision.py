@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from actors.member import ActorState, Member
+from actors.member import ActorState, Call, Member
 from actors.request_queue import RequestQueue
-from actors.supervision import PoolSettings, judge_progress, plan_restart
+from actors.supervision import PoolSettings, judge, plan_restart
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import DeadlineError, EngineError
 
@@ -52,15 +52,24 @@ def test_an_arrow_that_is_not_drawn_is_refused() -> None:
 def test_a_silent_actor_is_suspect_at_half_the_limit_and_given_no_requests() -> None:
     member = synced()
     member.progressed_at = 100.0
-    judge_progress(member, 10, now=105.0)
+    judge(member, 10, now=105.0)
     assert member.takes_requests
-    judge_progress(member, 10, now=105.1)
+    judge(member, 10, now=105.1)
     assert (member.state, member.takes_requests) == (ActorState.SUSPECT, False)
     member.progressed_at = 106.0
-    judge_progress(member, 10, now=107.0)
+    judge(member, 10, now=107.0)
     assert member.state is ActorState.SYNCED
     with pytest.raises(DeadlineError, match=r"did no step or answered no heartbeat for 11 s"):
-        judge_progress(member, 10, now=117.0)
+        judge(member, 10, now=117.0)
+
+
+def test_an_overdue_start_or_load_is_named() -> None:
+    member = Member("actor-0")
+    member.enter(ActorState.STARTING)
+    member.call = Call(ref=None, what="actor-0 to start", deadline=100.0)
+    judge(member, 10, now=100.0)
+    with pytest.raises(DeadlineError, match="gave up waiting for actor-0 to start; the actor is restarted"):
+        judge(member, 10, now=100.1)
 
 
 def test_pauses_double_and_an_actor_is_given_up_after_its_limit_in_a_row() -> None:
