@@ -10,9 +10,10 @@
 | `_first_training` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
 | `_meanwhile` | the learner's step, or its merged weights | the learner group, within its `step_timeout_s` |
 | `WeightSync.settle` | every actor's attestation | the actors; the pool's deadline |
+| `_save` | the checkpoint | the learner group; answers wait in the actors, whose silence is not counted meanwhile |
 | admission | room: by staleness, and in the buffer | a version is attested; a window is released |
 
-The learner works in a thread of its own, and this thread takes in what the actors answer meanwhile: no wait is blind.
+The learner trains and merges in a thread of its own, and this thread takes in what the actors answer meanwhile.
 
 With `max_staleness` 0 nothing is in flight at a publish, so every rollout of a window is born on the version that the
 window trains: exactly on-policy. With more, requests of later windows are admitted before the window is trained, and

@@ -101,6 +101,11 @@ class EngineLoop:
         self._send(ask)
         return ask.done.result()
 
+    def sleep(self) -> None:
+        """The engine leaves its device. What it still owes is answered with EngineError: a run that is asked to stop
+        does not wait for it."""
+        self.ask(self._sleep)
+
     @property
     def progress(self) -> EngineProgress:
         """What a heartbeat reports."""
@@ -188,6 +193,12 @@ class EngineLoop:
         self._version = engine.version
         self._steps += 1
 
+    def _sleep(self, engine: RolloutEngine) -> None:
+        if self._running:
+            engine.abort_all()
+        self._give_up(EngineError("the engine left its device before it answered; the run was asked to stop"))
+        engine.sleep()
+
     def _admit(self, engine: RolloutEngine) -> None:
         for request, deliver, prepared in self._waiting.take(idle=not self._running):
             self._running[request.key] = (request, deliver)
@@ -200,12 +211,16 @@ class EngineLoop:
     def _fail(self, error: EngineError) -> None:
         """Tells everyone who waits; later calls are told at once."""
         self._failure = error
-        for request, deliver in [*self._running.values(), *self._waiting.take_all()]:
-            deliver(request, error)
-        self._running.clear()
+        self._give_up(error)
         for load in self._loads:
             load.done.set_exception(error)
         self._refuse_inbox(error)
+
+    def _give_up(self, error: EngineError) -> None:
+        """The answer of every request that runs or waits."""
+        for request, deliver in [*self._running.values(), *self._waiting.take_all()]:
+            deliver(request, error)
+        self._running.clear()
 
     def _refuse_inbox(self, error: EngineError) -> None:
         while True:

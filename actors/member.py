@@ -110,6 +110,10 @@ class Member:
         """Has an engine that can be sent weights."""
         return self.state in (ActorState.STALE, ActorState.SYNCED, ActorState.SUSPECT)
 
+    def is_due(self, now: float) -> bool:
+        """Its back-off is over."""
+        return self.state is ActorState.DEAD and not self.given_up and now >= self.retry_at
+
     def status(self) -> ActorStatus:
         """What is shown of it."""
         return ActorStatus(
@@ -127,6 +131,14 @@ class Member:
     def moved(self) -> None:
         """It was seen to work."""
         self.progressed_at = time.monotonic()
+
+    def heard(self, progress: EngineProgress) -> None:
+        """What a heartbeat said."""
+        before, self.progress, self.heartbeat = self.progress, progress, None
+        # A load has a deadline of its own, and an engine that owes nothing does no steps.
+        excused = self.call is not None or not self.owed
+        if excused or before is None or progress.num_steps > before.num_steps:
+            self.moved()
 
     def forget(self) -> None:
         """Drops everything that belonged to a process that is gone."""

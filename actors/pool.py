@@ -27,7 +27,7 @@ from typing import Any
 
 import ray
 
-from actors.engine import EngineProgress, LoadReport
+from actors.engine import LoadReport
 from actors.member import ActorState, Member
 from actors.member_calls import MemberCalls
 from actors.outcome import ActorReady, Outcome, Report
@@ -44,6 +44,8 @@ from protocol.weights import WeightsManifest
 
 WATCH_S = 0.1
 """Between two looks at deadlines, heartbeats and due restarts, all of which are longer."""
+BLIND_S = 5.0
+"""A longer pause of `poll` (a checkpoint, a learner that starts) is nobody's silence."""
 
 
 class RolloutPool:
@@ -54,7 +56,9 @@ class RolloutPool:
         self._calls = MemberCalls(settings, spawn, warmup)
         self._queue = RequestQueue(settings.max_in_flight_per_actor, settings.max_retries)
         self._members: list[Member] = []
-        self._watched = 0.0
+        self._watched = time.monotonic()
+        self._away = False
+        """The engines were told to leave their device, and have not been asked for anything since."""
         self._ready: list[ActorReady] = []
         self._started = self._serves_start = False
         self.published = PublishedWeights()
@@ -77,6 +81,7 @@ class RolloutPool:
 
     def submit(self, requests: Sequence[AnyRequest]) -> None:
         """Queues requests and hands out what fits."""
+        self._away = False
         self._queue.submit(requests)
         self._route()
 
@@ -111,9 +116,9 @@ class RolloutPool:
                 self._take(ended, outcomes)
             except (InfrastructureFailure, SyncError) as error:
                 self._fail(ended.owner, error)
-        if (now := time.monotonic()) - self._watched >= WATCH_S:
-            self._watched = now
-            self._watch(now)
+        if (unseen := time.monotonic() - self._watched) >= WATCH_S:
+            self._watched += unseen
+            self._watch(self._watched, unseen if unseen > timeout_s + BLIND_S else 0.0)
         self._route()
         return outcomes + [(outcome, None) for outcome in self._queue.blamed()]
 
@@ -123,6 +128,7 @@ class RolloutPool:
 
     def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         """Sends a version to every live engine; `poll` until `synced`. Others get it in full when they are back."""
+        self._away = False
         if manifest.version != self.published.version:
             self.reports = []
         self.published.update(manifest, refs)
@@ -151,7 +157,9 @@ class RolloutPool:
         return any(member.is_live for member in self._members)
 
     def sleep(self) -> None:
-        """Every live engine leaves its device; one that does not within the sync's deadline is restarted."""
+        """Every live engine leaves its device; one that does not within the sync's deadline is restarted. None starts
+        before the next publish or request, because the learner has the device."""
+        self._away = True
         calls = [(member, member.handle.sleep.remote()) for member in self._members if member.is_live]
         for member, call in calls:
             try:
@@ -183,7 +191,7 @@ class RolloutPool:
         if member.collecting is not None and ref == member.collecting.report:
             outcomes += self._on_collected(member, ended.result(f"answers of {member.name}"))
         elif ref == member.heartbeat:
-            self._on_heartbeat(member, ended.result(f"a heartbeat of {member.name}"))
+            member.heard(ended.result(f"a heartbeat of {member.name}"))
         elif member.call is not None and ref == member.call.ref:
             call, member.call = member.call, None
             answer = ended.result(call.what)
@@ -202,13 +210,6 @@ class RolloutPool:
             self._queue.answered(member, outcome.key)
             yield outcome, SegmentRef(group, next(position)) if outcome.meta is not None else None
         self._calls.collect(member, hold=not self._queue)
-
-    def _on_heartbeat(self, member: Member, progress: EngineProgress) -> None:
-        before, member.progress, member.heartbeat = member.progress, progress, None
-        # A load has a deadline of its own, and an engine that owes nothing does no steps.
-        excused = member.call is not None or not member.owed
-        if excused or before is None or progress.num_steps > before.num_steps:
-            member.moved()
 
     def _on_started(self, member: Member, ready: ActorReady) -> None:
         self._ready.append(ready)
@@ -236,9 +237,10 @@ class RolloutPool:
             member.moved()
             self._calls.submit(member, batch, hold=not self._queue)
 
-    def _watch(self, now: float) -> None:
-        """Deadlines, heartbeats, due restarts."""
+    def _watch(self, now: float, unseen_s: float) -> None:
+        """Deadlines, heartbeats, due restarts. `unseen_s`: for how long nobody asked for heartbeats, or 0."""
         for member in self._members:
+            member.progressed_at = min(now, member.progressed_at + unseen_s)
             try:
                 judge(member, self._settings.stall_timeout_s, now)
             except DeadlineError as error:
@@ -246,7 +248,7 @@ class RolloutPool:
                 continue
             if member.is_live:
                 self._calls.heartbeat(member, now)
-            elif member.state is ActorState.DEAD and not member.given_up and now >= member.retry_at:
+            elif member.is_due(now) and not self._away:
                 self._calls.start(member)
 
     def _fail(self, member: Member, cause: Exception) -> None:

@@ -8,14 +8,23 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from protocol.errors import ContractError, DeadlineError, EngineError, InfrastructureFailure, SyncError
 
 Owner = TypeVar("Owner")
 
-GONE = (RayActorError, ObjectLostError, NodeDiedError)
-"""The process is gone, or what it answered is: a node takes its objects with it."""
+GONE = (RayActorError, ObjectLostError, NodeDiedError, OutOfMemoryError)
+"""The process is gone, or what it answered is: a node takes its objects with it, and one that runs out of memory ends
+processes."""
 
 
 class ActorLost(EngineError):
@@ -66,14 +75,14 @@ class Inbox(Generic[Owner]):
 def get(ref: Any, timeout_s: float, what: str) -> Any:
     """`ray.get` with a deadline.
 
-    Raises DeadlineError, ActorLost, or the error that the actor raised: ours by type, others as EngineError.
+    Raises DeadlineError, ActorLost, or the error that the actor raised: ours by type, others and Ray's as EngineError.
     """
     try:
         return ray.get(ref, timeout=timeout_s)
     except GetTimeoutError as error:
         message = f"waited {timeout_s:.0f} s for {what}; raise the timeout or look at the actor's log"
         raise DeadlineError(message) from error
-    except (*GONE, RayTaskError) as error:
+    except RayError as error:
         raise translated(error, what) from error
 
 
@@ -81,8 +90,8 @@ def translated(error: BaseException, what: str) -> BaseException:
     """The error of ours that says what Ray's failure means; others as they are."""
     if isinstance(error, GONE):
         return ActorLost(f"lost the process or its answer while waiting for {what}: {error}")
-    if isinstance(error, RayTaskError):
-        if isinstance(error.cause, SyncError | InfrastructureFailure | ContractError):
-            return error.cause
+    if isinstance(error, RayTaskError) and isinstance(error.cause, SyncError | InfrastructureFailure | ContractError):
+        return error.cause
+    if isinstance(error, RayError):
         return EngineError(f"{what}: {error}")
     return error

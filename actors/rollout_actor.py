@@ -130,7 +130,7 @@ class RolloutActor:
     @served(concurrency_group="control")
     def sleep(self) -> None:
         """Leaves the device to others until the next request or publish."""
-        self.loop.ask(lambda engine: engine.sleep())
+        self.loop.sleep()
 
     @served(concurrency_group="control", enable_task_events=False)
     def progress(self) -> EngineProgress:

@@ -51,8 +51,12 @@ class WaitingRequests(Generic[To]):
         self._queue.extend(_Waiting(request, to) for request, to in requests)
 
     def give_back(self, begun: Iterable[tuple[RolloutRequest, To]]) -> None:
-        """Before those that wait: requests that the engine was made to forget. They are prepared anew."""
-        self._queue.extendleft(reversed([_Waiting(request, to) for request, to in begun]))
+        """Requests that the engine was made to forget: behind those that are prepared, before the others. They are
+        prepared anew, and an engine begins requests in the order in which they were prepared: vLLM keeps what it knows
+        of images twice, on either side of that, and the two must not differ."""
+        prepared = sum(waiting.prepared is not None for waiting in self._queue)  # the first ones
+        for place, (request, to) in enumerate(begun, start=prepared):
+            self._queue.insert(place, _Waiting(request, to))
 
     def prepare_next(self, prepare: Callable[[RolloutRequest], Any]) -> None:
         """Has two admissions prepared: one to begin with, and one while the engine steps."""
@@ -70,8 +74,10 @@ class WaitingRequests(Generic[To]):
             yield waiting.request, waiting.to, waiting.prepared
 
     def take_all(self) -> list[tuple[RolloutRequest, To]]:
-        """Those that wait, prepared or not; nothing is prepared any more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Those that wait, prepared or not."""
+        for waiting in self._queue:
+            if waiting.prepared is not None:
+                waiting.prepared.cancel()
         left = [(waiting.request, waiting.to) for waiting in self._queue]
         self._queue.clear()
         return left

@@ -155,8 +155,8 @@ class LearnerGroup:
         then: a failure is the engines', who do not attest, and not the learner's.
         """
         first, *others = self._alive("publish")
-        self._log_broadcast()
         with self._fatal():
+            self._log_broadcast()
             stream = first.publish.options(num_returns="streaming").remote(version, full, group)
             calls = {number: rank.join_publish.remote(version, full) for number, rank in enumerate(others, start=1)}
             head = list(islice(drain(stream, list(calls.values()), self._step_timeout_s, "publish"), 1))

@@ -32,6 +32,7 @@ class GatedEngine:
         self.loaded_with: list[int] = []
         self.breaks = False
         self.closed = False
+        self.asleep = False
 
     @property
     def num_unfinished(self) -> int:
@@ -49,6 +50,7 @@ class GatedEngine:
         if request.seed == 14:
             raise RuntimeError("device lost")
         self.running[request.key] = []
+        self.asleep = False
 
     def step(self) -> list[Completion]:
         self.gate.acquire(timeout=20)
@@ -81,6 +83,10 @@ class GatedEngine:
 
     def abort_all(self) -> None:
         self.running.clear()
+
+    def sleep(self) -> None:
+        assert not self.running
+        self.asleep = True
 
     def close(self) -> None:
         self.closed = True
@@ -309,3 +315,22 @@ def test_closing_answers_what_is_open_with_an_error(running: Running) -> None:
         engine.pass_steps(1)
         closing.result(20)
     assert isinstance(answers.get(timeout=20)[1], EngineError)
+
+
+def test_an_engine_leaves_its_device_although_it_owes_answers_and_is_back_for_the_next_request(
+    running: Running, caller: ThreadPoolExecutor
+) -> None:
+    engine, loop, answers = running
+    submit(running, *(request(number) for number in range(ADMIT_PER_STEP + 3)))
+    until(lambda: loop.progress.running == ADMIT_PER_STEP)
+    asleep = caller.submit(loop.sleep)
+    until(lambda: loop._inbox.qsize() == 1)
+    engine.pass_steps(1)
+    asleep.result(20)
+
+    failures = [answers.get(timeout=20)[1] for _ in range(ADMIT_PER_STEP + 3)]
+    assert all(isinstance(failure, EngineError) for failure in failures)
+    assert (engine.asleep, loop.progress.running, loop.progress.waiting) == (True, 0, 0)
+    submit(running, request(20))
+    engine.pass_steps(20)
+    assert answer(running).key.record == 20

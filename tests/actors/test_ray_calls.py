@@ -6,7 +6,14 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+)
 
 from actors.ray_calls import ActorLost, Inbox
 from protocol.errors import EngineError, SyncError
@@ -65,12 +72,18 @@ def test_a_call_brings_what_it_returned() -> None:
 
 @pytest.mark.parametrize(
     "failure",
-    [ObjectLostError("00", None, ""), RayActorError("00", "killed"), NodeDiedError("gone")],
-    ids=["object", "process", "node"],
+    [ObjectLostError("00", None, ""), RayActorError("00", "killed"), NodeDiedError("gone"), OutOfMemoryError("95 %")],
+    ids=["object", "process", "node", "memory"],
 )
 def test_an_answer_that_is_gone_counts_as_a_lost_actor(failure: Exception) -> None:
     with pytest.raises(ActorLost, match="answers of actor-0"):
         ended_with(failure)
+
+
+def test_what_else_ray_reports_of_an_actor_is_a_failure_of_that_actor() -> None:
+    with pytest.raises(EngineError, match=r"answers of actor-0: .*no room") as raised:
+        ended_with(ActorUnschedulableError("no room"))
+    assert not isinstance(raised.value, ActorLost)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""Images that cannot be read are a matter of their record, however Pillow says so."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngInfo
+
+from actors.images import open_image
+from protocol.contracts import Record, RequestKey, RolloutRequest
+from protocol.errors import ImageError
+
+
+def request(path: str) -> RolloutRequest:
+    record = Record(index=0, source="train.jsonl:1", images=(path,), width=8, height=8, objects=())
+    return RolloutRequest(key=RequestKey(0, 0), record=record, seed=0)
+
+
+def cut_off(folder: Path) -> str:
+    path = folder / "cut.jpg"
+    Image.new("RGB", (8, 8)).save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    return str(path)
+
+
+def with_a_huge_comment(folder: Path) -> str:
+    """A few kilobytes of text that decompress to more than Pillow allows."""
+    path, info = folder / "comment.png", PngInfo()
+    info.add(b"zTXt", b"comment\0\0" + zlib.compress(b"x" * (MAX_TEXT_CHUNK + 1)))
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+    return str(path)
+
+
+@pytest.mark.parametrize("broken", [cut_off, with_a_huge_comment, lambda _: "a\0b.png"], ids=["cut", "comment", "NUL"])
+def test_a_file_that_cannot_be_read_is_an_error_of_its_record(broken: object, tmp_path: Path) -> None:
+    assert callable(broken)
+    with pytest.raises(ImageError, match=r"train.jsonl:1: cannot read image .*; restore it or drop the record"):
+        open_image(request(broken(tmp_path)))
+
+
+def test_another_size_than_the_records_is_named_with_both(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 8)).save(tmp_path / "x.png")
+    with pytest.raises(ImageError, match="is 16x8, the record says 8x8"):
+        open_image(request(str(tmp_path / "x.png")))
