@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 
 from actors.answers import Answers
@@ -39,6 +40,8 @@ from protocol.weights import Bucket, WeightsManifest
 
 THREADS = {"control": 4, "collect": 1}
 """Of an actor's process, by what they serve: starts, loads and heartbeats never wait behind the collecting call."""
+PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
+"""Stand for an image's tokens in a prompt; a sampled answer may hold one as well."""
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -62,6 +65,7 @@ class RolloutActor:
         self._settings = settings
         self._engine = engine
         self._answers = Answers()
+        self._placeholder_ids: Sequence[int] = ()
 
     @served(concurrency_group="control")
     def start(self, warmup: RolloutRequest | None, name: str = "") -> ActorReady:
@@ -146,6 +150,8 @@ class RolloutActor:
         self._codec: TokenCodec = HubCodec(processor.tokenizer)
         self._frame = ChatFrame(processor, self._settings.system_prompt, self._settings.user_prompt)
         self._suffix_ids: Sequence[int] = self._frame.suffix_ids
+        vocabulary = processor.tokenizer.get_vocab()
+        self._placeholder_ids = [vocabulary[token] for token in PLACEHOLDERS if token in vocabulary]
         return lambda: self._engine or build_engine(self._settings, self._frame, self._codec, processor)
 
     def _outcome(self, request: AnyRequest, answer: Answer | RecordError) -> tuple[Segment | None, Outcome]:
@@ -200,6 +206,9 @@ class RolloutActor:
         if target.segment is None:
             lengths = f"encoded {stats.encoded_len} tokens, limit {settings.target.max_length}"
             return None, replace(outcome, failure=f"Oversize: {record.source}: {lengths}; raise global_max_length")
+        if np.isin(target.segment.input_ids[len(completion.prompt_token_ids) :], self._placeholder_ids).any():
+            why = "the answer holds an image's placeholder, which the learner would take for an image"
+            return None, replace(outcome, failure=f"Placeholder: {record.source}: {why}; look at it with replay")
         return target.segment, replace(outcome, meta=_meta(target.segment, stats, completion))
 
 

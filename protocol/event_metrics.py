@@ -36,7 +36,7 @@ def generation_metrics(new_tokens: Sequence[int], generate_seconds: float) -> di
     }
 
 
-GENERATION = ("rollout/gen_", "time/rollout_", "time/wait_rollouts_s")
+GENERATION = ("rollout/gen_", "time/rollout_", "time/wait_rollouts_s", "time/post_rollout_pack_s")
 """Prefixes of what generating a window costs: counted once per window (SPEC A12)."""
 
 

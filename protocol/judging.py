@@ -14,10 +14,10 @@ import numpy as np
 from protocol.contracts import GeometryType, Prediction, Reject, RejectReason, Shape
 from protocol.pieces import TokenText, piece_table
 from protocol.scanner import Scan, ScannedObject
+from protocol.serialization import LONE_SURROGATE
 from protocol.vocab import NUM_BINS
 
 _COORD_FORM = re.compile(r"<\|coord_([0-9]{1,4})\|>")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_NESTING = 64
 """Deeper values cannot be objects of ours, and a JSON reader of bounded stack should not see them."""
 
@@ -161,7 +161,7 @@ def _read_value(
     if not fits or len(bins) != count:
         detail = f"{geometry} has {count} values in {len(bins)} coordinate tokens, expected {wanted}, each one token"
         return _Refusal(RejectReason.COORD_TOKENS, detail, span)
-    return _Reading(_LONE_SURROGATE.sub("\ufffd", desc.strip()), Shape(geometry, bins), positions)
+    return _Reading(LONE_SURROGATE.sub("\ufffd", desc.strip()), Shape(geometry, bins), positions)
 
 
 def _count_values(value: Any) -> tuple[int, str]:

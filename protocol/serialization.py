@@ -24,6 +24,8 @@ from protocol.vocab import COORD_TOKEN_PATTERN, NUM_BINS, coord_token, coord_val
 Ordering = Literal["sorted", "random"]
 GEOMETRIES: tuple[GeometryType, ...] = ("bbox_2d", "poly")
 _KEY = re.compile(r"object_(\d+)")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a pair: JSON can hold it, and no tokenizer takes it."""
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 _SPACED_SEPARATOR = re.compile(r" [,/:]|[,/:] |  ")
 _INTEGER_TOLERANCE = 1e-6
@@ -40,6 +42,8 @@ def sanitize_desc(desc: object) -> str:
         raise ValueError("desc is blank; write a short description")
     if any(char in text for char in "\n\r\t"):
         raise ValueError(f"desc {text!r} holds a line break or tab; write it on one line")
+    if LONE_SURROGATE.search(text):
+        raise ValueError(f"desc {text!r} holds half of a surrogate pair, which is no text; write the whole character")
     special = _SPECIAL_TOKEN.search(text)
     if special is not None:
         raise ValueError(f"desc {text!r} spells the special token {special[0]!r}; remove it")
@@ -51,7 +55,7 @@ def sanitize_desc(desc: object) -> str:
 
 def clean_desc(desc: str) -> str:
     """The nearest text that `sanitize_desc` accepts, for importers: `hot  dog, big` → `hot dog,big`; may be empty."""
-    plain = _SPECIAL_TOKEN.sub(" ", desc)
+    plain = _SPECIAL_TOKEN.sub(" ", LONE_SURROGATE.sub("", desc))
     return re.sub(r"\s*([,/:])\s*", r"\1", " ".join(plain.split()))
 
 

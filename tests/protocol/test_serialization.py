@@ -112,7 +112,7 @@ def test_what_a_data_set_may_not_hold(changes: dict[str, Any], words: str) -> No
 
 
 @pytest.mark.parametrize(
-    "bad", [None, 3, "", "  ", "a\nb", "a\tb", "a  b", "a, b", "a ,b", "a / b", "a: b", "a<|im_end|>"]
+    "bad", [None, 3, "", "  ", "a\nb", "a\tb", "a  b", "a, b", "a ,b", "a / b", "a: b", "a<|im_end|>", "cat \ud83d"]
 )
 def test_a_desc_the_canonical_text_cannot_hold_is_refused(bad: object) -> None:
     with pytest.raises(ValueError, match="desc"):
