@@ -52,6 +52,9 @@ class Intake:
         self._generated_s = 0.0
         """Seconds with requests under way since then."""
         self._waited_s = 0.0
+        """Seconds in `collect` since then."""
+        self._reported: tuple[list[Outcome], float, float] = ([], 0.0, 0.0)
+        """The three above, of the window that is being trained."""
 
     @property
     def num_running(self) -> int:
@@ -70,7 +73,14 @@ class Intake:
         return -(-(self._settings.max_steps - self.state.step) // self._settings.m_steps)
 
     def roll_out_again(self, entries: Sequence[Entry], lost: set[int]) -> None:
-        """Gives a window back: what is left of it is ready again, what is lost keeps its place in the order."""
+        """Gives a window back: what is left of it is ready again, what is lost keeps its place in the order.
+
+        The metrics of the window count what was generated for it in vain, too.
+        """
+        arrived, generated_s, waited_s = self._reported
+        self._arrived = [*arrived, *self._arrived]
+        self._generated_s += generated_s
+        self._waited_s += waited_s
         self._buffer.requeue(entry for position, entry in enumerate(entries) if position not in lost)
         gone = [entries[position] for position in sorted(lost)]
         self._buffer.release(gone)
@@ -124,14 +134,16 @@ class Intake:
             self._observer.phase("rollout", f"{wanted - takable} of {wanted} segments")
             self.take_in()
             check_stop()
-        self._waited_s = time.monotonic() - started
+        self._waited_s += time.monotonic() - started
         return self._buffer.take(wanted, oldest_running=self._oldest_running)
 
     def metrics(self, entries: Sequence[Entry]) -> dict[str, float]:
         """Of the segments that a window trains, and of what arrived since the window before."""
         metrics = self._rollout_metrics([entry.meta for entry in entries], self._arrived, self._generated_s)
-        self._arrived, self._generated_s = [], 0.0
-        return metrics | {"time/wait_rollouts_s": self._waited_s}
+        metrics["time/wait_rollouts_s"] = self._waited_s
+        self._reported = self._arrived, self._generated_s, self._waited_s
+        self._arrived, self._generated_s, self._waited_s = [], 0.0, 0.0
+        return metrics
 
     @property
     def _oldest_running(self) -> int | None:

@@ -22,8 +22,6 @@ OWNED = {
     "scheduler": "training.lr_scheduler_type",
 }
 """Keys that another setting decides; `auto` is accepted, a value is refused."""
-SECTIONS = {"bf16": "bfloat16", "fp16": "float16"}
-"""DeepSpeed's sections of a 16-bit dtype, and what `model.torch_dtype` calls it."""
 
 
 def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
@@ -33,7 +31,6 @@ def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
         ConfigError: the JSON repeats what another setting decides, or asks for what cannot work.
     """
     given = read_json(settings.deepspeed, settings.torch_dtype, settings.offload)
-    dtype = settings.compute_dtype
     return {
         "steps_per_print": 10**9,
         **given,
@@ -43,7 +40,7 @@ def deepspeed_config(settings: LearnerSettings) -> dict[str, Any]:
         "zero_optimization": {**given.get("zero_optimization", {}), "stage": settings.zero_stage},
         "zero_allow_untested_optimizer": True,
         "data_types": {"grad_accum_dtype": "fp32", **given.get("data_types", {})},
-        **{name: {**given.get(name, {}), "enabled": dtype == of} for name, of in SECTIONS.items()},
+        "bf16": {**given.get("bf16", {}), "enabled": settings.compute_dtype == "bfloat16"},
     }
 
 
@@ -84,9 +81,10 @@ def _problems(given: Mapping[str, Any], torch_dtype: str, moved: tuple[str, ...]
     for key, owner in OWNED.items():
         if key in given:
             yield f"{key} is set to {given[key]!r}, but {owner} decides it; remove it"
-    for name, dtype in SECTIONS.items():
-        if given.get(name, {}).get("enabled") and dtype != torch_dtype:
-            yield f"{name}.enabled is true but model.torch_dtype is {torch_dtype}; write auto, or change the dtype"
+    if given.get("bf16", {}).get("enabled") and torch_dtype != "bfloat16":
+        yield f"bf16.enabled is true but model.torch_dtype is {torch_dtype}; write auto, or change the dtype"
+    if given.get("fp16", {}).get("enabled"):
+        yield "fp16.enabled is true, and nothing is trained in float16; write auto, and bfloat16 as model.torch_dtype"
     zero = given.get("zero_optimization", {})
     for key, stages in (("offload_optimizer", (1, 2, 3)), ("offload_param", (3,))):
         where, device, stage = f"zero_optimization.{key}", _device(zero, key), zero.get("stage", 0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # importing the configuration costs pydantic, which a rank do
 
 Normalization = Literal["global", "micro_batch"]
 ScheduleKind = Literal["constant", "linear", "cosine"]
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +169,8 @@ class LearnerSettings:
 
     @property
     def compute_dtype(self) -> DType:
-        """Dtype of forward and backward: `torch_dtype`, unless DeepSpeed's JSON switches its bf16 or fp16 off."""
-        section = self.deepspeed.get({"bfloat16": "bf16", "float16": "fp16"}.get(self.torch_dtype, "")) or {}
+        """Dtype of forward and backward: `torch_dtype`, unless DeepSpeed's JSON switches its bf16 off."""
+        section = self.deepspeed.get("bf16") or {}
         return "float32" if section.get("enabled", "auto") is False else self.torch_dtype
 
     @property

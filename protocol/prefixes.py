@@ -9,7 +9,9 @@ from protocol.contracts import IntArray, MatchResult, ParsedCompletion, Predicti
 from protocol.errors import ContractError
 from protocol.parsing import parse
 from protocol.transport import TransportSettings, slot_bins
-from protocol.vocab import END_OF_TURN, TokenCodec
+from protocol.vocab import SPECIAL_TOKEN, TokenCodec
+
+_DAMAGED = "\ufffd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,10 @@ def rollout_prefix(parsed: ParsedCompletion, match: MatchResult) -> Prefix:
 def rebuild(parsed: ParsedCompletion, match: MatchResult, codec: TokenCodec) -> Prefix:
     """Matched predictions only, in rollout order, renumbered from 1 and written canonically (A21).
 
-    A desc that spells the end of turn in escapes would end the answer once it is written plainly: its prediction has
-    no place here, and its truth is appended.
+    A prediction whose desc cannot be written has no place here, and its truth is appended.
     """
     originals = [parsed.predictions[pair.prediction] for pair in match.pairs]
-    kept = [item for item in originals if END_OF_TURN not in item.desc]
+    kept = [item for item in originals if _is_writable(item.desc)]
     text = "{" + ", ".join(object_entry(at, item.desc, item.shape) for at, item in enumerate(kept, start=1))
     # Reading our own text back gives the token positions, proves that it says what was matched, and divides the two
     # closing braces, which are one token, as a rollout's are.
@@ -49,8 +50,14 @@ def rebuild(parsed: ParsedCompletion, match: MatchResult, codec: TokenCodec) -> 
             "the codec must encode coordinate tokens as single ids: check its special tokens"
         )
     places = iter(again.predictions)
-    matched = tuple(next(places) if END_OF_TURN not in item.desc else None for item in originals)
+    matched = tuple(next(places) if _is_writable(item.desc) else None for item in originals)
     return Prefix(again.prefix_ids, text, len(kept) or None, matched)
+
+
+def _is_writable(desc: str) -> bool:
+    """Whether plain text says what the model said: a special token that it spelt in escapes would become the token,
+    and a character divided between tokens was read as U+FFFD (SPEC 5)."""
+    return SPECIAL_TOKEN.search(desc) is None and _DAMAGED not in desc
 
 
 def prefix_slots(

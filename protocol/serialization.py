@@ -19,14 +19,13 @@ from typing import Any, Literal, TypeGuard
 
 from protocol.appending import object_entry
 from protocol.contracts import GeometryType, GroundTruth, Shape
-from protocol.vocab import COORD_TOKEN_PATTERN, NUM_BINS, coord_token, coord_value
+from protocol.vocab import COORD_TOKEN_PATTERN, NUM_BINS, SPECIAL_TOKEN, coord_token, coord_value
 
 Ordering = Literal["sorted", "random"]
 GEOMETRIES: tuple[GeometryType, ...] = ("bbox_2d", "poly")
 _KEY = re.compile(r"object_(\d+)")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a pair: JSON can hold it, and no tokenizer takes it."""
-_SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
 _SPACED_SEPARATOR = re.compile(r" [,/:]|[,/:] |  ")
 _INTEGER_TOLERANCE = 1e-6
 
@@ -44,7 +43,7 @@ def sanitize_desc(desc: object) -> str:
         raise ValueError(f"desc {text!r} holds a line break or tab; write it on one line")
     if LONE_SURROGATE.search(text):
         raise ValueError(f"desc {text!r} holds half of a surrogate pair, which is no text; write the whole character")
-    special = _SPECIAL_TOKEN.search(text)
+    special = SPECIAL_TOKEN.search(text)
     if special is not None:
         raise ValueError(f"desc {text!r} spells the special token {special[0]!r}; remove it")
     found = _SPACED_SEPARATOR.search(text)
@@ -55,7 +54,7 @@ def sanitize_desc(desc: object) -> str:
 
 def clean_desc(desc: str) -> str:
     """The nearest text that `sanitize_desc` accepts, for importers: `hot  dog, big` → `hot dog,big`; may be empty."""
-    plain = _SPECIAL_TOKEN.sub(" ", LONE_SURROGATE.sub("", desc))
+    plain = SPECIAL_TOKEN.sub(" ", LONE_SURROGATE.sub("", desc))
     return re.sub(r"\s*([,/:])\s*", r"\1", " ".join(plain.split()))
 
 

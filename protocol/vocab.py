@@ -13,6 +13,8 @@ from typing import Protocol
 
 NUM_BINS = 1000
 END_OF_TURN = "<|im_end|>"
+SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>")
+"""The spelling of a special token: a tokenizer reads the token in it, wherever it stands."""
 COORD_TOKEN_PATTERN = re.compile(r"<\|coord_(\d{1,4})\|>")
 
 

@@ -85,9 +85,6 @@ def _precision(config: RunConfig) -> Iterator[Problem]:
             f"is {str(asked).lower()} but model.torch_dtype is {dtype}; remove training.bf16, it follows the dtype"
         )
         yield Problem(("training.bf16", "model.torch_dtype"), message)
-    if dtype == "float16" and config.cluster.gpus_per_learner == 0:
-        message = "DeepSpeed trains float16 on GPUs only, and cluster.gpus_per_learner is 0; write bfloat16 or float32"
-        yield Problem(("model.torch_dtype", "cluster.gpus_per_learner"), message)
     if config.model.attn_impl == "flash_attention_2":
         if config.cluster.gpus_per_learner == 0:
             message = "flash_attention_2 needs a GPU but cluster.gpus_per_learner is 0; write sdpa"

@@ -30,8 +30,9 @@ class ModelConfig(Section):
     """Directory of the start checkpoint (weights, tokenizer and processor files), or its name on a model hub. A
     relative directory counts from the working directory in which the command is started, like every path of the run
     file except `extends`."""
-    torch_dtype: Annotated[Literal["float32", "bfloat16", "float16"], AnyCase] = "bfloat16"
-    """Dtype of the trained and the published weights."""
+    torch_dtype: Annotated[Literal["float32", "bfloat16"], AnyCase] = "bfloat16"
+    """Dtype of the trained and the published weights. Not float16: gradients divided by a step's tokens lie below its
+    range."""
     attn_impl: Annotated[Literal["sdpa", "flash_attention_2", "eager"], AnyCase] = "sdpa"
     """Attention of the learner. `flash_attention_2` needs a GPU and the flash-attn package."""
 

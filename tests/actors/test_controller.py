@@ -322,6 +322,13 @@ def test_a_lost_segment_is_rolled_out_again_and_trained_in_its_old_place(max_sta
     assert (state.accepted, state.trained) == (24, 24)
 
 
+def test_the_metrics_of_a_window_count_the_rollouts_that_were_lost() -> None:
+    loop = build(max_steps=2)
+    loop.learner.loses = (1, 3)
+    loop.controller.run()
+    assert [metrics["rollout/gen_new_tokens_total"] for _, metrics in loop.observer.steps] == [6 * 50, 4 * 50]
+
+
 def test_the_last_window_may_have_fewer_steps_than_the_others() -> None:
     loop = build(m_steps=2, max_steps=3)
     assert loop.controller.run().step == 3

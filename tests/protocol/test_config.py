@@ -268,7 +268,7 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
         ({"training__eval_steps": 5}, "training.eval_steps: is 5 but custom.val_jsonl is missing"),
         ({"custom__train_sample_limit": 31}, "custom.train_sample_limit: 31 records in 1 epochs fill no window"),
         ({"model__attn_impl": "flash_attention_2"}, "model.attn_impl: flash_attention_2 needs a GPU"),
-        ({"model__torch_dtype": "float16"}, "model.torch_dtype: DeepSpeed trains float16 on GPUs only"),
+        ({"model__torch_dtype": "float16"}, "model.torch_dtype: must be one of 'float32' or 'bfloat16'"),
         ({"rollout__min_healthy": 2}, "rollout.min_healthy: must be <= num_actors 1"),
         ({"rollout__max_staleness": 200}, "buffer.max_segments: must hold effective_batch_size 32 x"),
         ({"cluster__gpus_per_learner": 2.0}, "cluster.gpus_per_learner: must be at most 1"),

@@ -68,5 +68,9 @@ def test_a_repeated_prediction_is_a_duplicate_of_the_earlier_one() -> None:
     assert count_duplicates(predictions) == 2
 
 
+def test_equal_shapes_without_area_are_duplicates() -> None:
+    assert count_duplicates([prediction("cat", box(0, 0, 0, 0)) for _ in range(5)]) == 4
+
+
 def test_equal_shapes_with_different_descs_are_no_duplicates() -> None:
     assert count_duplicates([prediction(desc, box(1, 1, 500, 500)) for desc in ("cat", "dog")]) == 0

@@ -101,8 +101,9 @@ def test_without_eos_supervision_the_end_of_turn_has_no_label() -> None:
     assert TargetSettings(max_length=1).supervise_eos
 
 
-def test_a_desc_that_spells_the_end_of_turn_has_no_place_in_a_rebuilt_prefix() -> None:
-    spelt = answer_of(("cat", CAT)).replace('"cat"', '"<|im\\u005fend|>"')
+@pytest.mark.parametrize("desc", ["<|im\\u005fend|>", "a <|image\\u005fpad|>", "half \ufffd"])
+def test_a_desc_that_cannot_be_written_has_no_place_in_a_rebuilt_prefix(desc: str) -> None:
+    spelt = answer_of(("cat", CAT)).replace('"cat"', f'"{desc}"')
     _, result, target = make_target(spelt, TWO, CHAR, "matched", MatchSettings())
     assert len(result.pairs) == 1
     assert (target.stats.excluded_from_supervision, target.stats.fn_appended) == (1, 2)
