@@ -6,7 +6,7 @@ from PIL import Image
 
 from protocol.contracts import RolloutRequest
 from protocol.errors import ImageError
-from protocol.record_lines import IMAGE_FORMATS
+from protocol.record_lines import DEEP_MODES, IMAGE_FORMATS
 
 
 def open_image(request: RolloutRequest) -> Image.Image:
@@ -15,6 +15,8 @@ def open_image(request: RolloutRequest) -> Image.Image:
     path = record.images[0]
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as file:
+            if file.mode in DEEP_MODES:
+                raise OSError(f"grey of {file.mode}, more than 8 bits; convert it as its values need it")
             if file.size == (record.width, record.height):
                 return file.convert("RGB")  # decodes, so only what the record has announced
             width, height = file.size

@@ -13,7 +13,7 @@ from deploy.findings import Finding, Findings, Severity, error, note, warning
 from protocol.config import RunConfig
 from protocol.contracts import Record
 from protocol.errors import RecordError
-from protocol.record_lines import IMAGE_FORMATS
+from protocol.record_lines import DEEP_MODES, IMAGE_FORMATS
 from protocol.records import RecordFile
 
 MAX_LINES = 10_000
@@ -113,11 +113,13 @@ def _image_problem(record: Record, max_pixels: int | None) -> str | None:
     path = Path(record.images[0])
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            size = image.size
+            size, mode = image.size, image.mode
     except FileNotFoundError:
         return "is missing; correct the path, relative ones count from the JSONL's folder"
     except Exception as raised:  # a broken file makes Pillow raise almost anything
         return f"cannot be read ({raised}); replace the file"
+    if mode in DEEP_MODES:
+        return f"is grey with more than 8 bits ({mode}), of which RGB would keep 8; convert it as its values need it"
     if size != (record.width, record.height):
         return f"has {size[0]}x{size[1]} pixels, the record says {record.width}x{record.height}; correct one of them"
     if max_pixels is not None and size[0] * size[1] > max_pixels:

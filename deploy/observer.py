@@ -99,7 +99,9 @@ class RunObserver:
         self._step = step
         actors = self._side.pool.status() if self._side is not None else []
         self._timeline.flush()
-        complete = self._metrics.complete(metrics, actors) | self._rollouts.step(step, metrics)
+        tracked = self._tracker.take_counters()
+        missed = {name: count + tracked[name] for name, count in self._rollouts.step(step, metrics).items()}
+        complete = self._metrics.complete(metrics, actors) | missed
         is_evaluation = "eval_rollout_f1" in metrics
         self._log(complete, self._tracker.log if is_evaluation else self._steps.add)
 

@@ -7,6 +7,9 @@
 
 Files are appended to and flushed line by line, so they can be followed while the run lives. A resumed run goes on in
 them, cut back to its checkpoint (`deploy.history`); TensorBoard gets the mark at which it drops later steps itself.
+
+TensorBoard and Weights & Biases are written by a thread: where their disk or network fails or hangs, what they miss is
+logged and counted, and the run goes on.
 """
 
 from __future__ import annotations
@@ -16,16 +19,21 @@ import json
 import math
 import os
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from deploy.background import BackgroundWriter
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.metrics import assert_known
 
 SUMMARY = "summary.json"
+MAX_WAITING = 256
+"""Steps that wait for TensorBoard or Weights & Biases before more are dropped."""
 
 
 class MetricWriter(Protocol):
@@ -40,14 +48,14 @@ class MetricWriter(Protocol):
 
 
 class TensorBoardWriter:
-    """Scalars through tensorboard's own writer: no torch in the driver for this. A thread of it does the disk work."""
+    """Scalars through tensorboard's own writer: no torch in the driver for this."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, run_dir: Path) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary, self._session_log = event_pb2.Event, summary_pb2.Summary, event_pb2.SessionLog
-        self._file = EventFileWriter(str(directory))
+        self._file = EventFileWriter(str(directory / "tensorboard"))
 
     def write(self, step: int, timestamp: float, metrics: Mapping[str, float]) -> None:
         values = [self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
@@ -62,9 +70,12 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Weights & Biases, where the package is installed; its own settings (WANDB_MODE, WANDB_PROJECT) apply."""
+    """Weights & Biases, where the package is installed; its own settings (WANDB_MODE, WANDB_PROJECT) apply.
 
-    def __init__(self, directory: Path) -> None:
+    A run that goes on in its folder goes on in its page: `wandb_id` in the folder names it.
+    """
+
+    def __init__(self, directory: Path, run_dir: Path) -> None:
         """ConfigError without the package."""
         try:
             wandb = importlib.import_module("wandb")
@@ -75,7 +86,12 @@ class WandbWriter:
             ) from error
         directory.mkdir(parents=True, exist_ok=True)
         project = os.environ.get("WANDB_PROJECT", "rollmatch")
-        self._run = wandb.init(project=project, name=directory.name, dir=str(directory), resume="allow")
+        id_file = run_dir / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:12] + "\n")
+        self._run = wandb.init(
+            project=project, name=run_dir.name, id=id_file.read_text().strip(), dir=str(directory), resume="allow"
+        )
 
     def write(self, step: int, timestamp: float, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
@@ -87,12 +103,8 @@ class WandbWriter:
         self._run.finish()
 
 
-def _tensorboard(logging_dir: Path) -> MetricWriter:
-    return TensorBoardWriter(logging_dir / "tensorboard")
-
-
-WRITERS: dict[str, Callable[[Path], MetricWriter]] = {"tensorboard": _tensorboard, "wandb": WandbWriter}
-"""Name in `training.report_to` → maker, given the run's logging directory."""
+WRITERS: dict[str, Callable[[Path, Path], MetricWriter]] = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter}
+"""Name in `training.report_to` → maker, given the run's logging directory and its folder."""
 
 
 class RunTracker:
@@ -115,7 +127,8 @@ class RunTracker:
         (run_dir / SUMMARY).unlink(missing_ok=True)
         self._metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self._events = (run_dir / "events.jsonl").open("a", encoding="utf-8")
-        self._writers = [WRITERS[name](logging_dir or run_dir) for name in report_to if name != "none"]
+        self._writers = [WRITERS[name](logging_dir or run_dir, run_dir) for name in report_to if name != "none"]
+        self._background = BackgroundWriter(MAX_WAITING)
 
     @classmethod
     def of(cls, config: RunConfig) -> RunTracker:
@@ -132,7 +145,11 @@ class RunTracker:
         numbers = {name: float(value) for name, value in metrics.items()}
         _append(self._metrics, {"step": step, "time": now} | {name: _json_number(v) for name, v in numbers.items()})
         for writer in self._writers:
-            writer.write(step, now, numbers)
+            self._background.submit(f"step {step} ({type(writer).__name__})", partial(writer.write, step, now, numbers))
+
+    def take_counters(self) -> dict[str, float]:
+        """What the writers missed since the last call, see `BackgroundWriter`."""
+        return self._background.take_counters()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Append something that happened; values that JSON lacks are written as their text."""
@@ -141,7 +158,7 @@ class RunTracker:
     def rewind(self, step: int) -> None:
         """The run goes back to `step`: tells those whose files cannot be cut (the others: `deploy.history`)."""
         for writer in self._writers:
-            writer.rewind(step)
+            self._background.submit(f"the way back to step {step}", partial(writer.rewind, step))
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
         """Write summary.json in one piece: a reader sees the old file or the new one."""
@@ -158,8 +175,9 @@ class RunTracker:
     def close(self) -> None:
         """Flush and close everything; twice is fine."""
         for writer in self._writers:
-            writer.close()
+            self._background.submit(f"the end ({type(writer).__name__})", writer.close)
         self._writers = []
+        self._background.close()
         self._metrics.close()
         self._events.close()
 

@@ -86,11 +86,11 @@ _add(
         "packing/empty_packs": "Ranks without a pack in the last micro-batch.",
         "sync/changed_tensors": ("Tensors that the publish changed.", "0 after an optimizer step stops the run."),
         "dump/dropped": (
-            "Dumps and recorded rollouts not written because the writer was behind.",
+            "Dumps, recorded rollouts, and steps for TensorBoard or wandb, not written because the writer was behind.",
             "Above 0: a faster disk, or fewer dumps.",
         ),
         "dump/failed": (
-            "Dumps and recorded rollouts that could not be written.",
+            "The same, where the write failed.",
             "Above 0: read the driver's log.",
         ),
     },

@@ -14,12 +14,14 @@ from typing import Any
 
 from protocol.contracts import GeometryType, GroundTruth, Record, Shape
 from protocol.errors import RecordError
-from protocol.serialization import GEOMETRIES, Ordering, is_bin, sanitize_desc, sort_key
+from protocol.serialization import GEOMETRIES, LONE_SURROGATE, Ordering, is_bin, sanitize_desc, sort_key
 from protocol.vocab import coord_value
 
 DATASET_SEED = 42
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """What is opened as an image, under PIL's names; some of its other readers start programs."""
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""PIL's names for grey images of more than 8 bits, which are refused: as RGB, all above 255 would become white."""
 MAX_IMAGE_PIXELS = 1 << 26
 """Largest image that is ever decoded: 65,536 image tokens, more than any model length. Bounds decompression bombs."""
 
@@ -77,6 +79,8 @@ def _image(data: Mapping[str, Any]) -> str:
         raise ValueError(f"images is {_brief(images)}, expected a list with one path; name the image")
     if len(images) != 1:
         raise ValueError(f"images has {len(images)} paths, expected 1; write one record per image")
+    if LONE_SURROGATE.search(images[0]):
+        raise ValueError(f"images[0] {images[0]!r} is no text; rename the file in UTF-8")
     return str(images[0])
 
 

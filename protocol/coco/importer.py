@@ -7,6 +7,7 @@ Every annotation is either written or dropped by one named rule: `annotations ==
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from protocol.coco.shapes import ShapeOptions, annotation_shape
 from protocol.coco.writer import RecordWriter
 from protocol.contracts import Shape
 from protocol.errors import ConfigError
+from protocol.serialization import LONE_SURROGATE
 
 IMAGE_MULTIPLE = 32
 """Pixels per image token side (patch 16, merge 2): sides must be multiples, since images are not resized at run
@@ -110,7 +112,14 @@ def import_coco(
     images = data["images"][: options.limit]
     counts: Counter[Rule] = Counter()
     by_image = group_by_image(data, counts)
-    reader = _ImageReader(Path(images_dir), category_descs(data, instances), options, image_door or _is_there, counts)
+    reader = _ImageReader(
+        images_dir=Path(images_dir),
+        descs=category_descs(data, instances),
+        options=options,
+        door=image_door or _is_there,
+        counts=counts,
+        base_names=Counter(Path(_name(image)).name for image in data["images"]),
+    )
     with RecordWriter(Path(out), options.splits, options.seed) as writer:
         for image in images:
             found = reader.read(image, by_image.get(image["id"], []))
@@ -135,7 +144,7 @@ def _check_splits(splits: Mapping[str, float]) -> None:
         raise ConfigError(f"--split: shares must be >= 0 and sum to 1, got {shares} (sum {total:g}); correct them")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _ImageReader:
     """Turns one image entry and its annotations into what a record holds."""
 
@@ -144,6 +153,10 @@ class _ImageReader:
     options: ImportOptions
     door: ImageDoor
     counts: Counter[Rule]
+    base_names: Counter[str]
+    """How many entries have a file name that ends so."""
+    seen: set[str] = field(default_factory=set)
+    """Files that records name."""
 
     def read(self, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> Found | None:
         """None where a rule dropped the image; what its annotations had left is then counted as dropped with it."""
@@ -152,7 +165,7 @@ class _ImageReader:
             return self._drop(rule, len(annotations))
         objects, applied = self._objects(annotations, image["width"], image["height"])
         rule = self._objects_rule(objects, annotations)
-        file = self.door(self._path(image), image["width"], image["height"]) if rule is None else rule
+        file = self._file(image) if rule is None else rule
         if isinstance(file, Rule):
             self.counts.update({rule: n for rule, n in applied.items() if rule.effect is Effect.OBJECT_DROPPED})
             return self._drop(file, len(objects))
@@ -169,6 +182,8 @@ class _ImageReader:
         sides = image.get("width"), image.get("height")
         if not all(isinstance(side, int) and side > 0 for side in sides):
             return Rule.IMAGE_SIZE
+        if LONE_SURROGATE.search(_name(image)):
+            return Rule.IMAGE_NAME
         return Rule.IMAGE_EMPTY if not annotations and self.options.drop_empty else None
 
     def _objects(
@@ -202,17 +217,31 @@ class _ImageReader:
             return Rule.IMAGE_MONOTONOUS if most >= _MONOTONOUS_SHARE * len(objects) else None
         return None
 
-    def _path(self, image: Mapping[str, Any]) -> Path:
-        """COCO names a file; LVIS gives a URL that ends in `val2017/000000397133.jpg`."""
-        name = image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:])
-        nested = self.images_dir / name
-        return nested if nested.exists() else self.images_dir / Path(name).name
+    def _file(self, image: Mapping[str, Any]) -> ImageFile | Rule:
+        path = self._path(_name(image))
+        real = os.path.realpath(path)
+        if real in self.seen:
+            return Rule.IMAGE_TWICE
+        file = self.door(path, image["width"], image["height"])
+        if not isinstance(file, Rule):
+            self.seen.add(real)
+        return file
+
+    def _path(self, name: str) -> Path:
+        """Below the folder as the entry says, or in the folder itself, where no other entry could mean that file."""
+        nested, base = self.images_dir / name, Path(name).name
+        return nested if nested.exists() or self.base_names[base] > 1 else self.images_dir / base
 
     def _note_image(self, image: Mapping[str, Any], file: ImageFile) -> None:
         if file.width % IMAGE_MULTIPLE or file.height % IMAGE_MULTIPLE:
             self.counts[Rule.IMAGE_NEEDS_RESIZE] += 1
         if image.get("not_exhaustive_category_ids"):
             self.counts[Rule.IMAGE_NOT_EXHAUSTIVE] += 1
+
+
+def _name(image: Mapping[str, Any]) -> str:
+    """COCO names a file; LVIS gives a URL that ends in `val2017/000000397133.jpg`."""
+    return str(image.get("file_name") or "/".join(str(image.get("coco_url", "")).split("/")[-2:]))
 
 
 def _is_there(path: Path, width: int, height: int) -> ImageFile | Rule:

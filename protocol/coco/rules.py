@@ -42,6 +42,9 @@ class Rule(StrEnum):
     POLY_CLAMPED = "poly_clamped"
     POLY_SIMPLIFIED = "poly_simplified"
     IMAGE_MISSING = "image_missing"
+    IMAGE_DEEP = "image_deep"
+    IMAGE_TWICE = "image_twice"
+    IMAGE_NAME = "image_name"
     IMAGE_SIZE = "image_size"
     IMAGE_OTHER_SIZE = "image_other_size"
     IMAGE_TOO_MANY_OBJECTS = "image_too_many_objects"
@@ -100,6 +103,9 @@ RULES: dict[Rule, tuple[Effect, str]] = {
     Rule.POLY_CLAMPED: (Effect.CHANGED, "vertices outside the image were moved to its border"),
     Rule.POLY_SIMPLIFIED: (Effect.CHANGED, "has more than --max-points vertices on the grid and was simplified"),
     Rule.IMAGE_MISSING: (_IMAGE, "the file is not there or cannot be read"),
+    Rule.IMAGE_DEEP: (_IMAGE, "grey with more than 8 bits, which are not clipped here: convert the file"),
+    Rule.IMAGE_TWICE: (_IMAGE, "an entry before it has the same file, or the same name for its copy"),
+    Rule.IMAGE_NAME: (_IMAGE, "its file name is no text in UTF-8: rename the file"),
     Rule.IMAGE_SIZE: (_IMAGE, "its entry gives no width and height"),
     Rule.IMAGE_OTHER_SIZE: (_IMAGE, "the file has another size than its entry says"),
     Rule.IMAGE_TOO_MANY_OBJECTS: (_IMAGE, "more than --max-objects objects"),

@@ -91,9 +91,13 @@ def _entry(desc: str, shape: Shape) -> dict[str, Any]:
 def _relative(image: Path, folder: Path) -> str:
     """Relative to the JSONL, so that both can be moved together; absolute where there is no such path (another
     drive)."""
+    real = os.path.realpath(image)
     with contextlib.suppress(ValueError):
-        return os.path.relpath(image.absolute(), folder.absolute())
-    return str(image.absolute())
+        relative = os.path.relpath(image.absolute(), folder.absolute())
+        if os.path.realpath(folder / relative) == real:
+            return relative
+        return os.path.relpath(real, os.path.realpath(folder))  # `..` leaves a linked folder for where the link leads
+    return real
 
 
 def _partial(path: Path) -> Path:

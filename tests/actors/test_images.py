@@ -34,7 +34,16 @@ def with_a_huge_comment(folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("broken", [cut_off, with_a_huge_comment, lambda _: "a\0b.png"], ids=["cut", "comment", "NUL"])
+def grey_of_16_bits(folder: Path) -> str:
+    Image.new("I;16", (8, 8)).save(folder / "deep.png")
+    return str(folder / "deep.png")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [cut_off, with_a_huge_comment, lambda _: "a\0b.png", grey_of_16_bits],
+    ids=["cut", "comment", "NUL", "16 bits"],
+)
 def test_a_file_that_cannot_be_read_is_an_error_of_its_record(broken: object, tmp_path: Path) -> None:
     assert callable(broken)
     with pytest.raises(ImageError, match=r"train.jsonl:1: cannot read image .*; restore it or drop the record"):

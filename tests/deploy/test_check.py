@@ -133,11 +133,13 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         ([record(images=["gone.png"])], "gone.png is missing"),
         ([record(images=["train.jsonl"])], "cannot be read"),
         ([record(width=32)], "has 64x64 pixels, the record says 32x64"),
+        ([record(images=["deep.png"])], "is grey with more than 8 bits (I;16)"),
         (["{"], "is no JSON"),
     ],
 )
 def test_a_broken_line_or_image_is_one_error(tmp_path: Path, lines: list[Any], words: str) -> None:
     config = run(tmp_path)
+    Image.new("I;16", (64, 64)).save(tmp_path / "deep.png")
     path = write_data(tmp_path, "train.jsonl", *lines, *[record()] * 3)
     message = only_error(config)
     assert message.startswith(f"{path}:1: ")

@@ -124,8 +124,50 @@ def test_a_door_names_what_is_wrong_with_an_image(tmp_path: Path) -> None:
     assert check_image(tmp_path / "a.bmp", 40, 31) is Rule.IMAGE_OTHER_SIZE
     assert check_image(tmp_path / "text.jpg", 1, 1) is Rule.IMAGE_MISSING
     assert check_image(tmp_path / "gone.jpg", 1, 1) is Rule.IMAGE_MISSING
-    copied = Resizer(tmp_path / "copies", tmp_path, 8192)(tmp_path / "a.bmp", 40, 30)
-    assert copied == ImageFile(tmp_path / "copies" / "a.png", 64, 64)
+    Image.new("I;16", (40, 30)).save(tmp_path / "deep.png")
+    assert check_image(tmp_path / "deep.png", 40, 30) is Rule.IMAGE_DEEP
+
+
+def test_copies_have_names_of_their_own(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("a.png", "a.bmp", "a", "../a.jpg", "../elsewhere/a.jpg"):
+        Image.new("RGB", (40, 30)).save(images / name, format="PNG")
+    door = Resizer(tmp_path / "copies", images, 8192)
+    made = [door(images / name, 40, 30) for name in ("a.png", "a.bmp", "../a.jpg", "../elsewhere/a.jpg", "a")]
+    assert made[-1] is Rule.IMAGE_TWICE  # its copy would be the a.png that is there
+    assert [str(file.path.relative_to(tmp_path)) for file in made[:2] if not isinstance(file, Rule)] == [
+        "copies/a.png",
+        "copies/a.bmp.png",
+    ]
+    assert len({file.path for file in made if isinstance(file, ImageFile)}) == 4
+
+
+def test_a_picture_that_is_cut_off_is_dropped_and_the_import_goes_on(tmp_path: Path) -> None:
+    instances(tmp_path)
+    path = tmp_path / "images" / "1.jpg"
+    path.write_bytes(path.read_bytes()[:-40])
+    run(command(tmp_path, "--write-images", str(tmp_path / "small")))
+    assert [Path(record.images[0]).name for record in read_records(tmp_path / "out.jsonl")] == ["2.jpg"]
+
+
+@pytest.mark.parametrize("folder", ["images", "images/small", "link"])
+def test_copies_among_the_originals_are_refused(tmp_path: Path, folder: str) -> None:
+    instances(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    before = (tmp_path / "images" / "1.jpg").read_bytes()
+    with pytest.raises(ConfigError, match=r"--write-images: .* name a folder outside it"):
+        run(command(tmp_path, "--write-images", str(tmp_path / folder)))
+    assert (tmp_path / "images" / "1.jpg").read_bytes() == before
+
+
+def test_records_in_a_linked_folder_find_their_images(tmp_path: Path) -> None:
+    instances(tmp_path)
+    (tmp_path / "big" / "data").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "big" / "data")
+    run(command(tmp_path, "--out", str(tmp_path / "data" / "out.jsonl")))
+    assert all(Path(record.images[0]).is_file() for record in read_records(tmp_path / "data" / "out.jsonl"))
 
 
 def test_an_overlay_draws_boxes_and_polygons_where_they_are(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def test_an_import_writes_no_image_outside_its_folder(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     Resizer(tmp_path / "out" / "copies", tmp_path / "images", 8192)(tmp_path / "images" / ".." / "a.png", 64, 64)
-    assert [path.name for path in (tmp_path / "out").rglob("*.png")] == ["a.png"]
-    assert (tmp_path / "out" / "copies" / "a.png").is_file()
+    (copy,) = (tmp_path / "out").rglob("*.png")
+    assert copy.is_relative_to(tmp_path / "out" / "copies")
 
 
 def test_a_run_file_builds_no_objects(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,7 @@ def test_wandb_without_the_package_says_how_to_get_it(tmp_path: Path) -> None:
 
 def test_wandb_gets_the_same_numbers_under_the_same_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
+    ids: list[str] = []
 
     class Run:
         def log(self, metrics: dict[str, float], step: int) -> None:
@@ -101,10 +104,34 @@ def test_wandb_gets_the_same_numbers_under_the_same_names(tmp_path: Path, monkey
         def finish(self) -> None:
             told.append("finish")
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: Run()))  # type: ignore[arg-type]
-    with RunTracker(tmp_path, report_to=("wandb",)) as tracker:
-        tracker.log(3, {"rollout/f1": 0.5})
-    assert told == [(3, {"rollout/f1": 0.5}), "finish"]
+    def init(*, id: str, **_: Any) -> Run:
+        ids.append(id)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))  # type: ignore[arg-type]
+    for step in (3, 4):
+        with RunTracker(tmp_path / "run", report_to=("wandb",)) as tracker:
+            tracker.log(step, {"rollout/f1": 0.5})
+    RunTracker(tmp_path / "another", report_to=("wandb",)).close()
+    assert told == [(3, {"rollout/f1": 0.5}), "finish", (4, {"rollout/f1": 0.5}), "finish", "finish"]
+    assert ids[0] == ids[1] != ids[2], "a run that goes on keeps its page"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_place_that_fails_costs_what_it_misses_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorBoard writes in a thread of its own, and tells of its error at some later step."""
+    with RunTracker(tmp_path / "run", logging_dir=tmp_path / "logs") as tracker:
+        tracker.log(1, {"rollout/f1": 0.5})
+        shutil.rmtree(tmp_path / "logs")
+        step, deadline = 1, time.monotonic() + 30
+        while not tracker.take_counters()["dump/failed"] and time.monotonic() < deadline:
+            step += 1
+            tracker.log(step, {"rollout/f1": 0.5})
+            time.sleep(0.05)
+    assert "could not write step" in caplog.text
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == step
 
 
 def test_the_writers_files_go_to_the_logging_directory(tmp_path: Path) -> None:

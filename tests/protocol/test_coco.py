@@ -52,6 +52,24 @@ def run(
     )
 
 
+def test_an_image_stands_for_one_entry(tmp_path: Path) -> None:
+    """`b/1.jpg` is not there, and the `1.jpg` that is may be the other entry's."""
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name in ("1.jpg", "a/2.jpg", "3.jpg"):
+        (tmp_path / "images" / name).touch()
+    names = ["1.jpg", "b/1.jpg", "a/2.jpg", "a/../a/2.jpg", "gone/3.jpg", "caf\udce9.jpg"]
+    entries = [{"id": at, "file_name": name, "width": 64, "height": 64} for at, name in enumerate(names)]
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps({"images": entries, "annotations": [], "categories": []}))
+    summary = import_coco(file, tmp_path / "images", tmp_path / "out.jsonl")
+    assert summary.rules == {Rule.IMAGE_MISSING: 1, Rule.IMAGE_TWICE: 1, Rule.IMAGE_NAME: 1}
+    assert [Path(record.images[0]).name for record in read_records(tmp_path / "out.jsonl")] == [
+        "1.jpg",
+        "2.jpg",
+        "3.jpg",
+    ]
+
+
 def test_a_box_becomes_corner_bins() -> None:
     assert shape_of() == (Shape("bbox_2d", (100, 100, 200, 200)), [])
 

@@ -83,6 +83,7 @@ def test_a_box_with_three_values_is_named_by_file_line_and_field(tmp_path: Path)
     [
         ({"images": []}, "images has 0 paths, expected 1"),
         ({"images": ["a", "b"]}, "images has 2 paths, expected 1"),
+        ({"images": ["caf\udce9.png"]}, r"images[0] 'caf\udce9.png' is no text"),
         ({"images": "a.png"}, 'images is "a.png", expected a list'),
         ({"width": 0}, "width is 0, expected a whole number > 0"),
         ({"height": None}, "height is missing"),
