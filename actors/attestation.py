@@ -105,8 +105,11 @@ def compare(one: Served, other: Served) -> Comparison:
 
 
 def _differences(one: Probe, other: Probe) -> Iterator[float]:
-    """Largest difference of each position up to the first where the answers part."""
+    """Largest difference of each position up to the first where the answers part; infinite where one is no number."""
     for at in range(min(len(one.token_ids), len(other.token_ids))):
-        yield float(np.abs(one.logprobs[at] - other.logprobs[at]).max())
+        a, b = one.logprobs[at], other.logprobs[at]
+        with np.errstate(invalid="ignore"):  # equal infinities
+            difference = float(np.where(a == b, 0.0, np.abs(a - b)).max())
+        yield difference if np.isfinite(difference) else np.inf
         if one.token_ids[at] != other.token_ids[at]:
             return

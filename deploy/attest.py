@@ -37,15 +37,31 @@ LORA_OPTIONS = frozenset({"enable_lora", "max_lora_rank", "max_loras", "enable_t
 
 @dataclass(frozen=True, slots=True)
 class Attestation:
-    """The verdict is `export.same`."""
+    """The export is attested where the engine serves it, and the probes would have seen an engine that does not."""
 
     export: Comparison
     """The engine that took the publish, and one that was started on the export."""
     start: Comparison
     """The same engine before and after: what the publish moved, as far as the probes see it."""
 
+    @property
+    def verdict(self) -> str:
+        """`the same`, `DIFFERENT`, or `inconclusive`: an engine that ignored the publish would look the same too."""
+        if not self.export.same:
+            return "DIFFERENT"
+        return "inconclusive: the probes cannot tell the export from the start" if self.start.same else "the same"
+
+    @property
+    def attested(self) -> bool:
+        return self.export.same and not self.start.same
+
     def as_json(self) -> dict[str, Any]:
-        return {"same": self.export.same, "export": asdict(self.export), "moved": asdict(self.start)}
+        return {
+            "attested": self.attested,
+            "same": self.export.same,
+            "export": asdict(self.export),
+            "moved": asdict(self.start),
+        }
 
 
 def attest(config: RunConfig, checkpoint: Path, num_records: int) -> Attestation:
@@ -75,7 +91,7 @@ def attest(config: RunConfig, checkpoint: Path, num_records: int) -> Attestation
 
 def print_attestation(found: Attestation, *, console: Console | None = None) -> None:
     """One row per kind of evidence."""
-    table = Table(title="The publish against the export: " + ("the same" if found.export.same else "DIFFERENT"))
+    table = Table(title=f"The publish against the export: {found.verdict}")
     for column in ("evidence", "compared", "moved by the publish", "differ from the export"):
         table.add_column(column, justify="left" if column == "evidence" else "right")
     export, start = found.export, found.start

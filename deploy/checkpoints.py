@@ -23,6 +23,7 @@ from deploy.ledger import check_ledger, read_ledger
 from learner.checkpoint import META, Checkpoint, mend_folder, remove_folder, replace_folder
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
+from protocol.whole_file import write_whole
 
 log = logging.getLogger("rollmatch")
 
@@ -91,9 +92,7 @@ class CheckpointKeeper:
             return None  # no checkpoint has been evaluated
         best = max(scores, key=lambda checkpoint: sign * scores[checkpoint])
         entry = {"checkpoint": best, "metric": name, "value": scores[best]}
-        partial = self._run_dir / ".best.json.writing"
-        partial.write_text(json.dumps(entry) + "\n")
-        partial.replace(self._run_dir / "best.json")
+        write_whole(self._run_dir / "best.json", json.dumps(entry) + "\n")
         return best
 
     def _prune(self, kept: set[str]) -> None:

@@ -131,7 +131,7 @@ def _attest(arguments: argparse.Namespace) -> int:
     found = attest(_load(arguments), arguments.attest, arguments.attest_records)
     print_attestation(found)
     print(json.dumps(found.as_json()))
-    return DONE if found.export.same else FAILED
+    return DONE if found.attested else FAILED
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from protocol.whole_file import write_whole
+
 NAME = "environment.json"
 PACKAGES = (
     "rollmatch",
@@ -44,7 +46,7 @@ def describe_environment() -> dict[str, Any]:
 def write_environment(run_dir: Path) -> None:
     """Writes the file; a resumed run overwrites it with what it runs on now."""
     text = json.dumps(describe_environment(), indent=2, ensure_ascii=False)
-    (run_dir / NAME).write_text(text + "\n", encoding="utf-8")
+    write_whole(run_dir / NAME, text + "\n")
 
 
 def _version(name: str) -> str | None:

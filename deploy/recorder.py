@@ -10,11 +10,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 from actors.outcome import Outcome
 from protocol.contracts import RequestKey
@@ -65,18 +67,30 @@ class RolloutFile:
         self._half = max_bytes // 2
 
     def append(self, rollouts: list[RecordedRollout]) -> None:
-        """Writes the lines in one piece."""
+        """Writes the lines behind the last whole one; what an earlier write left half done is cut off."""
         lines = b"".join(rollout.as_line() for rollout in rollouts)
         if self._path.exists() and self._path.stat().st_size + len(lines) > self._half:
             self._path.replace(self._older)
-        with self._path.open("ab") as file:
+        with self._path.open("a+b") as file:
+            _cut_to_whole_lines(file)
             file.write(lines)
+
+
+def _cut_to_whole_lines(file: IO[bytes]) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if not end:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def read_rollouts(run_dir: Path) -> Iterator[RecordedRollout]:
     """All recorded rollouts, oldest first; none where the run recorded none.
 
-    A last line without its end is being written, and is left out. ConfigError for any other line that is broken.
+    A last line without its end is being written, or its writer is gone, and is left out. ConfigError for any other line
+    that is broken.
     """
     for path in (run_dir / OLDER, run_dir / NAME):
         if not path.exists():

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,17 @@ from protocol.errors import ConfigError
 from protocol.replay import Replay, replay
 from protocol.traces import RolloutTrace
 from protocol.vocab import END_OF_TURN, NUM_BINS, TokenCodec, coord_value
+
+AGAIN = (
+    "matched_for_supervision",
+    "fn_appended",
+    "prefix_len",
+    "train_len",
+    "encoded_len",
+    "prefix_coord_targets",
+    "tail_ignored",
+)
+"""Counters of a target that a replay under the run's settings gives again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +101,15 @@ def replay_answer(answer: Answer, config: RunConfig, codec: TokenCodec) -> Repla
         matching=settings.match,
         target=settings.target,
     )
+
+
+def difference(seen: Replay, trace: RolloutTrace) -> str:
+    """How the replay differs from what the run made of the answer; empty where it does not."""
+    if len(seen.parsed.predictions) != len(trace.predictions) or seen.match.pairs != trace.pairs:
+        return f"differs from the run, which matched {len(trace.pairs)} of {len(trace.predictions)} predictions"
+    then, now = asdict(trace.stats), asdict(seen.target.stats)
+    changed = [f"{name} {then[name]} → {now[name]}" for name in AGAIN if then[name] != now[name]]
+    return f"differs from the run, whose settings were others: {', '.join(changed)}" if changed else ""
 
 
 def _config(arguments: argparse.Namespace) -> RunConfig:

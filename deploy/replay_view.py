@@ -7,7 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from deploy.replay import Answer
+from deploy.replay import Answer, difference
 from protocol.config import RunConfig
 from protocol.contracts import Shape
 from protocol.replay import Mask, Replay
@@ -186,14 +186,8 @@ def _verdict(seen: Replay, answer: Answer) -> list[Text]:
             f"{seen.match.gating_rejections} pairs below the gate"
         )
     ]
-    trace = answer.trace
-    if trace is not None and (trace.pairs != seen.match.pairs or len(trace.predictions) != predicted):
-        lines.append(
-            Text(
-                f"differs from the run, which matched {len(trace.pairs)} of {len(trace.predictions)} predictions",
-                "yellow",
-            )
-        )
+    if answer.trace is not None and (differs := difference(seen, answer.trace)):
+        lines.append(Text(differs, "yellow"))
     return lines
 
 

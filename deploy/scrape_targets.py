@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from protocol.whole_file import write_whole
+
 FILE = "scrape_targets.json"
 
 
@@ -21,7 +23,5 @@ def write_scrape_targets(run_dir: Path, driver: str | None, nodes: Iterable[Mapp
     jobs = {"rollmatch": [driver] if driver else [], "ray": sorted(ray)}
     groups = [{"targets": targets, "labels": {"job": job}} for job, targets in jobs.items() if targets]
     path = run_dir / FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(groups, indent=1) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(groups, indent=1) + "\n")
     return path

@@ -12,6 +12,7 @@ clock. What each learner rank did is in the loop's own `optimizer_step` and `pub
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -77,8 +78,9 @@ class Timeline:
         """Writes what the actors did since the last flush."""
         for name, lanes in (("generate", self._generating), ("parse", self._parsing)):
             for actor, spans in lanes.items():
+                ends = sorted(span.end for span in spans)
                 for span in merge_spans(spans):
-                    inside = sum(span.start <= each.end <= span.end for each in spans)
+                    inside = bisect_right(ends, span.end) - bisect_left(ends, span.start)
                     self._span(actor, name, span, rollouts=inside)
             lanes.clear()
 

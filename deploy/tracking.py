@@ -30,6 +30,7 @@ from deploy.background import BackgroundWriter
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.metrics import assert_known
+from protocol.whole_file import write_whole
 
 SUMMARY = "summary.json"
 MAX_WAITING = 256
@@ -161,15 +162,9 @@ class RunTracker:
             self._background.submit(f"the way back to step {step}", partial(writer.rewind, step))
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
-        """Write summary.json in one piece: a reader sees the old file or the new one."""
+        """Write summary.json; returns its path."""
         path = self._run_dir / SUMMARY
-        partial = path.with_suffix(".json.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(summary, file, indent=2, ensure_ascii=False, default=str)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, json.dumps(summary, indent=2, ensure_ascii=False, default=str) + "\n")
         return path
 
     def close(self) -> None:

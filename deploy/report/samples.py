@@ -10,7 +10,7 @@ from actors.codec import HubCodec
 from deploy.file_codec import load_codec
 from deploy.overlay import draw_sample, outlines
 from deploy.recorder import RecordedRollout
-from deploy.replay import answer_of, replay_answer
+from deploy.replay import answer_of, difference, replay_answer
 from deploy.run_files import RunData
 from deploy.target_html import target_html
 from protocol.config import RunConfig, load_config
@@ -66,6 +66,7 @@ class _SampleMaker:
     def make(self, rollout: RecordedRollout) -> Sample:
         trace = rollout.trace
         picture, problem = _picture(rollout)
+        target, differs = self._target(rollout)
         facts = (
             f"F1 {trace.f1:.2f} · {len(trace.pairs)} matched of {len(trace.predictions)} predicted and "
             f"{len(trace.record.objects)} true · {len(trace.rejects)} rejected · {trace.stats.rollout_len} tokens · "
@@ -75,17 +76,18 @@ class _SampleMaker:
             title=trace.record.source,
             facts=facts + (" · truncated" if trace.stats.parse_truncated else ""),
             picture=picture,
-            problem=" ".join(filter(None, (problem, self._problem))),
-            target=self._target(rollout),
+            problem=" ".join(filter(None, (problem, self._problem, differs))),
+            target=target,
             command=f"rollmatch replay --run {self._run.folder} --key {trace.key}",
         )
 
-    def _target(self, rollout: RecordedRollout) -> str:
+    def _target(self, rollout: RecordedRollout) -> tuple[str, str]:
+        """The target under the settings that the run has now, and how it differs from what was trained, if it does."""
         if self._config is None or self._codec is None:
-            return ""
+            return "", ""
         seen = replay_answer(answer_of(rollout.trace, about=""), self._config, self._codec)
-        html = target_html(seen.tokens)
-        return html if len(html) <= _MOST_TARGET_CHARS else ""
+        html, differs = target_html(seen.tokens), difference(seen, rollout.trace)
+        return html if len(html) <= _MOST_TARGET_CHARS else "", f"The target {differs}." if differs else ""
 
 
 def _picture(rollout: RecordedRollout) -> tuple[str | None, str]:

@@ -63,7 +63,8 @@ def timeline_figure(run: RunData) -> Figure | None:
 
 
 def lane_shares(run: RunData) -> list[LaneShare]:
-    """Busy shares of actors and ranks, of the time in which the loop trains: without evaluating and saving.
+    """Busy shares of actors and ranks, of the time in which the loop trains: without evaluating and saving, and without
+    the time between a crash and the resume.
 
     The driver's lane is its phases, which are never idle.
     """
@@ -71,7 +72,7 @@ def lane_shares(run: RunData) -> list[LaneShare]:
     if not spans:
         return []
     aside = merge_spans((e.span for e in spans if e.lane == "driver" and e.name in ASIDE), gap_s=0.0)
-    total = max(e.span.end for e in spans) - spans[0].span.start - _seconds(aside)
+    total = _seconds(merge_spans((e.span for e in spans), gap_s=0.0)) - _seconds(aside)
     found = []
     for lane in _lanes(spans):
         if lane == "driver":

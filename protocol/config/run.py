@@ -26,6 +26,7 @@ from protocol.config.service import (
     SyncConfig,
 )
 from protocol.config.training import TrainingConfig
+from protocol.whole_file import write_whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,4 +153,4 @@ class RunConfig(Section):
         """Writes every setting in effect as YAML, readable by `load_config`."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.as_mapping(), sort_keys=False, allow_unicode=True, width=120)
-        Path(path).write_text(text, encoding="utf-8")
+        write_whole(Path(path), text)

@@ -45,3 +45,12 @@ def test_equal_answers_with_other_probabilities_are_a_difference() -> None:
     found = compare(SERVED, with_first_probe([5, 6, 7], [[-0.1, -3.0], [-0.2, -2.0], [-0.3, -1.6]]))
     assert found.differing_answers == ()
     assert not found.same
+
+
+def test_probabilities_that_are_no_numbers_are_a_difference_and_equal_infinities_none() -> None:
+    def with_middle(value: float) -> Served:
+        return with_first_probe([5, 6, 7], [[-0.1, -3.0], [-0.2, value], [-0.3, -1.5]])
+
+    assert not compare(SERVED, with_middle(float("nan"))).same
+    assert not compare(SERVED, with_middle(float("-inf"))).same
+    assert compare(with_middle(float("-inf")), with_middle(float("-inf"))).same

@@ -29,7 +29,7 @@ def codec() -> HubCodec:
 def trace_of(
     record: int, text: str, *, truths: tuple[GroundTruth, ...], image: str = "x.png", version: int = 0
 ) -> RolloutTrace:
-    """The trace of an answer to a record with these objects."""
+    """The trace of an answer to a record with these objects, as a run of the demo makes it."""
     data = Record(index=record, source=f"t:{record + 1}", images=(image,), width=128, height=128, objects=truths)
     ids = np.asarray(codec().encode(text + END_OF_TURN), dtype=np.int32)
     suffix = codec().encode(END_OF_TURN + "\n")
@@ -41,7 +41,7 @@ def trace_of(
         suffix_ids=suffix,
         codec=codec(),
         matching=MatchSettings(),
-        target=TargetSettings(max_length=4096),
+        target=TargetSettings(max_length=4096, prefix_policy="matched"),
     )
     completion = Completion(
         key=RequestKey(record),

@@ -61,6 +61,13 @@ def test_another_gate_says_that_it_differs_from_the_run(run_dir: Path, capsys: p
     assert "differs from the run, which matched 1 of 1 predictions" in shown
 
 
+def test_another_prefix_policy_says_so_too(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = "custom.extra.rollout_matching.prefix_policy=rollout"
+    assert main(["replay", "--run", str(run_dir), "--key", "record=17", policy]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "differs from the run, whose settings were others: prefix_len" in shown
+
+
 def _near() -> Shape:
     return Shape("bbox_2d", (110, 100, 300, 300))
 

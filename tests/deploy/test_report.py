@@ -110,6 +110,20 @@ def test_busy_shares_leave_out_the_time_in_which_nothing_is_trained(tmp_path: Pa
     assert shares == {"actor-0": 0.62, "actor-1": 0.4, "rank-0": 0.35, "rank-1": 0.15}
 
 
+def test_busy_shares_leave_out_the_time_between_a_crash_and_the_resume(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    busy = [share.busy for share in lane_shares(read_run(run))]
+    lines = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    later = [
+        {name: value + 3 * 86400 if name in ("time", "start", "end") else value for name, value in line.items()}
+        for line in lines
+        if line["kind"] in ("span", "optimizer_step")
+    ]
+    with (run / "events.jsonl").open("a") as events:
+        events.writelines(json.dumps(line) + "\n" for line in later)
+    assert [share.busy for share in lane_shares(read_run(run))] == pytest.approx(busy, abs=0.05)
+
+
 def test_staleness_is_drawn_where_it_may_be_above_0(tmp_path: Path) -> None:
     on_policy, overlapped = (
         render([read_run(write_run(tmp_path / name, rollout__max_staleness=bound))])

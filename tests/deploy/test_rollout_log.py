@@ -76,6 +76,14 @@ def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(tmp_
         list(read_rollouts(tmp_path))
 
 
+def test_what_a_killed_writer_left_half_done_is_cut_off_by_the_next(tmp_path: Path) -> None:
+    RolloutFile(tmp_path, 1 << 20).append([rollout(1), rollout(2)])
+    whole = (tmp_path / NAME).read_bytes()
+    (tmp_path / NAME).write_bytes(whole[:-20])
+    RolloutFile(tmp_path, 1 << 20).append([rollout(3)])
+    assert [each.trace.key.record for each in read_rollouts(tmp_path)] == [1, 3]
+
+
 def test_a_full_queue_drops_and_counts_and_never_waits(caplog: pytest.LogCaptureFixture) -> None:
     go, done = threading.Event(), []
     writer = BackgroundWriter(max_jobs=1)

@@ -45,7 +45,7 @@ def test_two_windows_with_two_learner_ranks_train_on_what_the_engines_serve(
 
     # The same by vLLM's own digests and probabilities, for a full publish of the export.
     attestation = attest(demo_config(), merged.parent, num_records=2)
-    assert attestation.export.same
+    assert attestation.attested
     assert attestation.export.max_logprob_difference == 0.0
     assert attestation.start.differing_weights, "the digests see that the publish moved weights"
     assert attestation.start.max_logprob_difference > 0.01, "and so do the probabilities"
