@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,12 @@ from actors.settings import ActorSettings
 from deploy.file_codec import load_codec
 from deploy.recorder import find_rollout
 from protocol.config import RunConfig, load_config
-from protocol.contracts import GroundTruth, IntArray, Record, RequestKey, Shape
-from protocol.errors import ConfigError
+from protocol.contracts import IntArray, Record, RequestKey
+from protocol.errors import ConfigError, RecordError
+from protocol.record_lines import parse_record
 from protocol.replay import Replay, replay
 from protocol.traces import RolloutTrace
-from protocol.vocab import END_OF_TURN, NUM_BINS, TokenCodec, coord_value
+from protocol.vocab import END_OF_TURN, NUM_BINS, TokenCodec
 
 AGAIN = (
     "matched_for_supervision",
@@ -153,19 +154,15 @@ def read_answer(path: Path, codec: TokenCodec) -> Answer:
         raise ConfigError(f"{path}: cannot be read as JSON ({error}); correct the file") from error
     if not isinstance(data, dict) or ("text" in data) == ("token_ids" in data):
         raise ConfigError(f"{path}: must be an object with either text or token_ids; add one of them")
-    ids = codec.encode(data["text"]) if "text" in data else data["token_ids"]
-    truths = tuple(_truth(item, at, path) for at, item in enumerate(data.get("objects", []), start=1))
-    record = Record(
-        index=0,
-        source=str(path),
-        images=tuple(data.get("images", ())),
-        width=int(data.get("width", NUM_BINS)),
-        height=int(data.get("height", NUM_BINS)),
-        objects=truths,
-    )
+    ids = _ids(data, codec, path)
+    defaults = {"images": ["not given"], "width": NUM_BINS, "height": NUM_BINS, "objects": []}
+    try:
+        record = parse_record(json.dumps(defaults | data), index=0, source=str(path), root=Path())
+    except RecordError as error:
+        raise ConfigError(str(error)) from error
     return Answer(
         key=RequestKey(0),
-        record=record,
+        record=record if "images" in data else replace(record, images=()),
         token_ids=np.asarray(ids, dtype=np.int32),
         prompt_len=int(data.get("prompt_len", 1)),
         suffix_ids=tuple(data.get("suffix_ids", codec.encode(END_OF_TURN + "\n"))),
@@ -173,13 +170,12 @@ def read_answer(path: Path, codec: TokenCodec) -> Answer:
     )
 
 
-def _truth(item: Mapping[str, Any], index: int, path: Path) -> GroundTruth:
-    """Bins as integers or as coordinate tokens."""
-    try:
-        name: Any = next(name for name in ("bbox_2d", "poly") if name in item)
-        bins = tuple(coord_value(value) if isinstance(value, str) else int(value) for value in np.ravel(item[name]))
-        return GroundTruth(index=index, desc=item["desc"], shape=Shape(name, bins))
-    except (StopIteration, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: objects[{index - 1}] must hold desc and bbox_2d or poly with bins 0..999, got {item!r}"
-        ) from error
+def _ids(data: Mapping[str, Any], codec: TokenCodec, path: Path) -> list[int]:
+    if "text" in data:
+        if not isinstance(data["text"], str):
+            raise ConfigError(f"{path}: text is {data['text']!r:.40}, expected the answer as a string; correct it")
+        return codec.encode(data["text"])
+    ids = data["token_ids"]
+    if not isinstance(ids, list) or not all(isinstance(each, int) and 0 <= each < 2**31 for each in ids):
+        raise ConfigError(f"{path}: token_ids is {ids!r:.40}, expected a list of whole numbers >= 0; correct it")
+    return ids

@@ -94,12 +94,26 @@ def test_an_answer_may_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["replay", "--json", str(path), "--config", str(CONFIG), f"model.model={MODEL}"]) == 0
     assert "1 of 1 predictions match, 1 of 1 objects found, F1 1.000" in " ".join(capsys.readouterr().out.split())
 
-    path.write_text(json.dumps({"objects": []}))
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"objects": []}, "either text or token_ids"),
+        ({"text": 5}, "text is 5, expected the answer as a string"),
+        ({"token_ids": ["a"]}, "token_ids is ['a'], expected a list of whole numbers"),
+        ({"text": "{}", "objects": [{"desc": "x"}]}, "objects[0] has neither bbox_2d nor poly"),
+        ({"text": "{}", "objects": [{"desc": "x", "bbox_2d": [1, 2, 3]}]}, "objects[0].bbox_2d has 3 values"),
+        ({"text": "{}", "objects": [{"desc": "x", "bbox_2d": [1, 2, 3, 1000]}]}, "expected a coordinate token or a"),
+        ({"text": "{}", "objects": [{"desc": 7, "bbox_2d": [1, 2, 3, 4]}]}, "desc must be text"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_named(
+    answer: dict[str, object], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answer.json"
+    path.write_text(json.dumps(answer))
     assert main(["replay", "--json", str(path), "--config", str(CONFIG), f"model.model={MODEL}"]) == 2
-    assert "either text or token_ids" in capsys.readouterr().err
-    path.write_text(json.dumps({"text": "{}", "objects": [{"desc": "x"}]}))
-    assert main(["replay", "--json", str(path), "--config", str(CONFIG), f"model.model={MODEL}"]) == 2
-    assert "objects[0]" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
