@@ -8,12 +8,11 @@
 | who waits | for what | who ends the wait |
 |---|---|---|
 | `_first_training` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
-| `_meanwhile` | the learner's step, or its merged weights | the learner group, within its `step_timeout_s` |
+| `_meanwhile` | the learner's step, merged weights, checkpoint | the learner group, within its `step_timeout_s` |
 | `WeightSync.settle` | every actor's attestation | the actors; the pool's deadline |
-| `_save` | the checkpoint | the learner group; answers wait in the actors, whose silence is not counted meanwhile |
 | admission | room: by staleness, and in the buffer | a version is attested; a window is released |
 
-The learner trains and merges in a thread of its own, and this thread takes in what the actors answer meanwhile.
+The learner trains, merges and saves in a thread of its own, and this thread takes in what the actors answer meanwhile.
 
 With `max_staleness` 0 nothing is in flight at a publish, so every rollout of a window is born on the version that the
 window trains: exactly on-policy. With more, requests of later windows are admitted before the window is trained, and
@@ -120,9 +119,13 @@ class Controller:
             self._pool.sleep()
 
     def _save(self) -> None:
+        """Writes a checkpoint of this moment, whole also where what an actor answers meanwhile ends the run."""
         self._leave_device()
         self._observer.phase("save", f"the checkpoint of step {self.state.step}")
-        path = self._keeper.save(self.state, self._boundary)
+        write = self._keeper.snapshot(self.state, self._boundary)
+        if not (self._settings.takes_turns or self.stop):
+            self._intake.admit()
+        path = self._meanwhile(write, to_its_end=True)
         self._observer.event("checkpoint", path=str(path), position=self._boundary)
 
     def _window(self) -> Iterator[dict[str, float]]:
@@ -172,13 +175,17 @@ class Controller:
         flush = self._intake.windows_left == 1 and not self._settings.packing_drop_last
         return self._plan(lengths, must_train=self.state.carried, flush=flush)
 
-    def _meanwhile(self, work: Callable[[], T]) -> T:
-        """The learner's `work`, while what the actors answer is taken in."""
+    def _meanwhile(self, work: Callable[[], T], *, to_its_end: bool = False) -> T:
+        """The learner's `work`, while what the actors answer is taken in; `to_its_end`: also where that fails."""
         future = self._learner_thread.submit(work)
         future.add_done_callback(lambda _: self._pool.wake())
-        while not future.done():
-            self._intake.take_in(timeout_s=MEANWHILE_S)
-            self._sync.look()
+        try:
+            while not future.done():
+                self._intake.take_in(timeout_s=MEANWHILE_S)
+                self._sync.look()
+        finally:
+            if to_its_end:
+                future.result()
         return future.result()
 
     def _train(self, entries: Sequence[Entry], plan: PackPlan) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from typing import Any, Protocol
@@ -57,7 +57,10 @@ class Keeper(Protocol):
 
     def due(self, step: int) -> bool: ...
 
-    def save(self, state: LoopState, position: int) -> object: ...
+    def snapshot(self, state: LoopState, position: int) -> Callable[[], object]:
+        """Takes what a checkpoint remembers of the loop now; what is returned writes the checkpoint, in the learner's
+        thread, and returns its path."""
+        ...
 
 
 class Planner(Protocol):

@@ -63,5 +63,5 @@ class SilentKeeper:
     def due(self, step: int) -> bool:
         return False
 
-    def save(self, state: object, position: int) -> str:
-        return ""
+    def snapshot(self, state: object, position: int) -> Callable[[], str]:
+        return str

@@ -14,6 +14,8 @@ import itertools
 import json
 import logging
 import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -70,22 +72,29 @@ class CheckpointKeeper:
             return False
         return step // self._every > self._last // self._every
 
-    def save(self, state: LoopState, position: int) -> Path:
-        """Writes `checkpoint-STEP` unless it is there, updates `best.json`, removes what is beyond the limit."""
-        path = self._run_dir / f"checkpoint-{state.step}"
-        if state.step != self._last or not _is_complete(path):
-            files = {"history": lengths(self._run_dir)}
-            self._learner.save_checkpoint(path, state.as_mapping() | {"position": position} | files)
-        self._last = state.step
-        self._prune({path.name, self._note_best(state) or path.name})
+    def snapshot(self, state: LoopState, position: int) -> Callable[[], Path]:
+        """What writes `checkpoint-STEP`, unless it is there, updates `best.json` and removes what is beyond the limit.
+
+        The checkpoint remembers the loop and the run's files as they are now: both may go on while it is written.
+        """
+        remembered = state.as_mapping() | {"position": position, "history": lengths(self._run_dir)}
+        return partial(self._write, remembered)
+
+    def _write(self, remembered: dict[str, Any]) -> Path:
+        step = remembered["step"]
+        path = self._run_dir / f"checkpoint-{step}"
+        if step != self._last or not _is_complete(path):
+            self._learner.save_checkpoint(path, remembered)
+        self._last = step
+        self._prune({path.name, self._note_best(remembered["evaluations"]) or path.name})
         return path
 
-    def _note_best(self, state: LoopState) -> str | None:
+    def _note_best(self, evaluations: Sequence[tuple[int, dict[str, float]]]) -> str | None:
         """From the evaluations of checkpoints that exist, so that a resumed run decides as one that was not stopped."""
         name, sign = self._training.metric_for_best_model, 1 if self._training.greater_is_better else -1
         scores = {
             f"checkpoint-{step}": metrics[name]
-            for step, metrics in state.evaluations
+            for step, metrics in evaluations
             if name in metrics and _is_complete(self._run_dir / f"checkpoint-{step}")
         }
         if not scores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from actors.loop import LoopSettings, LoopState, TrainedWindow
 from actors.outcome import Outcome
 from actors.requests import RequestStream
 from protocol.contracts import Record, RolloutRequest
-from protocol.errors import Interrupted, NothingChangedError, SegmentsLost
+from protocol.errors import EngineError, Interrupted, NothingChangedError, SegmentsLost
 from protocol.packing import plan_packs
 from protocol.segments import PackPlan, SegmentMeta, SegmentStats
 from protocol.weights import TensorEntry, WeightsManifest
@@ -156,8 +157,11 @@ class FakeKeeper:
     def due(self, step: int) -> bool:
         return self.every is not None and step % self.every == 0
 
-    def save(self, state: LoopState, position: int) -> str:
+    def snapshot(self, state: LoopState, position: int) -> Callable[[], str]:
         self.saved.append((json.loads(json.dumps(state.as_mapping())), position))
+        return self.write
+
+    def write(self) -> str:
         return "path"
 
 
@@ -368,6 +372,55 @@ def test_a_stop_finishes_the_window_saves_and_leaves() -> None:
         loop.controller.run()
     ((saved, position),) = loop.keeper.saved
     assert (saved["step"], saved["version"], position) == (2, 1, 4)
+
+
+class QuickPool(FakePool):
+    """Answers while the learner works, too."""
+
+    ends_the_run = False
+
+    def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
+        if self.ends_the_run:
+            raise EngineError("no actor is left")
+        return super().poll()
+
+
+def test_the_next_window_is_generated_while_a_checkpoint_is_written() -> None:
+    loop = build(max_steps=2)
+    loop.controller._pool.__class__ = QuickPool
+    loop.keeper.every = 1
+    accepted: list[int] = []
+
+    def write() -> str:
+        deadline = time.monotonic() + 30
+        while (now := loop.controller.state.accepted) < 8 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        accepted.append(now)
+        return "path"
+
+    loop.keeper.write = write  # type: ignore[method-assign]
+    loop.controller.run()
+    assert accepted == [8, 8]
+    assert [(saved["accepted"], position) for saved, position in loop.keeper.saved] == [(4, 4), (8, 8)]
+
+
+def test_a_checkpoint_is_whole_also_where_the_actors_end_the_run_meanwhile() -> None:
+    loop = build(max_steps=2)
+    pool = loop.controller._pool
+    pool.__class__ = QuickPool
+    loop.keeper.every = 1
+    whole: list[str] = []
+
+    def write() -> str:
+        pool.ends_the_run = True  # type: ignore[attr-defined]
+        time.sleep(0.3)
+        whole.append("path")
+        return "path"
+
+    loop.keeper.write = write  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match="no actor is left"):
+        loop.controller.run()
+    assert whole == ["path"]
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 2])

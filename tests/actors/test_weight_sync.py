@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -112,12 +112,12 @@ def test_a_steps_metrics_tell_the_engines_part_of_the_version_that_was_attested_
 def test_a_checkpoint_does_not_wait_for_engines() -> None:
     loop = slow_to_load(max_staleness=1, max_steps=4)
     loop.keeper.every = 1
-    keep = loop.keeper.save
+    keep = loop.keeper.snapshot
 
-    def save(state: LoopState, position: int) -> str:
+    def save(state: LoopState, position: int) -> Callable[[], str]:
         loop.log.append(f"saved {state.version}")
         return keep(state, position)
 
-    loop.keeper.save = save  # type: ignore[method-assign]
+    loop.keeper.snapshot = save  # type: ignore[method-assign]
     loop.controller.run()
     assert order(loop)[:3] == ["train 4", "saved 1", "train 4"]

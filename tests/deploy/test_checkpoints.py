@@ -65,7 +65,7 @@ def test_saves_are_due_at_each_multiple_once(tmp_path: Path) -> None:
     for step in range(0, 13, 3):
         if saves.due(step):
             due.append(step)
-            saves.save(state(step), position=0)
+            saves.snapshot(state(step), position=0)()
     assert due == [6, 9, 12], "the first step at or after 4, 8 and 12"
 
 
@@ -83,7 +83,7 @@ def test_the_limit_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     saves = keeper(tmp_path, save_total_limit=2)
     f1 = (0.5, 0.9, 0.7, 0.6)
     for step in range(1, 5):
-        saves.save(state(step, *f1[:step]), position=0)
+        saves.snapshot(state(step, *f1[:step]), position=0)()
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
     assert json.loads((tmp_path / "r" / "best.json").read_text()) == {
         "checkpoint": "checkpoint-2",
@@ -95,7 +95,7 @@ def test_the_limit_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
 def test_a_smaller_value_can_be_the_better_one(tmp_path: Path) -> None:
     saves = keeper(tmp_path, greater_is_better=False)
     for step in (1, 2):
-        saves.save(state(step, *(0.5, 0.9)[:step]), position=0)
+        saves.snapshot(state(step, *(0.5, 0.9)[:step]), position=0)()
     assert json.loads((tmp_path / "r" / "best.json").read_text())["checkpoint"] == "checkpoint-1"
 
 
@@ -103,7 +103,7 @@ def test_auto_resumes_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
     saves = keeper(tmp_path)
     assert resume_path(config(tmp_path, resume="auto")) is None
     for step in (9, 10):
-        saves.save(state(step), position=0)
+        saves.snapshot(state(step), position=0)()
     (tmp_path / "r" / "checkpoint-11").mkdir()  # a crash left it without trainer.json
     assert resume_path(config(tmp_path, resume="auto")) == tmp_path / "r" / "checkpoint-10"
 
@@ -116,7 +116,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> No
 def test_a_fresh_start_moves_an_earlier_run_aside_and_a_resume_does_not(tmp_path: Path) -> None:
     run = tmp_path / "r"
     begin_run(config(tmp_path))
-    keeper(tmp_path).save(state(0), position=0)
+    keeper(tmp_path).snapshot(state(0), position=0)()
     (run / "note").write_text("first")
     begin_run(config(tmp_path, resume="auto"))
     assert (run / "note").exists()
@@ -139,7 +139,7 @@ def train_to(folder: Path, last_step: int) -> None:
             line = {"steps": [step, step], "version": step - 1, "rollout_versions": [step - 1] * 2, "keys": keys}
             ledger.write(json.dumps(line) + "\n")
         if saves.due(step):
-            saves.save(LoopState(step=step, trained=10 * step), position=10 * step)
+            saves.snapshot(LoopState(step=step, trained=10 * step), position=10 * step)()
 
 
 def steps(run: Path) -> list[int]:
@@ -208,9 +208,9 @@ def test_a_ledger_that_lost_a_line_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_checkpoint_that_was_just_taken_is_not_written_again(tmp_path: Path) -> None:
     train_to(tmp_path, last_step=2)
     saves = keeper(tmp_path)
-    saves.save(state(2), position=0)
+    saves.snapshot(state(2), position=0)()
     before = (tmp_path / "r" / "checkpoint-2").stat().st_mtime_ns
-    saves.save(state(2), position=0)
+    saves.snapshot(state(2), position=0)()
     assert (tmp_path / "r" / "checkpoint-2").stat().st_mtime_ns == before
 
 
@@ -222,6 +222,6 @@ def test_a_resumed_run_saves_at_the_steps_of_one_that_was_not_stopped(tmp_path: 
 def test_the_best_checkpoint_is_one_that_exists(tmp_path: Path) -> None:
     saves = keeper(tmp_path)
     evaluations = [(1, {"eval_rollout_f1": 0.9}), (2, {"eval_rollout_f1": 0.5})]
-    saves.save(LoopState(step=2, evaluations=evaluations), position=0)
+    saves.snapshot(LoopState(step=2, evaluations=evaluations), position=0)()
     assert json.loads((tmp_path / "r" / "best.json").read_text())["checkpoint"] == "checkpoint-2"
     assert ResumePoint.read(tmp_path / "r" / "checkpoint-2").state.evaluations == evaluations

@@ -40,7 +40,7 @@ class Runs:
 
     def _run(self, state: LoopState) -> LoopState:
         state.step += 2
-        CheckpointKeeper(self._config, FolderLearner(), 100).save(LoopState(step=state.step), position=0)
+        CheckpointKeeper(self._config, FolderLearner(), 100).snapshot(LoopState(step=state.step), position=0)()
         state.step += 1
         outcome = next(self._script)
         if isinstance(outcome, Exception):
