@@ -2,7 +2,7 @@
 
     PATH/trainer.json     format, number of ranks, ZeRO stage, and the driver's own values
     PATH/deepspeed/       DeepSpeed's state: masters, moments, what is trained; one file per rank
-    PATH/ranks/           per rank: step counter and random generators
+    PATH/ranks/           per rank: step counter, random generators, and what is trained
     PATH/adapter/         with adapters: as peft loads it
     PATH/merged/          as plain transformers and vLLM load it
 
@@ -15,14 +15,14 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from protocol.errors import ConfigError
 
-FORMAT = 2
+FORMAT = 3
 META = "trainer.json"
 
 
@@ -78,6 +78,18 @@ class Checkpoint:
                 "anew, to the same stage: set cluster.num_learners and deepspeed.config as they were, or start from "
                 "its merged export"
             )
+
+
+def check_signature(path: Path, saved: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """ConfigError where a run trains other tensors than the one that wrote the state (`learner.model.signature`)."""
+    differing = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    if differing:
+        first = differing[0]
+        raise ConfigError(
+            f"training.resume: {path} was written by a run that trained {len(differing)} things otherwise, the first "
+            f"is {first}: {saved.get(first, 'not trained')} there, {now.get(first, 'not trained')} here; set tuner and "
+            "model as they were, or start anew from its merged/ folder"
+        )
 
 
 @contextlib.contextmanager

@@ -26,19 +26,18 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed import comm
-from deepspeed.ops.adam import DeepSpeedCPUAdam
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from deepspeed.utils import logger, safe_get_full_fp32_param
 from torch import Tensor, nn
 
 from learner.collate import Batch
+from learner.cpu_adam import cpu_adam
 from learner.deepspeed_json import deepspeed_config, offloads_optimizer
 from learner.frozen import FrozenWeights
 from learner.losses import LossScales
 from learner.model import HeadOutput, Policy, parameter_groups, trainable
 from learner.settings import LearnerSettings
 from learner.universal import convert
-from protocol.errors import ConfigError
 
 OFFLOADED = {
     "model": (OffloadStateTypeEnum.lp_params,),
@@ -211,17 +210,5 @@ def _optimizer(
     chosen = settings.optimizer
     options: dict[str, Any] = {"betas": (chosen.beta1, chosen.beta2), "eps": chosen.epsilon}
     if offloads_optimizer(config):
-        return _cpu_adam(groups, options)
+        return cpu_adam(groups, options)
     return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **options)
-
-
-def _cpu_adam(groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
-    """DeepSpeed compiles its kernel the first time on a machine (minutes), and keeps it in TORCH_EXTENSIONS_DIR."""
-    try:
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    except RuntimeError as error:
-        raise ConfigError(
-            "deepspeed.config: zero_optimization.offload_optimizer needs DeepSpeed's op cpu_adam, which cannot be "
-            f"built here ({error.__cause__ or error}); install a C++ compiler and ninja on every machine with a "
-            "learner rank, or write device: none"
-        ) from error

@@ -92,6 +92,13 @@ def _problems(given: Mapping[str, Any], torch_dtype: str, moved: tuple[str, ...]
             yield f"{where}.device is {device!r}; write cpu or none, nothing else is supported"
         if device == "cpu" and stage not in stages:
             yield f"{where} needs stage {' or '.join(map(str, stages))}, got {stage}; raise the stage, or write none"
+    if "optimizer" in moved and _device(zero, "offload_optimizer") == "cpu":
+        yield (
+            "zero_optimization.offload_optimizer keeps the optimizer in host memory, and "
+            "custom.extra.rollout_matching.offload.offload_optimizer would move it to the GPU for each step; keep one"
+        )
+    if given.get("bf16", {}).get("check_grad_overflow") is False:
+        yield ("bf16.check_grad_overflow is false, and a step whose gradient is not finite would be applied; remove it")
     if "model" in moved and _device(zero, "offload_param") == "cpu":
         yield (
             "zero_optimization.offload_param keeps the parameters in host memory, and DeepSpeed cannot move such; set "

@@ -86,11 +86,14 @@ def _temporary(number: int) -> str:
 def write_adapter(folder: Path, policy: Policy, source: ParameterSource, *, keep: bool) -> None:
     """Adapter and modules_to_save as `PeftModel.from_pretrained` reads them, in fp32. Collective."""
     values: dict[str, Tensor] = {}
-    for name, parameter in trainable(policy):
+    names: dict[int, list[str]] = {}  # a tied parameter has two, and peft asks for both
+    for name, parameter in policy.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name.replace("core.", "base_model.model.", 1))
+    for _, parameter in trainable(policy):
         with source.gathered([parameter]):
             value = source.full_precision(parameter)
             if keep:
-                values[name.replace("core.", "base_model.model.", 1)] = value.to(torch.float32).cpu().clone()
+                values |= {name: value.to(torch.float32).cpu().clone() for name in names[id(parameter)]}
     if keep:
         assert policy.adapter is not None
         policy.adapter.save_pretrained(folder, state_dict=values)

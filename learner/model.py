@@ -227,3 +227,13 @@ def parameter_groups(policy: Policy, settings: LearnerSettings) -> list[dict[str
 def trainable(policy: Policy) -> Iterator[tuple[str, nn.Parameter]]:
     """Named parameters that the optimizer owns, in the same order on every rank."""
     return ((name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad)
+
+
+def signature(policy: Policy, settings: LearnerSettings) -> dict[str, str]:
+    """What a state on disk belongs to: a resume with another one would train other tensors with it."""
+    found: dict[str, str] = {"model.torch_dtype": settings.compute_dtype}
+    if policy.adapter is not None:
+        found["tuner.lora_alpha"] = str(settings.tuner.alpha)
+    for name, parameter in trainable(policy):
+        found[name] = str(list(getattr(parameter, "ds_shape", parameter.shape)))  # ZeRO-3 leaves an empty parameter
+    return found

@@ -220,9 +220,10 @@ def _optimizer(training: TrainingConfig) -> OptimizerSettings:
 
 def _schedule(training: TrainingConfig, num_steps: int) -> ScheduleSettings:
     kinds: dict[str, ScheduleKind] = {"linear": "linear", "cosine": "cosine", "cosine_with_min_lr": "cosine"}
+    warmup_steps = training.warmup_steps or math.ceil(num_steps * training.warmup_ratio)
     return ScheduleSettings(
         kind=kinds.get(training.lr_scheduler_type, "constant"),
         max_steps=num_steps,
-        warmup_steps=training.warmup_steps or math.ceil(num_steps * training.warmup_ratio),
+        warmup_steps=0 if training.lr_scheduler_type == "constant" else warmup_steps,
         min_lr=training.lr_floor if training.lr_scheduler_type == "cosine_with_min_lr" else 0.0,
     )

@@ -20,12 +20,13 @@ from pathlib import Path
 import torch
 
 from learner.adapter_weights import AdapterWeights
+from learner.checkpoint import check_signature
 from learner.collate import Batch, Vision, collate_nothing, collate_packed, collate_padded
 from learner.deepspeed_engine import TrainEngine, join
 from learner.export import check_names, start_folder, write_adapter, write_merged
 from learner.losses import LossSums, StepCounts, make_sums, scales
 from learner.merge import MergedWeights, Rounding
-from learner.model import HeadOutput, build_policy
+from learner.model import HeadOutput, build_policy, signature
 from learner.nccl_sender import NcclSender
 from learner.prompt_encoder import PromptEncoder
 from learner.publisher import Publisher
@@ -48,6 +49,7 @@ class LearnerWorker:
         join(settings)
         self._settings = settings
         self._policy = build_policy(settings)
+        self._signature = signature(self._policy, settings)
         self._weights = MergedWeights(self._policy, getattr(torch, settings.torch_dtype))
         check_names(self._weights.names(), start, tied={"lm_head.weight"})
         self._engine = TrainEngine(self._policy, settings)
@@ -116,20 +118,21 @@ class LearnerWorker:
         self._engine.save(folder / "deepspeed")
         own = folder / "ranks" / f"{self._engine.rank}.pt"
         own.parent.mkdir(exist_ok=True)
-        torch.save({"step": self.step, "random": random_state()}, own)
+        torch.save({"step": self.step, "random": random_state(), "trained": self._signature}, own)
         if self._policy.adapter is not None:
             write_adapter(folder / "adapter", self._policy, self._engine, keep=self._engine.rank == 0)
         self._engine.barrier()
 
     def load_checkpoint(self, folder: Path) -> None:
-        """Puts this rank where `save_checkpoint` left it. Collective.
+        """Puts this rank where `save_checkpoint` left it. Collective. ConfigError where that trained other tensors.
 
         A rank that has no file of its own (the run has more ranks than before) keeps its fresh random generators.
         """
-        self._residence.enter()
-        self._engine.load(folder / "deepspeed", saved_by=len(list((folder / "ranks").glob("*.pt"))))
         own = folder / "ranks" / f"{self._engine.rank}.pt"
         saved = torch.load(own if own.exists() else own.with_name("0.pt"), weights_only=False)
+        check_signature(folder, saved["trained"], self._signature)
+        self._residence.enter()
+        self._engine.load(folder / "deepspeed", saved_by=len(list((folder / "ranks").glob("*.pt"))))
         self.step = saved["step"]
         if own.exists():
             set_random_state(saved["random"])

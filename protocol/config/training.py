@@ -57,7 +57,7 @@ class TrainingConfig(Section):
     aligner_lr: NonNegativeFloat | None = None
     """Peak learning rate of the vision mergers. Null: `learning_rate`."""
     lr_scheduler_type: Annotated[Scheduler, AnyCase] = "cosine_with_min_lr"
-    """Shape of the learning rate after warm-up; only `cosine_with_min_lr` uses `min_lr`."""
+    """Shape of the learning rate after warm-up (`constant` has none); only `cosine_with_min_lr` uses `min_lr`."""
     min_lr: NonNegativeFloat | None = None
     """Floor of `cosine_with_min_lr`. Null: 1e-6, or `learning_rate` where that is smaller."""
     lr_scheduler_kwargs: SchedulerOptions = SchedulerOptions()

@@ -94,6 +94,12 @@ def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[
     assert (resumed.loss, resumed.grad_norm) == (continued.loss, continued.grad_norm)
     again.close()
 
+    own = settings(start)
+    others = LearnerGroup(replace(own, tuner=replace(own.tuner, target_modules=("up_proj",))), 2, start_timeout_s=240)
+    others.start()
+    with pytest.raises(ConfigError, match=r"training\.resume: .*checkpoint-1 was written by a run that trained"):
+        others.load_checkpoint(tmp_path / "checkpoint-1")
+
 
 def check_export(folder: Path, start: Path, published: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
     """Plain transformers loads it, and it holds what was published."""

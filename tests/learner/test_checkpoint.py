@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from learner.checkpoint import Checkpoint, mend_folder, remove_folder, replacing
+from learner.checkpoint import Checkpoint, check_signature, mend_folder, remove_folder, replacing
 from protocol.errors import ConfigError
 
 
@@ -63,9 +63,9 @@ def test_state_below_stage_3_fits_any_number_of_ranks(tmp_path: Path, stage: int
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     with Checkpoint.writing(tmp_path / "c", 2, 0, {}):
         pass
-    meta = (tmp_path / "c" / "trainer.json").read_text().replace('"format": 2', '"format": 1')
+    meta = (tmp_path / "c" / "trainer.json").read_text().replace('"format": 3', '"format": 1')
     (tmp_path / "c" / "trainer.json").write_text(meta)
-    with pytest.raises(ConfigError, match="has format 1, this version reads 2"):
+    with pytest.raises(ConfigError, match="has format 1, this version reads 3"):
         Checkpoint.read(tmp_path / "c")
 
 
@@ -81,3 +81,15 @@ def test_a_removed_folder_is_gone(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     remove_folder(tmp_path / "a")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_state_of_other_tensors_is_refused_by_the_first_that_differs(tmp_path: Path) -> None:
+    saved = {"model.torch_dtype": "float32", "a.lora_A": "[2, 8]", "b": "[4]"}
+    check_signature(tmp_path, saved, dict(saved))
+    for now, words in (
+        (saved | {"model.torch_dtype": "bfloat16"}, "model.torch_dtype: float32 there, bfloat16 here"),
+        ({name: saved[name] for name in ("model.torch_dtype", "b")}, r"a.lora_A: \[2, 8\] there, not trained here"),
+        (saved | {"c": "[4]"}, r"c: not trained there, \[4\] here"),
+    ):
+        with pytest.raises(ConfigError, match=rf"training.resume: .* trained 1 things otherwise, the first is {words}"):
+            check_signature(tmp_path, saved, now)

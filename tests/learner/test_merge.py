@@ -31,6 +31,7 @@ DORA = TunerSettings(kind="lora", freeze_aligner=False, use_dora=True)
 WITH_MODULE = TunerSettings(kind="lora", modules_to_save=("norm",), use_rslora=True)
 
 TIED = TunerSettings(kind="lora", modules_to_save=("lm_head",))
+TIED_BOTH = TunerSettings(kind="lora", modules_to_save=("lm_head", "embed_tokens"))
 
 
 class Unpartitioned:
@@ -153,8 +154,9 @@ def test_a_publish_reports_lost_updates_only_where_adapters_moved_something(chec
     assert 0.5 < shares[1] < 1
 
 
-def test_adapter_loads_in_plain_peft(checkpoint: Path, tmp_path: Path, packed: Batch) -> None:
-    policy = disturbed(tiny.settings(checkpoint, tuner=DORA))
+@pytest.mark.parametrize("tuner", [DORA, TIED, TIED_BOTH], ids=["dora", "tied", "tied by both names"])
+def test_adapter_loads_in_plain_peft(checkpoint: Path, tmp_path: Path, tuner: TunerSettings) -> None:
+    policy = disturbed(tiny.settings(checkpoint, tuner=tuner))
     write_adapter(tmp_path / "adapter", policy, Unpartitioned(), keep=True)
     base = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa")
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")

@@ -44,6 +44,12 @@ def test_settings_follow_the_configuration() -> None:
     assert pickle.loads(pickle.dumps(found)) == found
 
 
+def test_a_constant_rate_has_no_warm_up() -> None:
+    for name, steps in (("constant", 0), ("constant_with_warmup", 10)):
+        schedule = LearnerSettings.from_config(config(lr_scheduler_type=name)).schedule
+        assert (schedule.kind, schedule.warmup_steps) == ("constant", steps)
+
+
 def test_a_run_measured_in_epochs_must_say_its_steps() -> None:
     with pytest.raises(ConfigError, match=r"training\.max_steps: is -1"):
         LearnerSettings.from_config(config(max_steps=-1))
