@@ -1,4 +1,4 @@
-"""The long fault suite: at least 200 faults, 45 of them on real vLLM, and the time to recover from each kind.
+"""The long fault suite: at least 200 faults, 44 of them on real vLLM, and the time to recover from each kind.
 
 Real pool, buffer, loop and Ray. A fault hits a run that goes on: kills and stops of an actor while it generates, loads
 or starts, a load that fails half-way or attests wrong bytes, an engine that raises or answers garbage, a node that is
@@ -8,7 +8,7 @@ allowed, or misses a deadline ends the program with an error; so the zeros in th
 `--simulated N --vllm N` set the numbers of faults (0: leave that part out). The whole takes an hour or more; its parts
 can be run by themselves, with what they print given to `--parts` afterwards:
 
-    RAY_AUTH_MODE=disabled python -m tests.faults.suite --engine vllm --faults 45 > vllm.json
+    RAY_AUTH_MODE=disabled python -m tests.faults.suite --engine vllm --faults 44 > vllm.json
     python -m benchmarks.faults --parts simulated=simulated.json vllm=vllm.json
 """
 
@@ -27,7 +27,7 @@ from tests.faults.suite import in_own_process
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulated", type=int, default=162)
-    parser.add_argument("--vllm", type=int, default=45)
+    parser.add_argument("--vllm", type=int, default=44)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--parts", nargs="+", default=[], metavar="ENGINE=FILE", help="what was run before")
     parser.add_argument("--write", action="store_true", help="store the result with the hardware's name")

@@ -1,8 +1,9 @@
 """From a configuration to a running service and back to nothing: the only file that joins actors and learner.
 
-Order of life: check → run directory → Ray → engines and learner at once → loop → checkpoint → everything closed, in
-reverse order, whatever happened. When the learner fails, engines and learner are closed and the run goes on from its
-last checkpoint: the part from "engines and learner" on is repeated, by the very path that a resume takes.
+Order of life: check → the run's folder, for this process alone → Ray → engines and learner at once → loop → checkpoint
+→ everything closed, in reverse order, whatever happened. When the learner fails, engines and learner are closed and the
+run goes on from its last checkpoint: the part from "engines and learner" on is repeated, by the very path that a resume
+takes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from deploy.environment import write_environment
 from deploy.inputs import Data, loop_settings, planner, training_records, validation_records
 from deploy.observer import RunObserver
 from deploy.placement import reserve
+from deploy.run_lock import alone
 from deploy.signals import StopSignals
 from deploy.starting import new_pool, start_service
 from deploy.sync_backends import publishing_learner
@@ -45,10 +47,11 @@ def train(config: RunConfig) -> dict[str, Any]:
     require_clean(config)
     started = time.monotonic()
     data = Data(training_records(config), validation_records(config))
-    point = begin_run(config)
-    config.dump(config.run_dir / "config.yaml")
-    write_environment(config.run_dir)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(alone(config.run_dir))
+        point = begin_run(config)
+        config.dump(config.run_dir / "config.yaml")
+        write_environment(config.run_dir)
         observer = stack.enter_context(RunObserver(config, config.num_optimizer_steps(len(data.training))))
         if point is not None:
             observer.resumed(point)
