@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,14 @@ import ray
 from deploy.bundles import shares, totals
 from deploy.local_ray import LocalRay
 from protocol.config import RunConfig
+from protocol.errors import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie: workers of a local cluster import them from here."""
+KEPT_LOGS = "ray_logs"
+KEPT_BYTES = 1 << 20
+
+log = logging.getLogger("rollmatch")
 
 
 def required_cpus(config: RunConfig) -> int:
@@ -43,7 +49,36 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             options = {"num_cpus": required_cpus(config), "object_store_memory": cluster.object_store_bytes}
             local = LocalRay(options, environment)
             stack.callback(local.close)
+            stack.enter_context(_keeping_logs(local.logs, config.run_dir))
             address, runtime = local.address, {"runtime_env": {"env_vars": environment}}
         stack.callback(ray.shutdown)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **runtime)
         yield
+
+
+@contextlib.contextmanager
+def _keeping_logs(logs: Path, run_dir: Path) -> Iterator[None]:
+    """Where the block fails, the end of what each of Ray's processes said goes to the run's folder: a local session's
+    own files end with it."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, Interrupted) and run_dir.is_dir():
+            _keep_logs(logs, run_dir / KEPT_LOGS)
+        raise
+
+
+def _keep_logs(logs: Path, target: Path) -> None:
+    """Replaces `target` by the last `KEPT_BYTES` of each file in `logs` that is not empty."""
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        for path in logs.iterdir():
+            if path.is_file() and (size := path.stat().st_size):
+                with path.open("rb") as file:
+                    file.seek(max(0, size - KEPT_BYTES))
+                    (target / path.name).write_bytes(file.read(KEPT_BYTES))
+    except OSError as error:  # the run's own failure is what must be told
+        log.warning("what Ray's processes said could not be kept in %s: %s", target, error)
+    else:
+        log.info("what Ray's processes said is in %s", target)

@@ -63,11 +63,12 @@ class LocalRay:
                 start_new_session=True,
             )
             try:
-                self.address = self._read_address()
+                self.address, session = self._read_address()
             except BaseException:
                 self.close()
                 raise
             if self.address:
+                self.logs = Path(session) / "logs"
                 ray_constants.ENABLE_RAY_CLUSTER = False  # LOOPBACK for this process, which has read the variable
                 return
             self.close()
@@ -77,14 +78,14 @@ class LocalRay:
             "Ray's daemons have fixed deadlines of 15 to 30 s"
         )
 
-    def _read_address(self) -> str:
-        """Empty where it did not start within START_TIMEOUT_S."""
+    def _read_address(self) -> tuple[str, str]:
+        """Address and session's folder; empty where it did not start within START_TIMEOUT_S."""
         assert self._process.stdout is not None
         late = threading.Timer(START_TIMEOUT_S, self._kill)
         late.start()
-        address = self._process.stdout.readline().strip()
+        address, _, session = self._process.stdout.readline().strip().partition(" ")
         late.cancel()
-        return address
+        return address, session
 
     def close(self) -> None:
         """Ends the cluster and waits until it has ended."""
@@ -105,7 +106,7 @@ class LocalRay:
 
 
 def serve(options: dict[str, Any]) -> None:
-    """Starts Ray, prints its address, and ends it when standard input ends."""
+    """Starts Ray, prints its address and its session's folder, and ends it when standard input ends."""
     signal.signal(GONE, lambda *_: sys.exit())
     threading.Thread(target=_watch_driver, daemon=True).start()
     # Unix sockets allow about 100 characters: the directory must be short.
@@ -121,7 +122,7 @@ def serve(options: dict[str, Any]) -> None:
         )
         for number in (signal.SIGINT, signal.SIGTERM):  # who signals every process of a job means the driver
             signal.signal(number, signal.SIG_IGN)
-        print(context.address_info["gcs_address"], flush=True)
+        print(context.address_info["gcs_address"], context.address_info["session_dir"], flush=True)
         while True:
             signal.pause()
     finally:

@@ -99,8 +99,8 @@ def test_success_leaves_no_process_and_without_learning_no_score_moved(
     assert not wait_until_gone(marker)
 
 
-def test_a_run_that_publishes_nothing_fails_with_the_reason_and_leaves_no_process(
-    arguments: Callable[..., list[str]],
+def test_a_run_that_publishes_nothing_fails_with_the_reason_and_leaves_its_logs_and_no_process(
+    arguments: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     marker = uuid.uuid4().hex
     process = start(arguments("sync.debug_skip_publish=true", "custom.val_jsonl=null"), marker)
@@ -110,6 +110,7 @@ def test_a_run_that_publishes_nothing_fails_with_the_reason_and_leaves_no_proces
     assert "NothingChangedError" in errors
     assert "sync.debug_skip_publish" in errors
     assert not wait_until_gone(marker)
+    assert any(path.name.startswith("worker-") for path in (tmp_path / "run" / "ray_logs").iterdir())
 
 
 @pytest.mark.parametrize("after_s", [1.5, 3.0, 5.0])
