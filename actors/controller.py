@@ -176,16 +176,18 @@ class Controller:
         return self._plan(lengths, must_train=self.state.carried, flush=flush)
 
     def _meanwhile(self, work: Callable[[], T], *, to_its_end: bool = False) -> T:
-        """The learner's `work`, while what the actors answer is taken in; `to_its_end`: also where that fails."""
+        """The learner's `work`, while what the actors answer is taken in; `to_its_end`: also where that fails. A second
+        signal leaves at once all the same."""
         future = self._learner_thread.submit(work)
         future.add_done_callback(lambda _: self._pool.wake())
         try:
             while not future.done():
                 self._intake.take_in(timeout_s=MEANWHILE_S)
                 self._sync.look()
-        finally:
+        except Exception:
             if to_its_end:
                 future.result()
+            raise
         return future.result()
 
     def _train(self, entries: Sequence[Entry], plan: PackPlan) -> dict[str, float]:

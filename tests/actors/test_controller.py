@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -421,6 +422,28 @@ def test_a_checkpoint_is_whole_also_where_the_actors_end_the_run_meanwhile() -> 
     with pytest.raises(EngineError, match="no actor is left"):
         loop.controller.run()
     assert whole == ["path"]
+
+
+def test_a_second_signal_does_not_wait_for_the_checkpoint() -> None:
+    loop = build(max_steps=2)
+    pool, leaves = loop.controller._pool, threading.Event()
+    pool.__class__ = QuickPool
+    loop.keeper.every = 1
+
+    def write() -> str:
+        pool.poll = interrupt  # type: ignore[method-assign]
+        leaves.wait(30)
+        return "path"
+
+    def interrupt(timeout_s: float = 1.0) -> list[Any]:
+        raise KeyboardInterrupt
+
+    loop.keeper.write = write  # type: ignore[method-assign]
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        loop.controller.run()
+    assert time.monotonic() - started < 15, "it waited for the checkpoint, which takes 30 s"
+    leaves.set()
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 2])
