@@ -14,7 +14,8 @@ from deploy.findings import Finding, error, note, warning
 from protocol.config import RunConfig
 from protocol.vocab import END_OF_TURN, CoordIds, find_missing
 
-MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+MODEL_TYPE = "qwen3_vl"
+"""The dense models. transformers would load a mixture of experts as one, with new weights in the place of experts."""
 SPECIAL_TOKENS = (END_OF_TURN, "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 DEFAULT_RULES = ImageRules(multiple=32, min_pixels=None, max_pixels=None)
 _WHERE = "model.model"
@@ -67,9 +68,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _architecture(folder: Path, config: RunConfig) -> Iterator[Finding]:
     found = _read(folder / "config.json")
-    if found.get("model_type") not in MODEL_TYPES:
-        known = " or ".join(MODEL_TYPES)
-        yield error(_WHERE, f"{folder} is a {found.get('model_type')!r} model, expected {known}; use such a checkpoint")
+    if found.get("model_type") != MODEL_TYPE:
+        text = f"{folder} is a {found.get('model_type')!r} model, expected {MODEL_TYPE}; use such a checkpoint"
+        yield error(_WHERE, text)
     positions = found.get("text_config", {}).get("max_position_embeddings")
     lengths = {"global_max_length": config.global_max_length}
     if config.matching.rollout_backend == "vllm":
@@ -126,7 +127,8 @@ def _weights(folder: Path, config: RunConfig) -> Iterator[Finding]:
     files = _weight_files(folder)
     names = sorted({name for file in files for name in _tensor_names(file)})
     yield note(_WHERE, f"{len(names)} tensors in {len(files)} files in {folder}")
-    yield from _targets(config, names)
+    tied = _read(folder / "config.json").get("tie_word_embeddings", True)
+    yield from _targets(config, names, {"lm_head"} if tied else set())
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -158,8 +160,8 @@ def _tensor_names(file: Path) -> Iterable[str]:
     return (name for name in header if name != "__metadata__")
 
 
-def _targets(config: RunConfig, names: list[str]) -> Iterator[Finding]:
-    """Adapters must find the modules that they are for."""
+def _targets(config: RunConfig, names: list[str], unstored: set[str]) -> Iterator[Finding]:
+    """Adapters must find the modules that they are for. `unstored`: a tied head, whose tensor is the embedding's."""
     tuner = config.tuner
     if tuner.train_type != "lora":
         return
@@ -173,6 +175,6 @@ def _targets(config: RunConfig, names: list[str]) -> Iterator[Finding]:
         return
     wanted = [name for name in tuner.target_modules if name != "all-linear"]
     for name in (*wanted, *tuner.modules_to_save):
-        if not any(module == name or module.endswith(f".{name}") for module in modules):
+        if not any(module == name or module.endswith(f".{name}") for module in modules | unstored):
             where = "tuner.target_modules" if name in wanted else "tuner.modules_to_save"
             yield error(where, f"{name!r} is no module of the model; correct the name")

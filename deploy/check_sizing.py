@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from deploy.findings import Finding, error, warning
 from deploy.model_shape import ModelShape
-from deploy.sizing import GIB, engine_memory, host_memory, learner_memory
+from deploy.sizing import GIB, engine_memory, host_memory, learner_memory, learner_stage
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 
@@ -80,12 +80,15 @@ def _learner(config: RunConfig, shape: ModelShape) -> Iterator[Finding]:
     if config.cluster.gpus_per_learner == 0:
         return
     try:
-        memory = learner_memory(shape, config, config.deepspeed.zero_stage())
+        memory = learner_memory(shape, config, learner_stage(config))
     except ConfigError:
         return  # reported with the settings
-    given = config.cluster.gpu_memory_gib * config.cluster.gpus_per_learner
+    # In turn with an engine, a rank has the whole device; beside one, Ray's fraction says how much is meant for it.
+    share = 1.0 if config.cluster.colocate else config.cluster.gpus_per_learner
+    given = config.cluster.gpu_memory_gib * share
     if memory.states / GIB > given:
-        yield error(
+        finding = error if share == 1 else warning
+        yield finding(
             "deepspeed.config",
             f"weights, gradients and optimizer take {memory.states / GIB:.0f} GiB per learner rank, a rank has "
             f"{given:.0f}; train an adapter (tuner.train_type: lora), raise the ZeRO stage, or add ranks",

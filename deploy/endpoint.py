@@ -11,6 +11,7 @@ Nothing here waits for the loop: values are read, never asked for. The threads a
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class Endpoint:
             "/readyz": lambda: _answer(*health.readyz()),
         }
         try:
-            self._server = _Server((host, port), _handler(routes))
+            self._server = (_ServerOn6 if ":" in host else _Server)((host, port), _handler(routes))
         except (OSError, OverflowError) as error:
             raise ConfigError(
                 f"metrics.port: cannot listen on {host}:{port} ({error}); another run may have it: set metrics.port "
@@ -53,7 +54,7 @@ class Endpoint:
     def address(self) -> str:
         """`host:port` as it was bound."""
         host, port = self._server.server_address[:2]
-        return f"{host!s}:{port}"
+        return host_port(str(host), port)
 
     def close(self) -> None:
         """Stops answering and frees the port."""
@@ -68,6 +69,15 @@ class _Server(ThreadingHTTPServer):
         error = sys.exception()
         if not isinstance(error, ConnectionError | TimeoutError):
             log.warning("the metrics endpoint could not answer %s", client_address, exc_info=error)
+
+
+class _ServerOn6(_Server):
+    address_family = socket.AF_INET6
+
+
+def host_port(host: str, port: int) -> str:
+    """`10.0.0.2:9095`, `[fd00::5]:9095`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _answer(ok: bool, sentence: str) -> tuple[int, str, bytes]:

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import ray
+
 from actors.buffer import SegmentBuffer
 from actors.outcome import Outcome
 from actors.pool import RolloutPool
-from deploy.endpoint import Endpoint
+from deploy.endpoint import Endpoint, host_port
 from deploy.exporter import PHASES, Exporter
 from deploy.health import Health
 from deploy.phase_clock import PhaseClock
@@ -76,10 +78,10 @@ class LiveMetrics:
             self._exporter.set_function(name, self._age(name))
         self._side: RolloutSide | None = None
         self._endpoint = Endpoint(config.metrics.host, config.metrics.port, self.render, self._health)
-        self._run_dir, address = config.run_dir, self._endpoint.address
-        (self._run_dir / "metrics_address").write_text(address + "\n")
-        write_scrape_targets(self._run_dir, address)
-        log.info("metrics on http://%s/metrics, health on /healthz and /readyz", address)
+        self._run_dir, self._address = config.run_dir, _reachable(config.metrics.host, self._endpoint.address)
+        (self._run_dir / "metrics_address").write_text(self._address + "\n")
+        write_scrape_targets(self._run_dir, self._address)
+        log.info("metrics on http://%s/metrics, health on /healthz and /readyz", self._address)
 
     def render(self) -> bytes:
         """The page that is scraped; from any thread."""
@@ -88,7 +90,7 @@ class LiveMetrics:
     def watch(self, side: RolloutSide, nodes: Sequence[Mapping[str, Any]]) -> None:
         """From now on the rollout side can be looked at; Ray's `nodes` are scraped too."""
         self._side = side
-        write_scrape_targets(self._run_dir, self._endpoint.address, nodes)
+        write_scrape_targets(self._run_dir, self._address, nodes)
 
     def phase(self, name: str, waiting_for: str) -> None:
         if self._health.phase(name, waiting_for):
@@ -165,3 +167,10 @@ def limits(config: RunConfig) -> dict[str, float]:
         "limit/quarantined": config.quarantine.max_records,
         "limit/healthy_within_s": config.metrics.healthy_within_s,
     }
+
+
+def _reachable(host: str, bound: str) -> str:
+    """The address for others: this node's own where every interface is listened on."""
+    if host not in ("0.0.0.0", "::"):
+        return bound
+    return host_port(ray.util.get_node_ip_address(), int(bound.rpartition(":")[2]))

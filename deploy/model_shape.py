@@ -101,13 +101,14 @@ class ModelShape:
         if tuner.train_type == "full":
             return sum(part.num_params for part in self.parts if not _frozen(part.name, tuner))
         adapted = [part for part in self.parts if part.ins and _adapted(part.name, tuner)]
-        whole = [part for part in self.parts if any(part.name.endswith(name) for name in tuner.modules_to_save)]
         magnitudes = sum(part.outs for part in adapted) if tuner.use_dora else 0
-        return (
-            sum(tuner.lora_rank * (part.ins + part.outs) for part in adapted)
-            + magnitudes
-            + sum(part.num_params for part in whole)
-        )
+        return sum(tuner.lora_rank * (part.ins + part.outs) for part in adapted) + magnitudes + self._saved(tuner)
+
+    def _saved(self, tuner: TunerConfig) -> int:
+        """Parameters of `tuner.modules_to_save`; a tied head is the embedding."""
+        names = {part.name for part in self.parts}
+        wanted = ["embed_tokens" if n == "lm_head" and n not in names else n for n in tuner.modules_to_save]
+        return sum(part.num_params for part in self.parts if any(part.name.endswith(name) for name in wanted))
 
     def adapted_outs(self, tuner: TunerConfig) -> list[int]:
         """Outputs of the layers with adapters, added up for each language layer that has any."""
@@ -123,7 +124,8 @@ class ModelShape:
         """Parameters that a publish after the first one sends: the parts that training can change."""
         if tuner.train_type == "full":
             return self.trainable(tuner)
-        return sum(part.num_params for part in self.parts if part.ins and _adapted(part.name, tuner))
+        adapted = sum(part.num_params for part in self.parts if part.ins and _adapted(part.name, tuner))
+        return adapted + self._saved(tuner)
 
 
 def model_shape(config: RunConfig) -> ModelShape | None:
@@ -131,7 +133,8 @@ def model_shape(config: RunConfig) -> ModelShape | None:
     file = Path(config.model.model) / "config.json"
     if file.is_file():
         found = json.loads(file.read_text())
-        return ModelShape.from_config(found, str(file.parent)) if "vision_config" in found else None
+        is_dense = found.get("model_type") == "qwen3_vl" and "vision_config" in found
+        return ModelShape.from_config(found, str(file.parent)) if is_dense else None
     match = re.search(r"(?<![0-9])([248])B(?![a-z0-9])", config.model.model, re.IGNORECASE)
     return preset(f"{match[1]}B") if match else None
 

@@ -14,7 +14,7 @@ from deploy.bundles import shares, shown, totals
 from deploy.check_sizing import check_sizing
 from deploy.findings import Finding, note, print_findings
 from deploy.model_shape import PRESETS, ModelShape, model_shape, preset
-from deploy.sizing import GIB, Device, Load, balance, engine_memory, host_memory, learner_memory
+from deploy.sizing import GIB, Device, Load, balance, engine_memory, host_memory, learner_memory, learner_stage
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 
@@ -92,14 +92,14 @@ def _placed(config: RunConfig) -> str:
 
 
 def _memory(config: RunConfig, shape: ModelShape) -> list[Row]:
-    learner = learner_memory(shape, config, config.deepspeed.zero_stage())
+    learner = learner_memory(shape, config, learner_stage(config))
     engine, host = engine_memory(shape, config), host_memory(shape, config)
     cache = "on a CPU vLLM is given 1 GiB"
     if config.cluster.gpus_per_actor > 0:
         cache = f"{_size(engine.cache)} left for it; {engine.num_full} rollouts of max_model_len at once"
     return [
         ("trained parameters", f"{shape.trainable(config.tuner) / 1e6:.1f} M", f"tuner.{config.tuner.train_type}"),
-        ("learner rank: states", _size(learner.states), f"ZeRO {config.deepspeed.zero_stage()}; {_states(learner)}"),
+        ("learner rank: states", _size(learner.states), f"ZeRO {learner_stage(config)}; {_states(learner)}"),
         ("learner rank: full pack", _size(learner.activations + learner.head), f"{config.global_max_length} tokens"),
         ("learner rank: together", _size(learner.total), f"a GPU has {config.cluster.gpu_memory_gib:g} GiB"),
         ("engine: weights per GPU", _size(engine.weights), f"over {config.matching.vllm.tensor_parallel_size} GPUs"),

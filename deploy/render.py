@@ -10,7 +10,8 @@ passwords is named, never rendered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import yaml
 
 from deploy.check_sizing import check_sizing
 from deploy.render_observability import common_manifests
-from deploy.render_pods import RUN_FOLDER, Manifest, cluster_spec, image_pull, labels
+from deploy.render_pods import AGENT, DASHBOARD, RAY_METRICS, RUN_FOLDER, Manifest, cluster_spec, image_pull, labels
+from deploy.run_paths import DESC_ENCODER, on_a_hub, read_paths, written_paths
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent
+RAY_PORTS = (6379, DASHBOARD, RAY_METRICS, AGENT)
 ASSETS = ("prometheus/rules.yaml", "grafana/*.json")
 
 
@@ -146,29 +149,43 @@ def write(files: Mapping[str, Manifest], folder: Path) -> None:
 
 def unmounted(config: RunConfig) -> list[str]:
     """Paths of the run that no pod would find, or whose files would be gone with the pod; one line each."""
-    kubernetes, prompts = config.kubernetes, (config.custom.system_prompt, config.custom.user_prompt)
+    kubernetes = config.kubernetes
     kept = [kubernetes.checkpoints.path, kubernetes.models.path]
     read = [kubernetes.data.path, *kept]
-    asked = {
-        "model.model": (config.model.model, read),
-        "custom.train_jsonl": (config.custom.train_jsonl, read),
-        "custom.val_jsonl": (config.custom.val_jsonl, read),
-        "training.output_dir": (config.training.output_dir, kept),
-    }
-    for name, prompt in zip(("system_prompt", "user_prompt"), prompts, strict=True):
-        if prompt is not None and prompt.endswith(".txt"):
-            asked[f"custom.{name}"] = (prompt, read)
+    asked = [(name, path, read) for name, path in read_paths(config).items() if not _is_encoder_on_hub(name, path)]
+    asked += [(name, path, kept) for name, path in written_paths(config).items()]
     return [
         f"{name}: {path} lies on no volume that the pods keep, which are {', '.join(volumes)} (kubernetes.*.path); "
         "write a path below one of them"
-        for name, (path, volumes) in asked.items()
-        if path is not None and not any(Path(path).is_relative_to(volume) for volume in volumes)
+        for name, path, volumes in asked
+        if not any(Path(path).is_relative_to(volume) for volume in volumes)
     ]
+
+
+def _is_encoder_on_hub(name: str, path: str) -> bool:
+    """It is looked up in the hub cache on the models' volume."""
+    return name == DESC_ENCODER and on_a_hub(name, path)
+
+
+def _mounts(config: RunConfig) -> Iterator[str]:
+    """Two volumes at one path, which Kubernetes refuses."""
+    taken = {"/dev/shm": "the object store", RUN_FOLDER: "the run file"}
+    for name in ("data", "checkpoints", "models"):
+        path = os.path.normpath(getattr(config.kubernetes, name).path)
+        if path in taken:
+            yield (
+                f"kubernetes.{name}.path: {path} is where {taken[path]} lies, and a path has one volume; write another "
+                "(one claim may be named several times)"
+            )
+        taken[path] = f"kubernetes.{name}"
 
 
 def refusals(config: RunConfig) -> list[str]:
     """Why pods could not do this run, one line each."""
-    found = unmounted(config) + [str(finding) for finding in check_sizing(config, None) if finding.is_error]
+    found = [*unmounted(config), *_mounts(config)]
+    found += [str(finding) for finding in check_sizing(config, None) if finding.is_error]
+    if config.metrics.enabled and config.metrics.port in RAY_PORTS:
+        found.append(f"metrics.port: {config.metrics.port} is Ray's own in the head's pod; write another, such as 9095")
     if config.cluster.colocate:
         found.append("cluster.colocate: engine and learner have pods, and so GPUs, of their own; set it to false")
     return found

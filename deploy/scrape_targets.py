@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy.endpoint import host_port
 from protocol.whole_file import write_whole
 
 FILE = "scrape_targets.json"
@@ -19,7 +20,7 @@ def write_scrape_targets(run_dir: Path, driver: str | None, nodes: Iterable[Mapp
         driver: `host:port`; None without an endpoint.
         nodes: what `ray.nodes()` says.
     """
-    ray = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
+    ray = [host_port(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes if node["Alive"]]
     jobs = {"rollmatch": [driver] if driver else [], "ray": sorted(ray)}
     groups = [{"targets": targets, "labels": {"job": job}} for job, targets in jobs.items() if targets]
     path = run_dir / FILE

@@ -64,7 +64,8 @@ class LearnerMemory:
 def learner_memory(shape: ModelShape, config: RunConfig, stage: int) -> LearnerMemory:
     """Bytes on the device per rank with ZeRO `stage` over W ranks, N parameters, of which T are trained, d bytes each.
 
-    weights d·N (/W at stage 3); gradients d·T (/W from stage 2); optimizer (4 + 8)·T: fp32 copy and two Adam moments
+    weights d·N (/W at stage 3); gradients 4·T, which are summed in fp32 (/W from stage 2), and below stage 2 in 16 bits
+    2·T more, as they come; optimizer (4 + 8)·T: fp32 copy and two Adam moments
     (/W from stage 1; without the copy in fp32). Activations of a pack of C = `global_max_length` tokens: with
     checkpointing d·C·H per layer and one layer's working set, without it the working set of every layer; a layer's
     working set is d·C·(8·H + 3·I), and ADAPTER_COPIES·d·C per output of its layers that have an adapter. Head: three
@@ -80,11 +81,17 @@ def learner_memory(shape: ModelShape, config: RunConfig, stage: int) -> LearnerM
     kept = width * tokens * shape.hidden * shape.num_layers + layer + max(adapters, default=0)
     return LearnerMemory(
         weights=0 if config.deepspeed.offloads("param") else width * shape.num_params / (ranks if stage >= 3 else 1),
-        gradients=width * trained / (ranks if stage >= 2 else 1),
+        gradients=4 * trained / ranks if stage >= 2 else (6 if width == 2 else 4) * trained,
         optimizer=0 if config.deepspeed.offloads("optimizer") else adam * trained / (ranks if stage >= 1 else 1),
         activations=kept if config.training.gradient_checkpointing else layer * shape.num_layers + sum(adapters),
         head=3 * HEAD_CHUNK_BYTES + 4 * tokens * shape.hidden,
     )
+
+
+def learner_stage(config: RunConfig) -> int:
+    """The ZeRO stage that the learner runs: in 16 bits at least 1 (`LearnerSettings.zero_stage`)."""
+    stage = config.deepspeed.zero_stage()
+    return stage if config.model.torch_dtype == "float32" else max(1, stage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,12 +142,16 @@ class HostMemory:
 
 
 def host_memory(shape: ModelShape, config: RunConfig) -> HostMemory:
-    """A publish holds merged weights at d bytes: all of them at first, then the layers that training can change."""
-    width = DTYPE_BYTES[config.model.torch_dtype]
+    """A publish holds merged weights at d bytes: all of them at first, then the layers that training can change.
+
+    A pushed adapter (`vllm.enable_lora`) is all that is published; a broadcast (`sync.backend: nccl`) leaves nothing.
+    """
+    width = DTYPE_BYTES[config.model.torch_dtype] if config.sync.backend == "object_store" else 0
+    adapter = shape.trainable(config.tuner) if config.matching.vllm.enable_lora else None
     owed = config.training.effective_batch_size * (config.rollout.max_staleness + 1)
     return HostMemory(
-        first_publish=width * shape.num_params,
-        later_publish=width * shape.published(config.tuner),
+        first_publish=width * (shape.num_params if adapter is None else adapter),
+        later_publish=width * (shape.published(config.tuner) if adapter is None else adapter),
         segments=min(config.buffer.max_bytes, owed * SEGMENT_BYTES_PER_TOKEN * config.global_max_length),
     )
 

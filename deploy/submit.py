@@ -7,7 +7,7 @@ The token is where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.r
 | who waits | for what | who ends the wait | deadline |
 |---|---|---|---|
 | `_accepted` | the head's job agent | the head | 120 s |
-| `_follow` | the job's end | the job, by its own deadlines; Ctrl-C | 300 s without an answer |
+| `_follow` | the job's end | the job, by its own deadlines; Ctrl-C | 300 s in which the head answers nothing |
 | `_stop` | a stopped job's checkpoint | the driver; Ray, which kills it | `RAY_JOB_STOP_WAIT_TIME_S` and a minute |
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import secrets
 import shlex
 import sys
@@ -23,10 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import yaml
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from deploy.run_paths import on_a_hub, read_paths, written_paths
 from protocol.config import RunConfig
 from protocol.errors import ConfigError, DeadlineError
 
@@ -34,10 +37,22 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_ENV = ROOT / "configs" / "runtime_env.yaml"
 INTERRUPTED = 130
 ACCEPT_S, LOST_S = 120.0, 300.0
+SILENT_S = 120.0
+"""Without a word of the log: the job may have nothing to say, or the connection may be dead; its status tells."""
+REQUEST_S = 60.0
+LOST = (RuntimeError, OSError, aiohttp.ClientError, AuthenticationError)
+"""What Ray's client raises where the head, or something in front of it, does not answer as it should."""
 TOKEN_HELP = (
     "the cluster's token belongs into RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token; on the head, "
     "`ray get-auth-token` prints it"
 )
+
+
+class _Client(JobSubmissionClient):  # type: ignore[misc]
+    """Every request has a deadline, which Ray's own client does not give it."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        return super()._do_request(method, endpoint, timeout=REQUEST_S, **options)
 
 
 def submit(config: RunConfig, arguments: argparse.Namespace) -> int:
@@ -94,35 +109,33 @@ def portability(config: RunConfig, excludes: Sequence[str]) -> list[str]:
     A job's working directory is a temporary copy of the checkout: a relative path works only for what is uploaded, and
     what is written there is lost.
     """
-    paths = {
-        "model.model": config.model.model,
-        "custom.train_jsonl": config.custom.train_jsonl,
-        "custom.val_jsonl": config.custom.val_jsonl,
-    }
-    found = []
-    for name, path in paths.items():
-        if path is None or Path(path).is_absolute():
-            continue
-        uploaded = (ROOT / path).exists() and f"/{Path(path).parts[0]}" not in excludes
-        on_hub = name == "model.model" and path.count("/") == 1 and not (ROOT / path).exists()
-        if not uploaded and not on_hub:
-            found.append(
-                f"{name}: {path} is relative and is not uploaded with the job; write an absolute path on storage that "
-                "every node sees"
-            )
-    if not Path(config.training.output_dir).is_absolute():
-        found.append(
-            f"training.output_dir: {config.training.output_dir} is relative, and a job's working directory is "
-            "temporary: checkpoints would be lost; write an absolute path on storage that every node sees"
-        )
-    return found
+    found = [
+        f"{name}: {path} is relative and is not uploaded with the job; write an absolute path on storage that every "
+        "node sees"
+        for name, path in read_paths(config).items()
+        if not (Path(path).is_absolute() or _is_uploaded(path, excludes))
+        if (ROOT / path).exists() or not on_a_hub(name, path)
+    ]
+    return found + [
+        f"{name}: {path} is relative, and a job's working directory is temporary: what is written there would be lost; "
+        "write an absolute path on storage that every node sees"
+        for name, path in written_paths(config).items()
+        if not Path(path).is_absolute()
+    ]
+
+
+def _is_uploaded(path: str, excludes: Sequence[str]) -> bool:
+    place = Path(os.path.normpath(ROOT / path))
+    if not (place.exists() and place.is_relative_to(ROOT)):
+        return False
+    return f"/{place.relative_to(ROOT).parts[0]}" not in excludes
 
 
 def _client(address: str) -> JobSubmissionClient:
     if not address.startswith(("http://", "https://")):
         raise ConfigError(f"--address: {address} is no URL; name the head's dashboard, such as http://head:8265")
     try:
-        return JobSubmissionClient(address)
+        return _Client(address)
     except OSError as error:
         raise ConfigError(
             f"--address: nothing answers at {address} ({error}); name the head's dashboard, forwarded if it is remote"
@@ -160,8 +173,14 @@ def _follow(client: JobSubmissionClient, job: str) -> int:
 
     async def tail() -> None:
         nonlocal printed
-        passed = 0
-        async for text in client.tail_job_logs(job):
+        passed, pieces = 0, client.tail_job_logs(job)
+        while True:
+            try:
+                text = await asyncio.wait_for(anext(pieces, None), SILENT_S)
+            except TimeoutError:
+                return
+            if text is None:
+                return
             new = text[max(0, printed - passed) :]
             passed += len(text)
             printed = max(printed, passed)
@@ -174,7 +193,7 @@ def _follow(client: JobSubmissionClient, job: str) -> int:
             if client.get_job_status(job).is_terminal():
                 return _exit_code(client, job)
             answered = time.monotonic()
-        except (RuntimeError, OSError) as error:
+        except LOST as error:
             if time.monotonic() - answered > LOST_S:
                 raise DeadlineError(
                     f"{job}: the cluster has not answered for {LOST_S:.0f} s ({error}); the job may still run: look at "
@@ -199,19 +218,27 @@ def _wants_stop(choice: str) -> bool:
         return choice == "stop"
     if not sys.stdin.isatty():
         return False
-    return input("\nthe job is running: [d]etach, or [s]top it with a checkpoint? ").strip().lower().startswith("s")
+    try:
+        answer = input("\nthe job is running: [d]etach, or [s]top it with a checkpoint? ")
+    except EOFError:  # Ctrl-D
+        return False
+    return answer.strip().lower().startswith("s")
 
 
 def _stop(client: JobSubmissionClient, job: str, grace_s: int) -> int:
     """SIGTERM to the driver, which finishes its window, saves and leaves."""
     print(f"rollmatch: stopping {job}: it finishes its window and writes a checkpoint", file=sys.stderr)
-    client.stop_job(job)
-    deadline = time.monotonic() + grace_s + 60
-    while not client.get_job_status(job).is_terminal():
+    asked, deadline = False, time.monotonic() + grace_s + 60
+    while True:
+        try:
+            asked = asked or bool(client.stop_job(job))
+            if client.get_job_status(job).is_terminal():
+                return _exit_code(client, job)
+        except LOST as error:
+            print(f"rollmatch: lost the connection to {job}, and will ask again: {error}", file=sys.stderr)
         if time.monotonic() > deadline:
             raise DeadlineError(
                 f"{job}: did not end within {grace_s + 60} s of being asked to; look at its log, Ray kills it after "
                 "RAY_JOB_STOP_WAIT_TIME_S in configs/runtime_env.yaml"
             )
         time.sleep(1)
-    return _exit_code(client, job)

@@ -193,7 +193,7 @@ def faults() -> list[Panel]:
     return [
         Panel(
             "Firing alerts",
-            [('ALERTS{alertname=~"Rollmatch.*", run=~"$run"}', "")],
+            [('ALERTS{alertname=~"Rollmatch.*", alertstate="firing", run=~"$run"}', "")],
             kind="table",
             width=24,
             text="Each alert has an entry in docs/runbook.md.",

@@ -248,6 +248,7 @@ def test_a_length_beyond_the_models_positions_is_an_error(tmp_path: Path) -> Non
     [
         ({"target_modules": ["q_proj"]}, None),
         ({"target_modules": ["qproj"]}, "tuner.target_modules: 'qproj' is no module"),
+        ({"modules_to_save": ["lm_head"]}, None),
         ({"modules_to_save": ["score"]}, "tuner.modules_to_save: 'score' is no module"),
         ({"target_regex": r".*\.q_proj"}, None),
     ],

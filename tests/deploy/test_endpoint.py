@@ -87,3 +87,14 @@ def test_a_closed_endpoint_frees_its_port() -> None:
     port = int(first.address.partition(":")[2])
     first.close()
     Endpoint("127.0.0.1", port, bytes, Health(60)).close()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this Python has no IPv6")
+def test_an_ipv6_address_is_served_and_written_in_brackets(clock: Clock) -> None:
+    try:
+        served = Endpoint("::1", 0, lambda: b"x 1\n", Health(60, clock))
+    except ConfigError as error:
+        pytest.skip(f"this machine has no IPv6: {error}")
+    assert served.address.startswith("[::1]:")
+    assert get(served, "/metrics") == (200, "x 1\n")
+    served.close()

@@ -252,6 +252,17 @@ def test_paths_that_no_pod_would_find_are_refused(capsys: pytest.CaptureFixture[
     assert not printed.out
     assert main(["render", "--config", str(CONFIG), "training.output_dir=/data/runs"]) == 2, "mounted read-only"
     capsys.readouterr()
+    for override, where in (
+        ("deepspeed.config=/elsewhere/ds.json", "deepspeed.config"),
+        ("training.logging_dir=/tb", "training.logging_dir"),
+        ("kubernetes.checkpoints.path=/models", "kubernetes.models.path"),
+        ("kubernetes.data.path=/etc/rollmatch/", "kubernetes.data.path"),
+        ("metrics.port=8080", "metrics.port"),
+    ):
+        moved = ["training.output_dir=/models"] if where == "kubernetes.models.path" else []
+        moved += ["custom.train_jsonl=/models/t", "custom.val_jsonl=/models/v"] if "data.path" in override else []
+        assert main(["render", "--config", str(CONFIG), override, *moved]) == 2
+        assert capsys.readouterr().err.startswith(f"rollmatch: {where}: "), override
     assert main(["render", "--config", str(CONFIG), "kubernetes.gpus_per_node=2"]) == 2
     assert capsys.readouterr().err.startswith("rollmatch: cluster.gpus_per_actor: is 4, more than the 2 GPUs of a node")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.check_model import _weight_files
+from deploy.check_sizing import check_sizing
 from deploy.cli import main
 from deploy.model_shape import PRESETS, ModelShape, model_shape, preset
 from deploy.sizing import (
@@ -20,6 +21,7 @@ from deploy.sizing import (
     engine_memory,
     host_memory,
     learner_memory,
+    learner_stage,
 )
 from protocol.config import DeepSpeedConfig, RunConfig, load_config
 
@@ -80,11 +82,51 @@ def test_zero_divides_what_it_says_it_divides() -> None:
     config, shape = node("tuner.train_type=full", "tuner.freeze_vit=false", "tuner.use_dora=false"), preset("2B")
     size = shape.num_params
     stages = [learner_memory(shape, config, stage) for stage in range(4)]
-    assert stages[0].states == (2 + 2 + 12) * size
-    assert stages[1].states == (2 + 2 + 12 / 4) * size
-    assert stages[2].states == (2 + 2 / 4 + 12 / 4) * size
-    assert stages[3].states == 16 / 4 * size
+    assert stages[0].states == (2 + 2 + 4 + 12) * size
+    assert stages[1].states == (2 + 2 + 4 + 12 / 4) * size
+    assert stages[2].states == (2 + 4 / 4 + 12 / 4) * size
+    assert stages[3].states == 18 / 4 * size
     assert len({stage.activations for stage in stages}) == 1
+
+
+def test_the_stage_is_the_one_that_the_learner_runs() -> None:
+    from learner.settings import LearnerSettings
+
+    for dtype in ("float32", "bfloat16"):
+        config = node(f"model.torch_dtype={dtype}", "deepspeed.enabled=false")
+        assert learner_stage(config) == LearnerSettings.from_config(config, num_steps=1).zero_stage
+
+
+def test_a_learner_in_turn_with_an_engine_has_the_whole_device() -> None:
+    fractions = ["cluster.gpus_per_learner=0.5", "cluster.gpus_per_actor=0.5", "cluster.num_learners=1"]
+    tight = [*fractions, f"{MATCHING}.vllm.tensor_parallel_size=1", "tuner.train_type=full", "tuner.use_dora=false"]
+    offload = [f"{MATCHING}.offload.{part}=true" for part in ("enabled", "offload_model", "offload_optimizer")]
+    turns = [
+        "cluster.colocate=true",
+        "rollout.num_actors=1",
+        "rollout.max_staleness=0",
+        "deepspeed.config=zero2",
+        *offload,
+    ]
+    beside, in_turn = (
+        [f for f in check_sizing(node(*tight, *more), preset("4B")) if f.where == "deepspeed.config"]
+        for more in ([], turns)
+    )
+    assert [finding.severity for finding in beside] == ["warning"], "Ray's fraction is no limit of memory"
+    assert in_turn == []
+
+
+def test_a_pushed_adapter_and_a_broadcast_need_no_store_for_all_weights() -> None:
+    lora = ("tuner.use_dora=false", f"{MATCHING}.vllm.enable_lora=true")
+    assert host_memory(preset("8B"), node(*lora)).first_publish < 1e8
+    assert host_memory(preset("8B"), node("sync.backend=nccl")).first_publish == 0
+
+
+def test_a_tied_head_that_is_trained_whole_is_the_embedding() -> None:
+    shape, more = preset("4B"), "tuner.modules_to_save=[lm_head]"
+    embedding = 152_670 * 2560
+    for count in (shape.trainable, shape.published):
+        assert count(node(more).tuner) - count(node().tuner) == embedding
 
 
 def test_what_deepspeed_keeps_in_host_memory_takes_none_of_the_gpu() -> None:
