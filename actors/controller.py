@@ -123,9 +123,12 @@ class Controller:
         self._leave_device()
         self._observer.phase("save", f"the checkpoint of step {self.state.step}")
         write = self._keeper.snapshot(self.state, self._boundary)
-        if not (self._settings.takes_turns or self.stop):
-            self._intake.admit()
-        path = self._meanwhile(write, to_its_end=True)
+        if self.stop:
+            path = write()  # answers still come, also of an evaluation that was left, and nobody wants them
+        else:
+            if not self._settings.takes_turns:
+                self._intake.admit()
+            path = self._meanwhile(write, to_its_end=True)
         self._observer.event("checkpoint", path=str(path), position=self._boundary)
 
     def _window(self) -> Iterator[dict[str, float]]:

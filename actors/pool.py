@@ -45,7 +45,7 @@ from protocol.weights import WeightsManifest
 WATCH_S = 0.1
 """Between two looks at deadlines, heartbeats and due restarts, all of which are longer."""
 BLIND_S = 5.0
-"""A longer pause of `poll` (a learner that starts) is nobody's silence."""
+"""A longer pause of `poll` (a learner that starts, a last checkpoint) is nobody's silence."""
 
 
 class RolloutPool:

@@ -424,6 +424,20 @@ def test_a_checkpoint_is_whole_also_where_the_actors_end_the_run_meanwhile() -> 
     assert whole == ["path"]
 
 
+def test_a_stop_in_an_evaluation_saves_and_leaves_its_answers() -> None:
+    loop = build(max_steps=5, validation=8, eval_steps=1)
+    loop.controller._pool.__class__ = QuickPool
+
+    def phase(name: str, waiting_for: str) -> None:
+        loop.controller.stop |= name == "evaluate" and loop.controller.state.step == 2 and waiting_for.startswith("4")
+
+    loop.observer.phase = phase  # type: ignore[method-assign]
+    loop.keeper.write = lambda: time.sleep(0.2) or "path"  # type: ignore[method-assign, func-returns-value]
+    with pytest.raises(Interrupted, match="step 2"):
+        loop.controller.run()
+    assert [saved["step"] for saved, _ in loop.keeper.saved] == [2]
+
+
 def test_a_second_signal_does_not_wait_for_the_checkpoint() -> None:
     loop = build(max_steps=2)
     pool, leaves = loop.controller._pool, threading.Event()
