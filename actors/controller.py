@@ -89,8 +89,7 @@ class Controller:
         """Runs to `max_steps`. Interrupted, after a checkpoint, when `stop` was set."""
         try:
             self._sync.publish(full=True)
-            if not self.state.evaluations:
-                self._evaluate()
+            self._begin()
             while self.state.step < self._settings.max_steps:
                 self._train_window()
             self._sync.settle()
@@ -100,6 +99,15 @@ class Controller:
         finally:
             self._learner_thread.shutdown(wait=False, cancel_futures=True)
         return self.state
+
+    def _begin(self) -> None:
+        """Evaluates the start, or what the run that is resumed was stopped before; nothing is left to train where that
+        was the last."""
+        missed = self.state.evaluations and self.state.evaluations[-1][0] < self.state.step and self._evaluation_due()
+        if missed or not self.state.evaluations:
+            self._evaluate()
+        if self._is_last and self._settings.save_last:
+            self._save()
 
     def _train_window(self) -> None:
         for metrics in self._window():

@@ -153,8 +153,7 @@ class Intake:
         order = self._orders.pop(outcome.key)
         self._observer.outcome(outcome)
         if outcome.meta is None:
-            self.state.quarantined += 1
-            self._observer.quarantine(outcome)
+            self.state.quarantined += self._observer.quarantine(outcome)
             return
         self._buffer.put(outcome.meta, segment, order=order)
         self.state.accepted += 1

@@ -49,7 +49,9 @@ class Observer(Protocol):
 
     def window(self, window: TrainedWindow) -> None: ...
 
-    def quarantine(self, outcome: Outcome) -> None: ...
+    def quarantine(self, outcome: Outcome) -> bool:
+        """Whether the record is new: one that was in flight at a checkpoint fails again after a resume."""
+        ...
 
 
 class Keeper(Protocol):

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from actors.loop import LoopState
-from deploy.history import copy_history, cut_back, lengths
+from deploy.history import check_lengths, copy_history, cut_back, lengths
+from deploy.ledger import NAME as LEDGER
 from deploy.ledger import check_ledger, read_ledger
-from learner.checkpoint import META, Checkpoint, mend_folder, remove_folder, replace_folder
+from learner.checkpoint import META, Checkpoint, mend_folder, remove_folder
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.whole_file import write_whole
@@ -45,12 +46,27 @@ class ResumePoint(NamedTuple):
     """Position of the oldest request that was not trained."""
     lengths: dict[str, int]
     """Bytes of the run's files when it was taken; see `deploy.history`."""
+    settings: dict[str, Any]
+    """What the position in the data rests on; see `settings_of`."""
 
     @classmethod
     def read(cls, path: Path) -> ResumePoint:
         """ConfigError where the folder is no checkpoint of this version."""
         extra = Checkpoint.read(path).extra
-        return cls(path, LoopState.from_mapping(extra), extra["position"], extra["history"])
+        return cls(path, LoopState.from_mapping(extra), extra["position"], extra["history"], extra["settings"])
+
+
+def settings_of(config: RunConfig, num_records: int) -> dict[str, Any]:
+    """Settings that a resume must find as they were: another one would ask for other records than those that are owed,
+    or continue another model's adapter."""
+    model = config.model.model
+    return {
+        "model.model": str(Path(model).resolve()) if Path(model).is_dir() else model,
+        "training.effective_batch_size": config.training.effective_batch_size,
+        "training.seed": config.training.seed,
+        "data.dataset_shuffle": config.data.dataset_shuffle,
+        "custom.train_jsonl": f"a file of {num_records} records",
+    }
 
 
 class CheckpointKeeper:
@@ -59,6 +75,7 @@ class CheckpointKeeper:
     def __init__(self, config: RunConfig, learner: SavingLearner, num_records: int, last_step: int = 0) -> None:
         """`last_step`: of the checkpoint that the run continues from."""
         steps_per_epoch = config.steps_per_epoch(num_records)
+        self._settings = settings_of(config, num_records)
         self._training = config.training
         self._run_dir = config.run_dir
         self._learner = learner
@@ -77,7 +94,8 @@ class CheckpointKeeper:
 
         The checkpoint remembers the loop and the run's files as they are now: both may go on while it is written.
         """
-        remembered = state.as_mapping() | {"position": position, "history": lengths(self._run_dir)}
+        rest = {"position": position, "history": lengths(self._run_dir), "settings": self._settings}
+        remembered = state.as_mapping() | rest
         return partial(self._write, remembered)
 
     def _write(self, remembered: dict[str, Any]) -> Path:
@@ -144,18 +162,21 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return next(reversed(complete_checkpoints(run_dir)), None)
 
 
-def begin_run(config: RunConfig) -> ResumePoint | None:
+def begin_run(config: RunConfig, num_records: int) -> ResumePoint | None:
     """Finds where the run starts and makes its folder ready: whole checkpoints and no line beyond that point.
 
     A run that starts anew, or from a checkpoint of another run, moves an earlier run of its name aside, to `NAME.1`,
     `NAME.2`, ...
 
-    Raises ConfigError, before anything was changed, where there is nothing to resume from.
+    Raises ConfigError, before anything was changed, where the run cannot go on from its checkpoint.
     """
     run_dir = config.run_dir
     mend_folder(run_dir)
     path = resume_path(config)
     point = ResumePoint.read(path) if path else None
+    if point is not None:
+        _check_settings(point, settings_of(config, num_records))
+        _check_files(point.path.parent, point)
     if path is None or path.parent != run_dir.resolve():
         _move_aside(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -165,22 +186,46 @@ def begin_run(config: RunConfig) -> ResumePoint | None:
     return point
 
 
+def _check_settings(point: ResumePoint, now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        then = point.settings.get(name)
+        if then != value:
+            raise ConfigError(
+                f"{name}: is {value}, and was {then} when {point.path} was written: the run would not go on with what "
+                "it owes; set it back, or start a new run from that merged/ folder"
+            )
+
+
+def _check_files(run_dir: Path, point: ResumePoint) -> None:
+    """That the files beside a checkpoint are those of the run that wrote it."""
+    check_lengths(run_dir, point.lengths)
+    windows = read_ledger(run_dir, point.lengths.get(LEDGER))
+    check_ledger(windows, num_steps=point.state.step, num_trained=point.state.trained)
+
+
 def rewind(run_dir: Path, point: ResumePoint | None) -> None:
-    """Forgets what was written after `point`; None: everything. ConfigError where the ledger does not fit.
+    """Forgets what was written after `point`; None: everything. ConfigError where a file does not fit.
 
     Later checkpoints get another name first: the history that they count on is cut.
     """
     for path in complete_checkpoints(run_dir):
         if point is None or int(path.name.rpartition("-")[2]) > point.state.step:
-            log.warning("%s lies after the step that the run goes back to: renamed to %s.abandoned", path, path.name)
-            replace_folder(path, path.with_name(f"{path.name}.abandoned"))
+            aside = _free_name(path.with_name(f"{path.name}.abandoned"))
+            log.warning("%s lies after the step that the run goes back to: renamed to %s", path, aside.name)
+            path.rename(aside)
     cut_back(run_dir, point.lengths if point else {})
     if point is not None:
         check_ledger(read_ledger(run_dir), num_steps=point.state.step, num_trained=point.state.trained)
 
 
+def _free_name(path: Path) -> Path:
+    """`path`, or the first of `path.1`, `path.2`, ... that is not there."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
+
+
 def _move_aside(run_dir: Path) -> None:
     if run_dir.exists():
-        aside = next(p for n in itertools.count(1) if not (p := run_dir.with_name(f"{run_dir.name}.{n}")).exists())
+        aside = _free_name(run_dir)
         run_dir.rename(aside)
         log.info("an earlier run of this name is now %s", aside)

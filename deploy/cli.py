@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         print(f"rollmatch: {error}; the checkpoint is written", file=sys.stderr)
         return INTERRUPTED
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        print("rollmatch: interrupted", file=sys.stderr)  # Ray's handler, which leaves with the signal's number
+        return INTERRUPTED
+    except OSError as error:
+        logging.getLogger("rollmatch").debug("traceback", exc_info=True)
+        text = "is a disk full, or a folder gone? --verbose shows where"
+        print(f"rollmatch: {type(error).__name__}: {error}; {text}", file=sys.stderr)
+        return FAILED
     except RollmatchError as error:
         logging.getLogger("rollmatch").debug("traceback", exc_info=True)
         print(f"rollmatch: {type(error).__name__}: {error}", file=sys.stderr)
@@ -97,7 +108,7 @@ def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def _load(arguments: argparse.Namespace) -> RunConfig:
     resume = getattr(arguments, "resume", None)
-    overrides = [*arguments.overrides, *([] if resume is None else [f"training.resume={resume}"])]
+    overrides = [*arguments.overrides, *([] if resume is None else [f"training.resume={json.dumps(resume)}"])]
     return load_config(arguments.config, base=arguments.base_config, overrides=overrides, debug=arguments.debug)
 
 

@@ -9,13 +9,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 
 from deploy.bundles import shares, totals
 from deploy.local_ray import LocalRay
 from protocol.config import RunConfig
-from protocol.errors import Interrupted
+from protocol.errors import InfrastructureFailure, Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie: workers of a local cluster import them from here."""
@@ -52,8 +53,17 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             stack.enter_context(_keeping_logs(local.logs, config.run_dir))
             address, runtime = local.address, {"runtime_env": {"env_vars": environment}}
         stack.callback(ray.shutdown)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **runtime)
+        _connect(address, runtime)
         yield
+
+
+def _connect(address: str, runtime: dict[str, Any]) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **runtime)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InfrastructureFailure(
+            f"cluster.address: no Ray cluster answers at {address} ({error}); correct it, or remove it for a local one"
+        ) from error
 
 
 @contextlib.contextmanager

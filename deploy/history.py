@@ -36,8 +36,16 @@ def lengths(run_dir: Path) -> dict[str, int]:
 def cut_back(run_dir: Path, lengths: Mapping[str, int]) -> None:
     """Makes the files as long as a checkpoint remembers; no lengths: empty. May be repeated after a crash in it.
 
-    Raises ConfigError, before anything is changed, where a file is shorter than that.
+    Raises ConfigError, before anything is changed, where they are not its files.
     """
+    check_lengths(run_dir, lengths)
+    for name in FILES:
+        if (run_dir / name).exists():
+            _cut(run_dir / name, lengths.get(name, 0), OF_THE_RUN.get(name, lambda _: False))
+
+
+def check_lengths(run_dir: Path, lengths: Mapping[str, int]) -> None:
+    """ConfigError where a file is shorter than a checkpoint remembers, or has no end of a line there."""
     for name in FILES:
         wanted, found = lengths.get(name, 0), _size(run_dir / name)
         if found < wanted:
@@ -45,9 +53,17 @@ def cut_back(run_dir: Path, lengths: Mapping[str, int]) -> None:
                 f"training.resume: {run_dir / name} holds {found} bytes, and {wanted} when the checkpoint was written; "
                 "put the run's file back, or start anew from the checkpoint's merged/ folder"
             )
-    for name in FILES:
-        if (run_dir / name).exists():
-            _cut(run_dir / name, lengths.get(name, 0), OF_THE_RUN.get(name, lambda _: False))
+        if wanted and _byte_before(run_dir / name, wanted) != b"\n":
+            raise ConfigError(
+                f"training.resume: {run_dir / name} is not what the checkpoint saw: no line ends at byte {wanted}; "
+                "put the run's file back, or start anew from the checkpoint's merged/ folder"
+            )
+
+
+def _byte_before(path: Path, position: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(position - 1)
+        return file.read(1)
 
 
 def copy_history(source: Path, run_dir: Path) -> None:

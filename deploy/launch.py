@@ -49,7 +49,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     data = Data(training_records(config), validation_records(config))
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(config.run_dir))
-        point = begin_run(config)
+        point = begin_run(config, len(data.training))
         config.dump(config.run_dir / "config.yaml")
         write_environment(config.run_dir)
         observer = stack.enter_context(RunObserver(config, config.num_optimizer_steps(len(data.training))))
@@ -148,7 +148,10 @@ def evaluate_only(config: RunConfig) -> dict[str, float]:
     if config.matching.vllm.load_format == "dummy":
         message = "is dummy, and without a learner nobody publishes weights; remove the key to evaluate model.model"
         raise ConfigError(f"custom.extra.rollout_matching.vllm.load_format: {message}")
-    with ray_session(config), reserve(config, learners=False) as placement, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(ray_session(config))
+        stack.enter_context(StopSignals())
+        placement = stack.enter_context(reserve(config, learners=False))
         pool = new_pool(config, validation[0], placement)
         stack.callback(pool.close)
         pool.start()

@@ -59,10 +59,12 @@ class Ledger:
         self._file.close()
 
 
-def read_ledger(run_dir: Path) -> list[LedgerLine]:
-    """All windows of a run, oldest first. ConfigError for a line that is none."""
+def read_ledger(run_dir: Path, size: int | None = None) -> list[LedgerLine]:
+    """The windows of a run in the first `size` bytes, all of them without, oldest first. ConfigError for a line that is
+    none."""
     path = run_dir / NAME
-    return [_line(text, f"{path}:{number}") for number, text in enumerate(_lines(path), start=1)]
+    text = path.read_bytes()[:size].decode() if path.exists() else ""
+    return [_line(line, f"{path}:{number}") for number, line in enumerate(text.splitlines(), start=1)]
 
 
 def check_ledger(windows: Sequence[LedgerLine], *, num_steps: int, num_trained: int) -> None:
@@ -90,10 +92,6 @@ def _refuse(problem: str) -> None:
         f"training.resume: {NAME} does not fit the checkpoint: {problem}; put the ledger of the run that wrote the "
         "checkpoint beside it, or start anew from the checkpoint's merged/ folder"
     )
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def _line(text: str, where: str) -> LedgerLine:

@@ -83,8 +83,10 @@ class LocalRay:
         assert self._process.stdout is not None
         late = threading.Timer(START_TIMEOUT_S, self._kill)
         late.start()
-        address, _, session = self._process.stdout.readline().strip().partition(" ")
-        late.cancel()
+        try:
+            address, _, session = self._process.stdout.readline().strip().partition(" ")
+        finally:  # also where Ctrl-C ends the wait
+            late.cancel()
         return address, session
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -63,16 +64,17 @@ class RunObserver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.__exit__(kind, error, trace)
-        self._rollouts.close()
-        self._timeline.close()
-        self._steps.flush()
-        if error is not None:
-            self._tracker.event("end", error=f"{type(error).__name__}: {error}")
-        self._tracker.close()
-        self._ledger.close()
-        if self._live is not None:
-            self._live.close()
+        with contextlib.ExitStack() as closing:  # from the last: one that fails does not keep the others open
+            if self._live is not None:
+                closing.callback(self._live.close)
+            closing.callback(self._ledger.close)
+            closing.callback(self._tracker.close)
+            if error is not None:
+                closing.callback(self._tracker.event, "end", error=f"{type(error).__name__}: {error}")
+            closing.callback(self._steps.flush)
+            closing.callback(self._timeline.close)
+            closing.callback(self._rollouts.close)
+            closing.callback(self._progress.__exit__, kind, error, trace)
 
     def watch(self, pool: RolloutPool, buffer: SegmentBuffer, nodes: Sequence[Mapping[str, Any]] = ()) -> None:
         """The pool has started: its actors can be looked at from now on, by the loop's thread.
@@ -155,14 +157,14 @@ class RunObserver:
             return set()
         return {json.loads(line)["key"] for line in self._quarantine_path.read_text().splitlines()}
 
-    def quarantine(self, outcome: Outcome) -> None:
-        """Writes the record down, once.
+    def quarantine(self, outcome: Outcome) -> bool:
+        """Writes the record down, once; whether it is new.
 
         Raises DataFailure when there are more than `quarantine.max_records`, or a target is too long and
         `template.truncation_strategy` is `raise`.
         """
         if str(outcome.key) in self._quarantined:
-            return  # it was in flight when the checkpoint was taken that the run continues from
+            return False  # it was in flight when the checkpoint was taken that the run continues from
         self._quarantined.add(str(outcome.key))
         with self._quarantine_path.open("a") as lines:
             lines.write(json.dumps({"key": str(outcome.key), "reason": outcome.failure}) + "\n")
@@ -176,6 +178,7 @@ class RunObserver:
                 f"{len(self._quarantined)} records are quarantined, quarantine.max_records is {self._limit}; "
                 f"look at {self._quarantine_path} and mend the data, or raise the limit"
             )
+        return True
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._tracker.write_summary(summary)

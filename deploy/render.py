@@ -184,6 +184,11 @@ def refusals(config: RunConfig) -> list[str]:
     """Why pods could not do this run, one line each."""
     found = [*unmounted(config), *_mounts(config)]
     found += [str(finding) for finding in check_sizing(config, None) if finding.is_error]
+    if config.training.resume not in ("never", "auto"):
+        found.append(
+            f"training.resume: is {config.training.resume}, and each attempt of a RayJob resumes from the newest "
+            "checkpoint of its own run; start from that one's merged/ folder (model.model), or use rollmatch submit"
+        )
     if config.metrics.enabled and config.metrics.port in RAY_PORTS:
         found.append(f"metrics.port: {config.metrics.port} is Ray's own in the head's pod; write another, such as 9095")
     if config.cluster.colocate:

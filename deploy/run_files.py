@@ -115,6 +115,8 @@ class JsonLines:
         self._lines: list[dict[str, Any]] = []
         self._read = 0
         """Bytes of those lines."""
+        self._end = b""
+        """The last of them."""
 
     def read(self) -> list[dict[str, Any]]:
         """All lines so far; one that is being written has no end yet and is left out."""
@@ -122,20 +124,19 @@ class JsonLines:
             return []
         with self._path.open("rb") as file:
             if not self._continues(file):
-                self._lines, self._read = [], 0
+                self._lines, self._read, self._end = [], 0, b""
             file.seek(self._read)
             fresh = file.read()
         whole = fresh[: fresh.rfind(b"\n") + 1]
-        self._lines += [json.loads(line) for line in whole.splitlines()]
-        self._read += len(whole)
+        lines = whole.splitlines(keepends=True)
+        self._lines += [json.loads(line) for line in lines]
+        self._read, self._end = self._read + len(whole), lines[-1] if lines else self._end
         return list(self._lines)
 
     def _continues(self, file: IO[bytes]) -> bool:
-        """Whether what was read still ends where a line ends."""
-        if not self._read:
-            return True
-        file.seek(self._read - 1)
-        return file.read(1) == b"\n"
+        """Whether what was read still ends with the line that it ended with."""
+        file.seek(self._read - len(self._end))
+        return file.read(len(self._end)) == self._end
 
 
 def _by_step(rows: Any) -> list[Row]:

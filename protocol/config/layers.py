@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no name", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is written twice", key_node.start_mark
@@ -103,9 +105,9 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f"{_shown(path)}:{error.problem_mark.line + 1}" if error.problem_mark else _shown(path)
         raise ConfigError(f"{where}: is not valid YAML ({error.problem}); mend it there") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that no calendar has is a ValueError
         raise ConfigError(
-            f"{_shown(path)}: is no text that YAML allows ({' '.join(str(error).split())}); save it as UTF-8"
+            f"{_shown(path)}: is no text that YAML allows ({' '.join(str(error).split())}); mend it, save it as UTF-8"
         ) from error
     if values is None:
         return {}
@@ -133,8 +135,10 @@ def add_overrides(layers: Layers, overrides: Sequence[str]) -> None:
             raise ConfigError(f"{text!r}: is no override, expected dotted.path=value; write e.g. training.max_steps=3")
         try:
             nested: Any = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{keys}: the value {value!r} is not valid YAML; quote it ({COMMAND_LINE})") from error
+        except (yaml.YAMLError, ValueError) as error:
+            raise ConfigError(
+                f"{'.'.join(keys)}: the value {value!r} is not valid YAML; quote it ({COMMAND_LINE})"
+            ) from error
         for key in reversed(keys):
             nested = {key: nested}
         layers.add(nested, COMMAND_LINE)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from protocol.config.base import Section
 from protocol.config.explain import Finding, explain, neutralise
-from protocol.config.layers import Layers, add_file, add_overrides
+from protocol.config.layers import COMMAND_LINE, Layers, add_file, add_overrides
 from protocol.config.run import RunConfig
 from protocol.config.sections import DebugConfig
 from protocol.errors import ConfigError
@@ -91,14 +91,15 @@ def _overlap(path: str, other: str) -> bool:
 
 
 def _apply_debug(values: dict[str, Any], layers: Layers) -> None:
-    """`debug.enabled` replaces output folder and sample limits (SPEC 19.2)."""
+    """`debug.enabled` replaces output folder and sample limits (SPEC 19.2), but for those of the command line."""
     debug = values.get("debug")
     if not isinstance(debug, dict) or debug.get("enabled") is not True:
         return
     targets = {"output_dir": "training", "train_sample_limit": "custom", "val_sample_limit": "custom"}
     for name, section in targets.items():
         value = debug.get(name, DebugConfig.model_fields[name].default)
-        if isinstance(values.setdefault(section, {}), dict) and value is not None:
+        asked, shortened = (layers.sources.get(f"{part}.{name}") == COMMAND_LINE for part in (section, "debug"))
+        if isinstance(values.setdefault(section, {}), dict) and value is not None and (shortened or not asked):
             values[section][name] = value
             layers.sources[f"{section}.{name}"] = layers.source_of(f"debug.{name}")
 

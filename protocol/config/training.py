@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -39,7 +40,7 @@ class TrainingConfig(Section):
     output_dir: NonEmpty = "runs"
     """Folder of all runs; a run writes to `<output_dir>/<run_name>`."""
     run_name: str | None = None
-    """Name of the run's folder. Null: the run file's name without its suffix."""
+    """Name of the run's folder, below `output_dir`. Null: the run file's name without its suffix."""
     logging_dir: str | None = None
     """Folder of the TensorBoard files; `run_name` is appended. Null: the run's folder."""
     effective_batch_size: PositiveInt = 32
@@ -139,8 +140,16 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> TrainingConfig:
-        require([*self._schedule_problems(), *self._report_problems()])
+        require([*self._name_problems(), *self._schedule_problems(), *self._report_problems()])
         return self
+
+    def _name_problems(self) -> list[Problem]:
+        """A fresh start moves the run's folder aside: it must not be the folder of all runs, or lie outside it."""
+        path = PurePath(self.run_name if self.run_name is not None else "run")
+        if path.parts and not path.is_absolute() and ".." not in path.parts:
+            return []
+        message = f"must be the name of a folder below output_dir, got {self.run_name!r}; write letters and digits"
+        return [Problem(("run_name",), message)]
 
     def _schedule_problems(self) -> list[Problem]:
         problems = []

@@ -146,8 +146,9 @@ class FakeObserver:
     def window(self, window: TrainedWindow) -> None:
         self.windows.append(window)
 
-    def quarantine(self, outcome: Outcome) -> None:
+    def quarantine(self, outcome: Outcome) -> bool:
         self.quarantined.append(outcome)
+        return True
 
 
 @dataclass
@@ -473,3 +474,35 @@ def test_a_stopped_and_resumed_run_trains_the_same_windows_as_one_that_is_not(ma
 
     assert saved["step"] == 3
     assert whole.learner.trained == first.learner.trained[:3] + second.learner.trained
+
+
+def test_an_evaluation_that_a_stop_prevented_is_made_up_for_at_the_resume() -> None:
+    first = build(max_steps=3, validation=4)
+    first.controller._pool.__class__ = QuickPool
+
+    def phase(name: str, waiting_for: str) -> None:
+        first.controller.stop |= name == "evaluate" and first.controller.state.step == 3
+
+    first.observer.phase = phase  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        first.controller.run()
+    saved, position = first.keeper.saved[-1]
+    assert [step for step, _ in saved["evaluations"]] == [0]
+
+    second = build(max_steps=3, validation=4, position=position, state=LoopState.from_mapping(saved))
+    second.controller.run()
+    assert [step for step, _ in second.controller.state.evaluations] == [0, 3]
+    assert second.keeper.saved[-1][0]["evaluations"][-1][0] == 3, "and the best checkpoint is decided with it"
+
+
+def test_a_run_of_no_steps_evaluates_and_exports() -> None:
+    loop = build(max_steps=0, validation=2)
+    loop.controller.run()
+    assert [step for step, _ in loop.controller.state.evaluations] == [0]
+    assert [saved["step"] for saved, _ in loop.keeper.saved] == [0]
+
+
+def test_a_record_that_is_quarantined_again_after_a_resume_counts_once() -> None:
+    loop = build(max_steps=2, fails=lambda answered: answered == 2)
+    loop.observer.quarantine = lambda outcome: False  # type: ignore[method-assign]
+    assert loop.controller.run().quarantined == 0

@@ -115,13 +115,13 @@ def test_a_folder_that_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> No
 
 def test_a_fresh_start_moves_an_earlier_run_aside_and_a_resume_does_not(tmp_path: Path) -> None:
     run = tmp_path / "r"
-    begin_run(config(tmp_path))
+    begin_run(config(tmp_path), 100)
     keeper(tmp_path).snapshot(state(0), position=0)()
     (run / "note").write_text("first")
-    begin_run(config(tmp_path, resume="auto"))
+    begin_run(config(tmp_path, resume="auto"), 100)
     assert (run / "note").exists()
-    begin_run(config(tmp_path))
-    begin_run(config(tmp_path, resume="auto"))
+    begin_run(config(tmp_path), 100)
+    begin_run(config(tmp_path, resume="auto"), 100)
 
     assert not (run / "note").exists()
     assert (tmp_path / "r.1" / "note").read_text() == "first"
@@ -150,7 +150,7 @@ def test_a_resume_cuts_metrics_and_ledger_back_to_its_checkpoint(tmp_path: Path)
     train_to(tmp_path, last_step=5)
     with (tmp_path / "r" / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 6, "loss')  # the crash
-    point = begin_run(config(tmp_path, resume="auto"))
+    point = begin_run(config(tmp_path, resume="auto"), 100)
 
     assert point is not None
     assert (point.state.step, point.position) == (4, 40)
@@ -164,7 +164,7 @@ def test_a_run_below_the_working_directory_resumes_in_place(
 ) -> None:
     train_to(tmp_path / "runs", 4)
     monkeypatch.chdir(tmp_path)
-    point = begin_run(config(Path("runs"), resume=named))
+    point = begin_run(config(Path("runs"), resume=named), 100)
     assert point is not None
     assert point.path == tmp_path / "runs" / "r" / "checkpoint-4"
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["r"]
@@ -173,7 +173,7 @@ def test_a_run_below_the_working_directory_resumes_in_place(
 
 def test_going_back_behind_a_later_checkpoint_takes_its_name_from_it(tmp_path: Path) -> None:
     train_to(tmp_path, last_step=5)
-    begin_run(config(tmp_path, resume=str(tmp_path / "r" / "checkpoint-2")))
+    begin_run(config(tmp_path, resume=str(tmp_path / "r" / "checkpoint-2")), 100)
 
     assert names(tmp_path) == ["checkpoint-2"]
     assert (tmp_path / "r" / "checkpoint-4.abandoned").is_dir()
@@ -183,7 +183,7 @@ def test_going_back_behind_a_later_checkpoint_takes_its_name_from_it(tmp_path: P
 def test_a_run_from_another_runs_checkpoint_begins_with_a_copy_of_its_history(tmp_path: Path) -> None:
     train_to(tmp_path, last_step=5)
     (tmp_path / "other").mkdir()
-    begin_run(config(tmp_path, run_name="other", resume=str(tmp_path / "r" / "checkpoint-4")))
+    begin_run(config(tmp_path, run_name="other", resume=str(tmp_path / "r" / "checkpoint-4")), 100)
 
     assert steps(tmp_path / "other") == [1, 2, 3, 4]
     assert steps(tmp_path / "r") == [1, 2, 3, 4, 5]
@@ -202,7 +202,7 @@ def test_a_ledger_that_lost_a_line_is_refused_by_name(tmp_path: Path) -> None:
     ledger = tmp_path / "r" / "ledger.jsonl"
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(ConfigError, match=r"training\.resume: .*ledger\.jsonl holds \d+ bytes, and \d+ when"):
-        begin_run(config(tmp_path, resume="auto"))
+        begin_run(config(tmp_path, resume="auto"), 100)
 
 
 def test_a_checkpoint_that_was_just_taken_is_not_written_again(tmp_path: Path) -> None:
@@ -225,3 +225,51 @@ def test_the_best_checkpoint_is_one_that_exists(tmp_path: Path) -> None:
     saves.snapshot(LoopState(step=2, evaluations=evaluations), position=0)()
     assert json.loads((tmp_path / "r" / "best.json").read_text())["checkpoint"] == "checkpoint-2"
     assert ResumePoint.read(tmp_path / "r" / "checkpoint-2").state.evaluations == evaluations
+
+
+@pytest.mark.parametrize(
+    ("changes", "records", "name"),
+    [
+        ({"effective_batch_size": 5}, 100, "training.effective_batch_size: is 5, and was 10"),
+        ({"seed": 7}, 100, "training.seed: is 7"),
+        ({}, 99, "custom.train_jsonl: is a file of 99 records, and was a file of 100 records"),
+    ],
+)
+def test_a_resume_that_would_ask_for_other_records_is_refused_and_changes_nothing(
+    tmp_path: Path, changes: dict[str, Any], records: int, name: str
+) -> None:
+    train_to(tmp_path, last_step=5)
+    before = sorted(path.name for path in (tmp_path / "r").iterdir())
+    with pytest.raises(ConfigError, match=f"^{name}"):
+        begin_run(config(tmp_path, resume=str(tmp_path / "r" / "checkpoint-2"), **changes), records)
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == before
+
+
+@pytest.mark.parametrize("moved", ["subfolder", "link"])
+def test_a_checkpoint_without_its_runs_files_beside_it_is_refused_and_changes_nothing(
+    tmp_path: Path, moved: str
+) -> None:
+    train_to(tmp_path, last_step=4)
+    place = tmp_path / "r" / "keep" if moved == "subfolder" else tmp_path / "big"
+    place.mkdir()
+    (tmp_path / "r" / "checkpoint-2").rename(place / "checkpoint-2")
+    if moved == "link":
+        (tmp_path / "r" / "checkpoint-2").symlink_to(place / "checkpoint-2")
+    named = (tmp_path / "r" if moved == "link" else place) / "checkpoint-2"
+    with pytest.raises(ConfigError, match=r"holds 0 bytes"):
+        begin_run(config(tmp_path, resume=str(named)), 100)
+    assert names(tmp_path)[-1] == "checkpoint-4"
+    assert not (tmp_path / "r.1").exists()
+
+
+def test_a_checkpoint_that_the_run_left_cannot_be_taken_up_again_once_it_went_on(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=4)
+    begin_run(config(tmp_path, resume=str(tmp_path / "r" / "checkpoint-2")), 100)
+    abandoned = tmp_path / "r" / "checkpoint-4.abandoned"
+    with pytest.raises(ConfigError, match=r"^training\.resume: "):
+        begin_run(config(tmp_path, resume=str(abandoned)), 100)
+    (abandoned.with_name("checkpoint-4")).mkdir()
+    (abandoned.with_name("checkpoint-4") / "trainer.json").write_text((abandoned / "trainer.json").read_text())
+    begin_run(config(tmp_path, resume=str(tmp_path / "r" / "checkpoint-2")), 100)
+    assert abandoned.exists(), "the first one that was left"
+    assert abandoned.with_name("checkpoint-4.abandoned.1").exists()

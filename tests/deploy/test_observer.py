@@ -62,7 +62,7 @@ def test_a_restart_is_an_event_a_counter_and_a_line_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run_config = small(tmp_path)
-    point = ResumePoint(Path("checkpoint-4"), LoopState(step=4), 0, {})
+    point = ResumePoint(Path("checkpoint-4"), LoopState(step=4), 0, {}, {})
     with RunObserver(run_config, 10) as observer:
         observer.restarted(point, LearnerError("rank 1 died"))
     assert "the learner failed, the run goes back to step 4 (checkpoint-4): rank 1 died" in caplog.text

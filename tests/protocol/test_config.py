@@ -557,3 +557,20 @@ def test_importing_the_config_pulls_in_no_heavy_library() -> None:
     code = f"import sys, protocol.config; print([name for name in {heavy} if name in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["''", ".", "..", "/abs", "a/../.."])
+def test_a_run_name_stays_below_the_folder_of_all_runs(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"training\.run_name: must be the name of a folder below output_dir"):
+        load_config("configs/demo.yaml", overrides=[f"training.run_name={name}"])
+
+
+@pytest.mark.parametrize("value", ["2026-13-45", "{[a]: 1}", "'"])
+def test_a_value_that_yaml_cannot_read_is_named_by_its_path(value: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("training: {}\n")
+    with pytest.raises(ConfigError, match=r"^training\.run_name: the value .* is not valid YAML"):
+        load_config(path, overrides=[f"training.run_name={value}"])
+    path.write_text(f"training: {{run_name: {value}\n}}\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml"):
+        load_config(path)
