@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 NO_ENCODER = "the desc monitor's encoder is off in the demo"
 NO_MONITOR = "the desc monitor is off in the demo's training"
 NO_DATA = {
-    'ALERTS{alertname=~"Rollmatch.*", run=~"$run"}': "no alert fires in a healthy run",
+    'ALERTS{alertname=~"Rollmatch.*", alertstate="firing", run=~"$run"}': "no alert fires in a healthy run",
     "rollout/desc_pairs_total": NO_MONITOR,
     "rollout/desc_exact_acc_on_matched": NO_MONITOR,
     "rollout/desc_sem_enabled": NO_MONITOR,
