@@ -59,14 +59,19 @@ class ResumePoint(NamedTuple):
 def settings_of(config: RunConfig, num_records: int) -> dict[str, Any]:
     """Settings that a resume must find as they were: another one would ask for other records than those that are owed,
     or continue another model's adapter."""
-    model = config.model.model
     return {
-        "model.model": str(Path(model).resolve()) if Path(model).is_dir() else model,
+        "model.model": _model_name(config.model.model),
         "training.effective_batch_size": config.training.effective_batch_size,
         "training.seed": config.training.seed,
         "data.dataset_shuffle": config.data.dataset_shuffle,
         "custom.train_jsonl": f"a file of {num_records} records",
     }
+
+
+def _model_name(model: str) -> str:
+    """Without the folders above it, which may be mounted elsewhere; an export has its checkpoint's name."""
+    parts = Path(model).parts
+    return "/".join(parts[-2:]) if parts[-1] == "merged" else parts[-1]
 
 
 class CheckpointKeeper:

@@ -12,6 +12,7 @@ from actors.loop import LoopState
 from deploy.checkpoints import (
     CheckpointKeeper,
     ResumePoint,
+    _model_name,
     begin_run,
     complete_checkpoints,
     resume_path,
@@ -225,6 +226,12 @@ def test_the_best_checkpoint_is_one_that_exists(tmp_path: Path) -> None:
     saves.snapshot(LoopState(step=2, evaluations=evaluations), position=0)()
     assert json.loads((tmp_path / "r" / "best.json").read_text())["checkpoint"] == "checkpoint-2"
     assert ResumePoint.read(tmp_path / "r" / "checkpoint-2").state.evaluations == evaluations
+
+
+def test_a_model_may_be_mounted_elsewhere_and_another_may_not_take_its_place() -> None:
+    names = [_model_name(f"{root}/Qwen3-VL-8B") for root in ("/models", "/mnt/models")]
+    assert names == ["Qwen3-VL-8B"] * 2
+    assert _model_name("runs/a/checkpoint-5/merged") != _model_name("runs/a/checkpoint-9/merged")
 
 
 @pytest.mark.parametrize(
