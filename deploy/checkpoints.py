@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from actors.loop import LoopState
 from deploy.history import check_lengths, copy_history, cut_back, lengths
 from deploy.ledger import NAME as LEDGER
 from deploy.ledger import check_ledger, read_ledger
-from learner.checkpoint import META, Checkpoint, mend_folder, remove_folder
+from learner.checkpoint import META, Checkpoint, mend_folder, remove_folder, replace_folder
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.whole_file import write_whole
@@ -70,7 +71,7 @@ def settings_of(config: RunConfig, num_records: int) -> dict[str, Any]:
 
 def _model_name(model: str) -> str:
     """Without the folders above it, which may be mounted elsewhere; an export has its checkpoint's name."""
-    parts = Path(model).parts
+    parts = Path(os.path.abspath(model)).parts
     return "/".join(parts[-2:]) if parts[-1] == "merged" else parts[-1]
 
 
@@ -217,7 +218,7 @@ def rewind(run_dir: Path, point: ResumePoint | None) -> None:
         if point is None or int(path.name.rpartition("-")[2]) > point.state.step:
             aside = _free_name(path.with_name(f"{path.name}.abandoned"))
             log.warning("%s lies after the step that the run goes back to: renamed to %s", path, aside.name)
-            path.rename(aside)
+            replace_folder(path, aside)
     cut_back(run_dir, point.lengths if point else {})
     if point is not None:
         check_ledger(read_ledger(run_dir), num_steps=point.state.step, num_trained=point.state.trained)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie: workers of a local cluster import them from here."""
 KEPT_LOGS = "ray_logs"
 KEPT_BYTES = 1 << 20
+"""Of each file, its end."""
 
 log = logging.getLogger("rollmatch")
 

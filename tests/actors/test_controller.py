@@ -441,23 +441,23 @@ def test_a_stop_in_an_evaluation_saves_and_leaves_its_answers() -> None:
 
 def test_a_second_signal_does_not_wait_for_the_checkpoint() -> None:
     loop = build(max_steps=2)
-    pool, leaves = loop.controller._pool, threading.Event()
+    pool, leaves, whole = loop.controller._pool, threading.Event(), []
     pool.__class__ = QuickPool
     loop.keeper.every = 1
 
     def write() -> str:
         pool.poll = interrupt  # type: ignore[method-assign]
         leaves.wait(30)
+        whole.append("path")
         return "path"
 
     def interrupt(timeout_s: float = 1.0) -> list[Any]:
         raise KeyboardInterrupt
 
     loop.keeper.write = write  # type: ignore[method-assign]
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         loop.controller.run()
-    assert time.monotonic() - started < 15, "it waited for the checkpoint, which takes 30 s"
+    assert whole == []
     leaves.set()
 
 

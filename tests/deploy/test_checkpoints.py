@@ -231,6 +231,7 @@ def test_the_best_checkpoint_is_one_that_exists(tmp_path: Path) -> None:
 def test_a_model_may_be_mounted_elsewhere_and_another_may_not_take_its_place() -> None:
     names = [_model_name(f"{root}/Qwen3-VL-8B") for root in ("/models", "/mnt/models")]
     assert names == ["Qwen3-VL-8B"] * 2
+    assert _model_name(".") == Path.cwd().name
     assert _model_name("runs/a/checkpoint-5/merged") != _model_name("runs/a/checkpoint-9/merged")
 
 

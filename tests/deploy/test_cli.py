@@ -6,10 +6,11 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from deploy.cli import build_parser, main
+from deploy.cli import _load, build_parser, main, parse
 from deploy.demo.scenes import write_scenes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,3 +116,38 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     from protocol.config import load_config
 
     assert load_config(path).run_dir.name
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (OSError(28, "No space left on device"), 1, "No space left on device; is a disk full"),
+        (SystemExit(15), 130, "rollmatch: interrupted"),
+    ],
+)
+def test_a_full_disk_and_rays_own_handler_of_sigterm_end_in_a_sentence(
+    train: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: BaseException,
+    code: int,
+    words: str,
+) -> None:
+    def fail(_: object) -> NoReturn:
+        raise raised
+
+    monkeypatch.setattr("deploy.launch.train", fail)
+    assert main(train) == code
+    assert words in capsys.readouterr().err
+
+
+def test_the_short_variant_leaves_what_the_command_line_says(train: list[str]) -> None:
+    found = _load(parse([*train, "--debug", "custom.train_sample_limit=8"]))
+    assert found.custom.train_sample_limit == 8
+    assert found.training.output_dir == train[-1].partition("=")[2]
+
+
+def test_a_checkpoints_path_is_no_yaml(train: list[str]) -> None:
+    assert _load(parse([*train, "--resume", "runs/my run #2/checkpoint-4"])).training.resume == (
+        "runs/my run #2/checkpoint-4"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -80,3 +80,15 @@ def test_evaluations_are_records_of_their_own_and_a_save_writes_what_was_gathere
             observer.step(step, {"loss/total": 1.0})
         observer.phase("save", "the checkpoint of step 2")
         assert [line["step"] for line in lines(run_config.run_dir / "metrics.jsonl")] == [0, 2]
+
+
+def test_what_cannot_be_closed_does_not_keep_the_rest_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    observer = RunObserver(small(tmp_path), 10)
+    monkeypatch.setattr(observer._timeline, "close", full)
+    with pytest.raises(OSError, match="No space left"), observer:
+        pass
+    assert observer._ledger._file.closed
+    assert observer._tracker._metrics.closed

@@ -258,6 +258,7 @@ def test_paths_that_no_pod_would_find_are_refused(capsys: pytest.CaptureFixture[
         ("kubernetes.checkpoints.path=/models", "kubernetes.models.path"),
         ("kubernetes.data.path=/etc/rollmatch/", "kubernetes.data.path"),
         ("metrics.port=8080", "metrics.port"),
+        ("training.resume=/checkpoints/other/checkpoint-4", "training.resume"),
     ):
         moved = ["training.output_dir=/models"] if where == "kubernetes.models.path" else []
         moved += ["custom.train_jsonl=/models/t", "custom.val_jsonl=/models/v"] if "data.path" in override else []

@@ -88,6 +88,15 @@ def test_only_what_is_new_is_read_again_and_a_file_that_was_cut_from_its_start(t
         assert lines.read() == [json.loads(shorter)]
 
 
+def test_a_file_that_was_cut_and_written_on_to_the_same_length_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)))
+    lines = JsonLines(path)
+    assert len(lines.read()) == 3
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 7, 8, 9)))
+    assert [line["step"] for line in lines.read()] == [1, 7, 8, 9]
+
+
 def test_a_sparkline_goes_from_the_smallest_to_the_largest_value() -> None:
     assert sparkline([1, 2, 3]) == "▁▅█"
     assert sparkline([5, 5]) == "▁▁"
