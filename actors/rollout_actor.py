@@ -10,6 +10,7 @@ because they arrive together or not at all.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,10 @@ THREADS = {"control": 4, "collect": 1}
 """Of an actor's process, by what they serve: starts, loads and heartbeats never wait behind the collecting call."""
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
 """Stand for an image's tokens in a prompt; a sampled answer may hold one as well."""
+
+WHY_NO_TARGET = "no target can be made of its answer, which is a bug of ours; the actor's log has the traceback"
+
+log = logging.getLogger("rollmatch.actor")
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -155,9 +160,15 @@ class RolloutActor:
         return lambda: self._engine or build_engine(self._settings, self._frame, self._codec, processor)
 
     def _outcome(self, request: AnyRequest, answer: Answer | RecordError) -> tuple[Segment | None, Outcome]:
-        if isinstance(answer, Completion):
+        if not isinstance(answer, Completion):
+            return None, Outcome(key=request.key, failure=f"{type(answer).__name__}: {answer}")
+        try:
             return self._finish(request.read(), answer)
-        return None, Outcome(key=request.key, failure=f"{type(answer).__name__}: {answer}")
+        except ContractError:
+            raise
+        except Exception as error:  # restarting the engine would not help: the record is set aside with its reason
+            log.exception("%s: %s", request.source, WHY_NO_TARGET)
+            return None, Outcome(key=request.key, failure=f"AnswerError: {request.source}: {WHY_NO_TARGET}: {error!r}")
 
     def _finish(self, request: RolloutRequest, completion: Completion) -> tuple[Segment | None, Outcome]:
         """Parse, match, target: everything that turns tokens into a segment."""

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import ray
 from deploy.bundles import shares, totals
 from deploy.local_ray import LocalRay
 from protocol.config import RunConfig
-from protocol.errors import InfrastructureFailure, Interrupted
+from protocol.errors import ConfigError, InfrastructureFailure, Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie: workers of a local cluster import them from here."""
 KEPT_LOGS = "ray_logs"
 KEPT_BYTES = 1 << 20
 """Of each file, its end."""
+REACH_S = 10.0
+"""For a first connection; Ray itself goes on trying for two minutes."""
 
 log = logging.getLogger("rollmatch")
 
@@ -60,11 +63,27 @@ def ray_session(config: RunConfig) -> Iterator[None]:
 
 def _connect(address: str, runtime: dict[str, Any]) -> None:
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **runtime)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ConfigError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
         raise InfrastructureFailure(
             f"cluster.address: no Ray cluster answers at {address} ({error}); correct it, or remove it for a local one"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError at once where nobody listens, ConfigError for an address that a driver cannot join."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise ConfigError(
+            f"cluster.address: must be auto or host:port of the head's GCS (such as head:6379), got {address!r}; from "
+            "outside the cluster use rollmatch submit --address http://head:8265"
+        )
+    socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
 
 
 @contextlib.contextmanager

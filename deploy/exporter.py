@@ -33,7 +33,16 @@ OTHER = "other"
 PHASE_SECONDS = "run/phase_s"
 
 
-QUARANTINE_REASONS = ("RecordError", "ImageError", "PromptTooLongError", OVERSIZE, "Placeholder", "EngineKilled", OTHER)
+QUARANTINE_REASONS = (
+    "RecordError",
+    "ImageError",
+    "PromptTooLongError",
+    OVERSIZE,
+    "Placeholder",
+    "AnswerError",
+    "EngineKilled",
+    OTHER,
+)
 """How an `Outcome.failure` may begin."""
 RESTART_REASONS = ("ActorLost", "DeadlineError", "EngineError", "SyncError", OTHER)
 """Classes of what `RolloutPool` restarts an actor for."""

@@ -17,7 +17,7 @@ from actors.scripted_engine import ScriptedEngine
 from actors.settings import ActorSettings, DecodeSettings, EngineSettings
 from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Shape
 from protocol.errors import ContractError, EngineError, ImageError
-from protocol.matching import MatchSettings
+from protocol.matching import MatchSettings, match
 from protocol.segments import Segment
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings
@@ -136,6 +136,24 @@ def test_an_answer_that_writes_an_images_placeholder_is_no_target(actor: Callabl
     made._settings = replace(made._settings, target=replace(made._settings.target, prefix_policy="matched"))
     (segment,), _ = answers(made, [request(0)])
     assert not np.isin(segment.input_ids[segment.prompt_len :], made._placeholder_ids).any()
+
+
+def test_a_bug_that_one_answer_meets_costs_its_record_and_no_engine(
+    actor: Callable[..., RolloutActor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trips(predictions: Any, truths: Any, settings: Any) -> Any:
+        if not predictions:
+            raise ZeroDivisionError("no predictions")
+        return match(predictions, truths, settings)
+
+    monkeypatch.setattr("actors.rollout_actor.match", trips)
+    made = actor(lambda asked, _: "{}" if asked.key.record == 0 else assistant_text([CAT]))
+    segments, outcomes = answers(made, [request(0), request(1)])
+    assert [segment.key.record for segment in segments] == [1]
+    (failure,) = [outcome.failure for outcome in outcomes if outcome.key.record == 0]
+    assert failure is not None
+    assert failure.startswith("AnswerError: ")
+    assert "ZeroDivisionError('no predictions')" in failure
 
 
 def test_an_image_that_cannot_be_read_fails_alone(actor: Callable[..., RolloutActor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from deploy import cluster
 from deploy.live import _reachable
 from deploy.local_ray import LocalRay
 from protocol.config import load_config
-from protocol.errors import InfrastructureFailure, Interrupted
+from protocol.errors import ConfigError, InfrastructureFailure, Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +30,20 @@ def test_a_cluster_that_does_not_answer_is_named_by_its_setting(monkeypatch: pyt
         cluster.ray_session(config),
     ):
         pytest.fail("there is none")
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head", "local"])
+def test_an_address_that_a_driver_cannot_join_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"^cluster\.address: must be auto or host:port .* use rollmatch submit"):
+        cluster._connect(address, {})
+
+
+def test_a_cluster_where_nobody_listens_is_named_without_waiting_for_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray tries for two minutes"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(InfrastructureFailure, match=rf"no Ray cluster answers at 127\.0\.0\.1:{port} \(.*refused"):
+        cluster._connect(f"127.0.0.1:{port}", {})
 
 
 def test_ctrl_c_while_ray_starts_leaves_no_timer_behind() -> None:
