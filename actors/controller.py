@@ -222,7 +222,15 @@ class Controller:
         if not self._validation:
             return
         self._sync.settle()
-        metrics = evaluate(self._pool, self._validation, self.state.version, self._intake.accept, self._evaluating)
+        metrics = evaluate(
+            self._pool,
+            self._validation,
+            self.state.version,
+            self._intake.accept,
+            self._evaluating,
+            self._observer.evaluated,
+            self._settings.num_eval_traced,
+        )
         self.state.evaluations.append((self.state.step, metrics))
         self._observer.step(self.state.step, metrics)
 

@@ -45,6 +45,10 @@ class Observer(Protocol):
         """A training request was answered."""
         ...
 
+    def evaluated(self, outcome: Outcome) -> None:
+        """A validation request was answered."""
+        ...
+
     def event(self, kind: str, **fields: Any) -> None: ...
 
     def window(self, window: TrainedWindow) -> None: ...
@@ -112,6 +116,8 @@ class LoopSettings:
     """False where the learning rate is 0 throughout: then a publish may change nothing."""
     takes_turns: bool = False
     """Engines leave their device before the learner uses it (`cluster.colocate`)."""
+    num_eval_traced: int = 0
+    """Of the first so many validation records, what is answered is kept to be looked at."""
     skip_publish: bool = False
     """Test switch: train, but never publish; SPEC A17 must stop the run."""
 

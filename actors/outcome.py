@@ -28,7 +28,7 @@ class Outcome:
     latency_s: float = 0.0
     """From `submit` to the last token: waiting and decoding."""
     trace: bytes | None = None
-    """An encoded `RolloutTrace` of a training request, where `ActorSettings.trace` asks for it."""
+    """An encoded `RolloutTrace`, where `ActorSettings.trace` and the request ask for it."""
     actor: str = ""
     """Name of its slot in the pool."""
 

@@ -209,7 +209,7 @@ class RolloutActor:
             parse_match_s=parsed_at - started,
             encode_s=time.monotonic() - parsed_at,
         )
-        if settings.trace and not request.evaluates:
+        if settings.trace and request.traced:
             trace = RolloutTrace.of(request, completion, parsed, matched, stats, self._suffix_ids)
             outcome = replace(outcome, trace=trace.encode())
         if request.evaluates:

@@ -24,6 +24,8 @@ ATTEST = (
     "and probabilities; exit code 1 when they differ"
 )
 
+OUTPUT = "keep every answer in this folder, for `rollmatch report FOLDER` and `rollmatch replay --run FOLDER`"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
@@ -85,7 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_render(commands)
     evaluate = commands.choices["evaluate"]
-    evaluate.add_argument("--attest", type=Path, metavar="CHECKPOINT", help=ATTEST)
+    what = evaluate.add_mutually_exclusive_group()
+    what.add_argument("-o", "--output", type=Path, metavar="FOLDER", help=OUTPUT)
+    what.add_argument("--attest", type=Path, metavar="CHECKPOINT", help=ATTEST)
     evaluate.add_argument(
         "--attest_records", type=int, default=8, help="validation records that both engines answer (default 8)"
     )
@@ -127,10 +131,10 @@ def _train(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.attest is not None:
         return _attest(arguments)
-    from deploy.launch import evaluate_only
+    from deploy.evaluation import evaluate_checkpoint
     from deploy.tables import print_metrics
 
-    metrics = evaluate_only(_load(arguments))
+    metrics = evaluate_checkpoint(_load(arguments), arguments.output)
     print_metrics(metrics)
     print(json.dumps(metrics))
     return DONE

@@ -14,6 +14,9 @@ from protocol.packing import padded_plan, plan_packs
 from protocol.records import RecordFile, read_records, sample_with_replacement
 from protocol.segments import PackPlan
 
+EVALUATED_KEPT = 12
+"""Validation records whose answers are kept at each evaluation of a run: the same ones, to be compared by eye."""
+
 
 class Data(NamedTuple):
     """The records of a run."""
@@ -64,6 +67,7 @@ def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
         desc_enabled=config.matching.desc_monitor.enabled,
         desc_every=config.matching.desc_monitor.every(training.logging_steps),
         learning=training.learning_rate > 0,
+        num_eval_traced=EVALUATED_KEPT if config.rollout.record_bytes else 0,
         skip_publish=config.sync.debug_skip_publish,
         takes_turns=config.cluster.colocate,
     )

@@ -18,9 +18,7 @@ import ray
 
 from actors.buffer import SegmentBuffer
 from actors.controller import Controller
-from actors.evaluator import evaluate
 from actors.loop import LoopState
-from actors.outcome import Outcome
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from deploy.check import require_clean
@@ -32,10 +30,10 @@ from deploy.observer import RunObserver
 from deploy.placement import reserve
 from deploy.run_lock import alone
 from deploy.signals import StopSignals
-from deploy.starting import new_pool, start_service
+from deploy.starting import start_service
 from deploy.sync_backends import publishing_learner
 from protocol.config import RunConfig
-from protocol.errors import ConfigError, LearnerError
+from protocol.errors import LearnerError
 from protocol.segments import segment_bytes
 
 
@@ -137,30 +135,6 @@ def _service(
             state=point.state if point else None,
         )
         yield controller, pool
-
-
-def evaluate_only(config: RunConfig) -> dict[str, float]:
-    """Evaluates `model.model` as it is on `custom.val_jsonl`: engines, no learner."""
-    require_clean(config)
-    validation = validation_records(config)
-    if not validation:
-        raise ConfigError("custom.val_jsonl: is missing, and there is nothing to evaluate on; name a file of records")
-    if config.matching.vllm.load_format == "dummy":
-        message = "is dummy, and without a learner nobody publishes weights; remove the key to evaluate model.model"
-        raise ConfigError(f"custom.extra.rollout_matching.vllm.load_format: {message}")
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(ray_session(config))
-        stack.enter_context(StopSignals())
-        placement = stack.enter_context(reserve(config, learners=False))
-        pool = new_pool(config, validation[0], placement)
-        stack.callback(pool.close)
-        pool.start()
-        pool.serve_start_checkpoint()
-        return evaluate(pool, validation, 0, _no_training_outcome)
-
-
-def _no_training_outcome(outcome: Outcome, segment: Any) -> None:
-    raise AssertionError(f"{outcome.key}: only evaluation was asked for")
 
 
 def summarise(config: RunConfig, result: RunResult, wall_s: float) -> dict[str, Any]:

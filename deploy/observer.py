@@ -114,6 +114,9 @@ class RunObserver:
         if self._live is not None:
             self._live.outcome(outcome)
 
+    def evaluated(self, outcome: Outcome) -> None:
+        self._rollouts.evaluated(outcome)
+
     def event(self, kind: str, **fields: Any) -> None:
         self._tracker.event(kind, **fields)
         if self._live is not None:
@@ -149,6 +152,7 @@ class RunObserver:
     def _rewind(self, step: int) -> None:
         self._step = step
         self._steps.forget()
+        self._rollouts.rewind(step)
         self._tracker.rewind(step)
         self._quarantined = self._read_quarantine()
 

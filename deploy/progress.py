@@ -40,8 +40,15 @@ class TrainProgress:
     """Context manager around the loop; `phase` may be called as often as the loop polls."""
 
     def __init__(
-        self, total_steps: int, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        total_steps: int,
+        *,
+        unit: str = "step",
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`unit`: what the bar counts."""
+        self._unit = unit
         self._total_steps = total_steps
         self._console = console or Console(file=sys.stderr)
         self._clock = clock
@@ -79,7 +86,9 @@ class TrainProgress:
         """Numbers of one optimizer step or evaluation, by their table names, and `step`: steps done so far."""
         self._latest.update(metrics)
         if self._live is None and metrics.keys() & {"rollout/f1", "eval_rollout_f1"}:
-            log.info("step %d/%d  %s", self._step, self._total_steps, "  ".join([*self._quality(), *self._speed()]))
+            log.info(
+                "%s %d/%d  %s", self._unit, self._step, self._total_steps, "  ".join([*self._quality(), *self._speed()])
+            )
 
     @property
     def _step(self) -> int:
@@ -109,7 +118,7 @@ class TrainProgress:
         bar = ProgressBar(total=self._total_steps, completed=self._step, width=24 if wide else 10)
         elapsed = _hms(self._clock() - self._began)
         quality = Text("  ".join(self._quality()), no_wrap=True, overflow="ellipsis")
-        top.add_row(f"step {self._step}/{self._total_steps}", bar, elapsed, quality)
+        top.add_row(f"{self._unit} {self._step}/{self._total_steps}", bar, elapsed, quality)
         speed = "  ".join(self._speed())
         second = self._phase_text() + (f"  ·  {speed}" if speed else "")
         return Group(top, Text(second, style="dim", no_wrap=True, overflow="ellipsis"))

@@ -2,6 +2,8 @@
 
     runs/demo/rollouts.jsonl        {"step": 12, "time": ..., "actor": "actor-0", "latency_s": 0.8, "key": ..., ...}
     runs/demo/rollouts.older.jsonl  what stood there before, while both are within `rollout.record_bytes`
+    runs/demo/evaluations.jsonl     the same of the first validation records at each evaluation, or of all of them in
+                                    the folder that `rollmatch evaluate --output` writes
 
 `step` is the number of optimizer steps done when the rollout arrived. A key that is there twice was rolled out twice
 (a resume); the later line counts.
@@ -12,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +27,7 @@ from protocol.traces import RolloutTrace
 
 NAME = "rollouts.jsonl"
 OLDER = "rollouts.older.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +70,23 @@ class RolloutFile:
         self._half = max_bytes // 2
 
     def append(self, rollouts: list[RecordedRollout]) -> None:
-        """Writes the lines behind the last whole one; what an earlier write left half done is cut off."""
+        """Writes the lines behind those that are there."""
         lines = b"".join(rollout.as_line() for rollout in rollouts)
         if self._path.exists() and self._path.stat().st_size + len(lines) > self._half:
             self._path.replace(self._older)
-        with self._path.open("a+b") as file:
-            _cut_to_whole_lines(file)
-            file.write(lines)
+        _append(self._path, lines)
+
+
+def append_evaluated(run_dir: Path, rollouts: Sequence[RecordedRollout]) -> None:
+    """Writes answers of an evaluation into a run's folder."""
+    _append(run_dir / EVALUATIONS, b"".join(rollout.as_line() for rollout in rollouts))
+
+
+def _append(path: Path, lines: bytes) -> None:
+    """Behind the last whole line; what an earlier write left half done is cut off."""
+    with path.open("a+b") as file:
+        _cut_to_whole_lines(file)
+        file.write(lines)
 
 
 def _cut_to_whole_lines(file: IO[bytes]) -> None:
@@ -86,13 +99,13 @@ def _cut_to_whole_lines(file: IO[bytes]) -> None:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def read_rollouts(run_dir: Path) -> Iterator[RecordedRollout]:
-    """All recorded rollouts, oldest first; none where the run recorded none.
+def read_rollouts(run_dir: Path, names: Sequence[str] = (OLDER, NAME)) -> Iterator[RecordedRollout]:
+    """All recorded rollouts of these files, oldest first; none where the run recorded none.
 
     A last line without its end is being written, or its writer is gone, and is left out. ConfigError for any other line
     that is broken.
     """
-    for path in (run_dir / OLDER, run_dir / NAME):
+    for path in (run_dir / name for name in names):
         if not path.exists():
             continue
         with path.open(encoding="utf-8") as lines:
@@ -117,13 +130,16 @@ def _read(text: str, where: str) -> RecordedRollout:
         raise ConfigError(f"{where}: is no recorded rollout ({error!r}); remove the line") from error
 
 
-def find_rollout(run_dir: Path, key: RequestKey) -> RecordedRollout:
-    """The last recorded rollout of a key; ConfigError that says what is there instead."""
+def find_rollout(run_dir: Path, key: RequestKey, step: int | None = None) -> RecordedRollout:
+    """The last recorded rollout of a key, of an evaluation as well, or that of `step`.
+
+    ConfigError that says what is there instead.
+    """
     found, count, first, last = None, 0, None, None
-    for rollout in read_rollouts(run_dir):
+    for rollout in read_rollouts(run_dir, (EVALUATIONS,) if key.evaluates else (OLDER, NAME)):
         count, last = count + 1, rollout
         first = first or rollout
-        if rollout.trace.key == key:
+        if rollout.trace.key == key and step in (None, rollout.step):
             found = rollout
     if found is not None:
         return found
@@ -131,7 +147,8 @@ def find_rollout(run_dir: Path, key: RequestKey) -> RecordedRollout:
         raise ConfigError(
             f"{run_dir}: holds no recorded rollouts; train with rollout.record_bytes above 0 to be able to replay"
         )
+    wanted = str(key) if step is None else f"{key} of step {step}"
     raise ConfigError(
-        f"{run_dir}: {key} is not among its {count} recorded rollouts ({first.trace.key}, step {first.step} to "
+        f"{run_dir}: {wanted} is not among its {count} recorded rollouts ({first.trace.key}, step {first.step} to "
         f"{last.trace.key}, step {last.step}); raise rollout.record_bytes to keep more, or name another key"
     )

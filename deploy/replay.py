@@ -2,6 +2,7 @@
 
     rollmatch replay --run runs/demo --key record=17/epoch=0
     rollmatch replay --run runs/demo --key record=17/epoch=0 custom.extra.rollout_matching.maskiou_gate=0.5
+    rollmatch replay --run runs/demo --key record=3/epoch=-1 --step 0         (an evaluation's)
     rollmatch replay --json answer.json --config configs/demo.yaml
 
 A JSON file holds `text` or `token_ids`, and the ground truth as records have it:
@@ -68,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--json", type=Path, metavar="FILE", help='an answer: {"text" or "token_ids", "objects"}')
     parser.add_argument("--key", help="which rollout of the run: record=17/epoch=0 (rollout=0 if not given)")
+    parser.add_argument(
+        "--step", type=int, help="of several with this key, such as evaluations: of this step, else the last"
+    )
     parser.add_argument("--config", type=Path, help="run file to replay with; for --run its own if not given")
     parser.add_argument("--pairs", type=int, default=40, metavar="N", help="most candidate pairs shown (default 40)")
     parser.add_argument(
@@ -129,7 +133,7 @@ def _recorded(arguments: argparse.Namespace) -> Answer:
         key = RequestKey.parse(arguments.key)
     except ValueError as error:
         raise ConfigError(f"--key: {error}") from error
-    found = find_rollout(arguments.run_dir, key)
+    found = find_rollout(arguments.run_dir, key, arguments.step)
     return answer_of(found.trace, about=f"{arguments.run_dir}, step {found.step}, {found.actor}")
 
 

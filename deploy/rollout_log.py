@@ -1,4 +1,5 @@
-"""What is kept of single rollouts: `rollouts.jsonl`, and the monitor dumps (SPEC 18). The disk work is a thread's.
+"""What is kept of single rollouts: `rollouts.jsonl`, `evaluations.jsonl`, monitor dumps (SPEC 18). The disk work is a
+thread's.
 
 The loop tells each outcome as it arrives and each optimizer step as it ends. What arrived between two steps is written
 behind the second; a dump takes its samples from it, so it shows what the step had just been given to train on.
@@ -12,7 +13,7 @@ from functools import partial
 from actors.outcome import Outcome
 from deploy.background import BackgroundWriter
 from deploy.dumps import MonitorDumps
-from deploy.recorder import RecordedRollout, RolloutFile
+from deploy.recorder import RecordedRollout, RolloutFile, append_evaluated
 from protocol.config import RunConfig
 from protocol.dump_schedule import dump_due
 
@@ -30,6 +31,8 @@ class RolloutLog:
         self._failures: Counter[str] = Counter()
         self._num_dumps = 0
         self._arrived: list[RecordedRollout] = []
+        self._evaluated: list[RecordedRollout] = []
+        self._run_dir = config.run_dir
         self._step = 0
 
     def outcome(self, outcome: Outcome) -> None:
@@ -43,6 +46,15 @@ class RolloutLog:
         if refused and self._failures[outcome.actor] < self._failures_per_actor:
             self._failures[outcome.actor] += 1
             self._writer.submit(f"the parse failure of {outcome.key}", partial(self._dumps.log_parse_failure, rollout))
+
+    def evaluated(self, outcome: Outcome) -> None:
+        """A validation request was answered."""
+        if outcome.trace is not None:
+            self._evaluated.append(RecordedRollout.of(outcome, self._step))
+
+    def rewind(self, step: int) -> None:
+        """The run goes on behind `step`."""
+        self._step = step
 
     def step(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """`step` optimizer steps are done, or an evaluation is; returns what the writer dropped and failed at."""
@@ -69,6 +81,10 @@ class RolloutLog:
     def _record(self, rollouts: list[RecordedRollout]) -> None:
         if rollouts and self._file is not None:
             self._writer.submit(f"{len(rollouts)} recorded rollouts", partial(self._file.append, rollouts))
+        evaluated, self._evaluated = self._evaluated, []
+        if evaluated:
+            what = f"{len(evaluated)} recorded evaluations"
+            self._writer.submit(what, partial(append_evaluated, self._run_dir, evaluated))
 
     def close(self) -> None:
         """Writes what is left, within the writer's deadline."""

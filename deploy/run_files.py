@@ -12,7 +12,7 @@ import yaml
 
 from deploy.environment import NAME as ENVIRONMENT
 from deploy.ledger import NAME as LEDGER
-from deploy.recorder import RecordedRollout, read_rollouts
+from deploy.recorder import EVALUATIONS, RecordedRollout, read_rollouts
 from deploy.timeline import Span
 from deploy.tracking import SUMMARY
 from protocol.errors import ConfigError
@@ -51,6 +51,8 @@ class RunData:
     num_trained: int
     """Rollouts in the ledger."""
     rollouts: list[RecordedRollout] = field(default_factory=list)
+    evaluated: list[RecordedRollout] = field(default_factory=list)
+    """Answers to validation records, in the order of the evaluations."""
 
     def setting(self, path: str, default: Any = None) -> Any:
         """`setting("training.max_steps")`."""
@@ -104,6 +106,7 @@ class RunReader:
             events=events,
             num_trained=sum(len(line["keys"]) for line in self._ledger.read()),
             rollouts=list(read_rollouts(folder)) if with_rollouts else [],
+            evaluated=list(read_rollouts(folder, [EVALUATIONS])) if with_rollouts else [],
         )
 
 

@@ -90,6 +90,8 @@ class RolloutRequest:
     """Per-request sampling seed: a rerun of the record gives the same rollout."""
     min_version: int = 0
     """Oldest policy version that may answer."""
+    traced: bool = True
+    """Its outcome carries a trace, where the actor makes any."""
 
     @property
     def evaluates(self) -> bool:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from deploy.health_numbers import HealthFinding, Level
 from deploy.health_rules import findings, verdict
 from deploy.report.charts import charts
-from deploy.report.samples import Sample, best_and_worst
+from deploy.report.samples import Sample, best_and_worst, first_and_last
 from deploy.report.timeline import LaneShare, lane_shares, timeline_figure
 from deploy.run_files import RunData
 from deploy.target_html import MASK_CSS, legend_html
@@ -47,6 +47,8 @@ class RunView(NamedTuple):
     """Key of its figure."""
     best: list[Sample]
     worst: list[Sample]
+    evaluated: list[tuple[Sample, Sample]]
+    """The same images at the first and the last evaluation."""
 
 
 def render(runs: Sequence[RunData]) -> str:
@@ -101,6 +103,7 @@ def _view(run: RunData, at: int, figures: dict[str, Any]) -> RunView:
         timeline=key,
         best=best,
         worst=worst,
+        evaluated=first_and_last(run),
     )
 
 

@@ -1,4 +1,5 @@
-"""The best and the worst rollouts of a run: overlay, numbers, and the target with its masks."""
+"""The best and the worst rollouts of a run, and the same images at its first and last evaluation: overlay, numbers, and
+the target with its masks."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from deploy.replay import answer_of, difference, replay_answer
 from deploy.run_files import RunData
 from deploy.target_html import target_html
 from protocol.config import RunConfig, load_config
+from protocol.contracts import RequestKey
 from protocol.errors import ConfigError
 
 _WIDTH_PX = 460
@@ -37,8 +39,9 @@ class Sample:
 
 
 def best_and_worst(run: RunData, count: int = 3) -> tuple[list[Sample], list[Sample]]:
-    """From the newer half of the recorded rollouts with ground truth, each record once."""
-    newer = run.rollouts[len(run.rollouts) // 2 :]
+    """From the newer half of the recorded rollouts with ground truth, each record once; without any, from what was
+    evaluated."""
+    newer = run.rollouts[len(run.rollouts) // 2 :] or run.evaluated
     latest = {each.trace.key.record: each for each in newer if each.trace.record.objects}
     # Many objects make a sample telling: among equal scores they come first.
     ranked = sorted(latest.values(), key=lambda each: (-each.trace.f1, -len(each.trace.record.objects)))
@@ -47,6 +50,17 @@ def best_and_worst(run: RunData, count: int = 3) -> tuple[list[Sample], list[Sam
     names = {each.trace.key for each in best}
     maker = _SampleMaker(run)
     return [maker.make(each) for each in best], [maker.make(e) for e in worst if e.trace.key not in names][:count]
+
+
+def first_and_last(run: RunData, count: int = 4) -> list[tuple[Sample, Sample]]:
+    """Answers to the same validation images at the first and the last evaluation; none where there was only one."""
+    found: dict[tuple[int, RequestKey], RecordedRollout] = {(each.step, each.trace.key): each for each in run.evaluated}
+    steps = sorted({step for step, _ in found})
+    if len(steps) < 2:
+        return []
+    keys = [key for step, key in sorted(found) if step == steps[0] and (steps[-1], key) in found]
+    maker = _SampleMaker(run)
+    return [(maker.make(found[steps[0], key]), maker.make(found[steps[-1], key])) for key in keys[:count]]
 
 
 class _SampleMaker:
@@ -78,7 +92,8 @@ class _SampleMaker:
             picture=picture,
             problem=" ".join(filter(None, (problem, self._problem, differs))),
             target=target,
-            command=f"rollmatch replay --run {self._run.folder} --key {trace.key}",
+            command=f"rollmatch replay --run {self._run.folder} --key {trace.key}"
+            + (f" --step {rollout.step}" if trace.key.evaluates else ""),
         )
 
     def _target(self, rollout: RecordedRollout) -> tuple[str, str]:

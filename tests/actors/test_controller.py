@@ -66,7 +66,8 @@ class FakePool:
     def _answer(self, request: RolloutRequest) -> tuple[Outcome, Any]:
         self._answered += 1
         if request.evaluates:
-            return Outcome(key=request.key, evaluated=SegmentStats(gt_objects=2, valid_predictions=1)), None
+            stats = SegmentStats(gt_objects=2, valid_predictions=1)
+            return Outcome(key=request.key, evaluated=stats, trace=b"kept" if request.traced else None), None
         if self._fails(self._answered):
             return Outcome(key=request.key, failure="ImageError: gone"), None
         meta = SegmentMeta(
@@ -133,6 +134,7 @@ class FakeObserver:
     steps: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     quarantined: list[Outcome] = field(default_factory=list)
     windows: list[TrainedWindow] = field(default_factory=list)
+    answered: list[Outcome] = field(default_factory=list)
 
     def phase(self, name: str, waiting_for: str) -> None: ...
 
@@ -140,6 +142,9 @@ class FakeObserver:
         self.steps.append((step, dict(metrics)))
 
     def outcome(self, outcome: Outcome) -> None: ...
+
+    def evaluated(self, outcome: Outcome) -> None:
+        self.answered.append(outcome)
 
     def event(self, kind: str, **fields: Any) -> None: ...
 
@@ -345,6 +350,14 @@ def test_evaluation_runs_before_at_each_multiple_and_after() -> None:
     loop = build(validation=3, eval_steps=2, max_steps=5)
     loop.controller.run()
     assert [step for step, _ in loop.controller.state.evaluations] == [0, 2, 4, 5]
+
+
+def test_the_answers_to_the_same_first_validation_records_are_kept_at_each_evaluation() -> None:
+    loop = build(validation=3, eval_steps=2, max_steps=4, num_eval_traced=2)
+    loop.controller.run()
+    kept = [outcome.key.record for outcome in loop.observer.answered if outcome.trace]
+    assert len(loop.observer.answered) == 3 * 3
+    assert sorted(kept) == [0, 0, 0, 1, 1, 1]
 
 
 def test_an_epoch_that_ends_within_a_window_is_evaluated_after_that_window() -> None:

@@ -206,7 +206,7 @@ def test_the_chat_frame_puts_the_image_before_the_text(actor: Callable[..., Roll
     assert text.endswith("<|im_start|>assistant\n")
 
 
-def test_a_trace_leaves_the_actor_only_where_it_is_asked_for_and_never_of_an_evaluation(
+def test_a_trace_leaves_the_actor_only_where_settings_and_request_ask_for_it(
     actor: Callable[..., RolloutActor],
 ) -> None:
     made = actor(finds_the_cat)
@@ -214,9 +214,11 @@ def test_a_trace_leaves_the_actor_only_where_it_is_asked_for_and_never_of_an_eva
     made._settings = replace(made._settings, trace=True)
     _, (traced,) = answers(made, [request(1)])
     _, (evaluated,) = answers(made, [request(0, epoch=EVALUATION_EPOCH)])
+    _, (untraced,) = answers(made, [replace(request(0, epoch=EVALUATION_EPOCH), traced=False)])
 
     assert without.trace is None
-    assert evaluated.trace is None
+    assert untraced.trace is None
+    assert RolloutTrace.decode(evaluated.trace).key.evaluates
     trace = RolloutTrace.decode(traced.trace)
     assert [(pair.prediction, pair.ground_truth) for pair in trace.pairs] == [(0, 0)]
     assert made._codec.encode(assistant_text([CAT]) + "<|im_end|>") == trace.token_ids.tolist()

@@ -27,14 +27,21 @@ def codec() -> HubCodec:
 
 
 def trace_of(
-    record: int, text: str, *, truths: tuple[GroundTruth, ...], image: str = "x.png", version: int = 0
+    record: int,
+    text: str,
+    *,
+    truths: tuple[GroundTruth, ...],
+    image: str = "x.png",
+    version: int = 0,
+    epoch: int = 0,
 ) -> RolloutTrace:
     """The trace of an answer to a record with these objects, as a run of the demo makes it."""
+    key = RequestKey(record, epoch)
     data = Record(index=record, source=f"t:{record + 1}", images=(image,), width=128, height=128, objects=truths)
     ids = np.asarray(codec().encode(text + END_OF_TURN), dtype=np.int32)
     suffix = codec().encode(END_OF_TURN + "\n")
     seen = replay(
-        key=RequestKey(record),
+        key=key,
         record=data,
         token_ids=ids,
         prompt_len=5,
@@ -44,12 +51,12 @@ def trace_of(
         target=TargetSettings(max_length=4096, prefix_policy="matched"),
     )
     completion = Completion(
-        key=RequestKey(record),
+        key=key,
         prompt_token_ids=np.zeros(5, dtype=np.int32),
         token_ids=ids,
         finish_reason="stop",
         first_version=version,
         last_version=version,
     )
-    request = RolloutRequest(key=RequestKey(record), record=data, seed=0)
+    request = RolloutRequest(key=key, record=data, seed=0)
     return RolloutTrace.of(request, completion, seen.parsed, seen.match, seen.target.stats, suffix)

@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image
 
 from deploy.environment import write_environment
-from deploy.recorder import RecordedRollout, RolloutFile
+from deploy.recorder import RecordedRollout, RolloutFile, append_evaluated
 from protocol.config import load_config
-from protocol.contracts import GroundTruth, Shape
+from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Shape
 from protocol.serialization import assistant_text
 from tests.deploy.rollouts import MODEL, ROOT, trace_of
 
@@ -34,7 +34,7 @@ def write_run(folder: Path, *, steps: int = 20, finished: bool = True, truncated
     _write_lines(folder / "events.jsonl", [event for step in range(steps) for event in _events(START + 10 * step)])
     keys = [{"keys": [f"record={8 * step + at}/epoch=0/rollout=0" for at in range(8)]} for step in range(steps)]
     _write_lines(folder / "ledger.jsonl", keys)
-    _write_rollouts(folder)
+    _write_rollouts(folder, steps)
     if finished:
         summary = {"f1_before": 0.5, "f1_after": 0.7, "steps": steps, "rollouts": 8 * steps, "wall_s": 200.0}
         (folder / "summary.json").write_text(
@@ -85,7 +85,7 @@ def _events(at: float) -> list[dict[str, Any]]:
     return [*made, step, publish]
 
 
-def _write_rollouts(folder: Path) -> None:
+def _write_rollouts(folder: Path, steps: int) -> None:
     image = folder / "x.png"
     Image.new("RGB", (128, 128), "#335577").save(image)
     answers = [
@@ -106,6 +106,14 @@ def _write_rollouts(folder: Path) -> None:
         for at in range(12)
     ]
     RolloutFile(folder, 1 << 20).append(rollouts)
+    for step, text in ((0, "{}"), (steps, answers[0])):
+        traces = [
+            trace_of(at, text, truths=(CAT, DOG), image=str(image), epoch=EVALUATION_EPOCH).encode() for at in range(5)
+        ]
+        append_evaluated(
+            folder,
+            [RecordedRollout(step=step, time=START, actor="actor-0", latency_s=1.0, encoded=each) for each in traces],
+        )
 
 
 def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

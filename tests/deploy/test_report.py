@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
+from deploy.recorder import EVALUATIONS
 from deploy.report.page import render
+from deploy.report.samples import first_and_last
 from deploy.report.timeline import lane_shares, timeline_figure
 from deploy.run_files import read_run
 from tests.deploy.rollouts import ROOT
@@ -66,12 +68,33 @@ def test_texts_from_data_are_escaped(tmp_path: Path) -> None:
 def test_samples_show_the_worst_and_the_best_and_say_what_is_missing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "one")
     page = render([read_run(run)])
-    assert page.count("data:image/jpeg;base64,") == 6
+    assert page.count("data:image/jpeg;base64,") == 6 + 8
     assert f"rollmatch replay --run {run} --key record=6/epoch=0/rollout=0" in page
     (run / "x.png").unlink()
     without = render([read_run(run)])
     assert "data:image/jpeg" not in without
     assert "No picture: " in without
+
+
+def test_the_same_images_are_shown_at_the_first_and_the_last_evaluation(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", steps=20)
+    pairs = first_and_last(read_run(run))
+    assert [(before.title, after.title) for before, after in pairs] == [(f"t:{at}", f"t:{at}") for at in (1, 2, 3, 4)]
+    assert all(before.facts.startswith("F1 0.00") and after.facts.startswith("F1 1.00") for before, after in pairs)
+    page = render([read_run(run)])
+    assert "The same images before and after" in page
+    assert f"rollmatch replay --run {run} --key record=0/epoch=-1/rollout=0 --step 20" in page
+
+
+def test_an_evaluations_folder_has_a_report_of_its_answers(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    (run / "rollouts.jsonl").unlink()
+    lines = (run / EVALUATIONS).read_text().splitlines(keepends=True)
+    (run / EVALUATIONS).write_text("".join(line for line in lines if line.startswith('{"step": 20,')))
+    page = render([read_run(run)])
+    assert "of the evaluated answers" in page
+    assert "The same images" not in page
+    assert page.count("data:image/jpeg;base64,") == 5
 
 
 def test_a_run_without_its_model_still_has_a_report(tmp_path: Path) -> None:

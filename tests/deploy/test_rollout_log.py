@@ -8,18 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors.outcome import Outcome
 from deploy.background import BackgroundWriter
-from deploy.recorder import NAME, OLDER, RecordedRollout, RolloutFile, find_rollout, read_rollouts
+from deploy.recorder import (
+    EVALUATIONS,
+    NAME,
+    OLDER,
+    RecordedRollout,
+    RolloutFile,
+    append_evaluated,
+    find_rollout,
+    read_rollouts,
+)
+from deploy.rollout_log import RolloutLog
 from deploy.timeline import Span, Timeline, merge_spans
-from protocol.contracts import Record, RequestKey
+from protocol.config import load_config
+from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey
 from protocol.errors import ConfigError
 from protocol.segments import SegmentStats
 from protocol.traces import RolloutTrace
+from tests.deploy.rollouts import MODEL, ROOT
 
 
-def rollout(record: int, *, step: int = 0, tokens: int = 5) -> RecordedRollout:
+def rollout(record: int, *, step: int = 0, tokens: int = 5, epoch: int = 0) -> RecordedRollout:
     trace = RolloutTrace(
-        key=RequestKey(record),
+        key=RequestKey(record, epoch),
         record=Record(index=record, source=f"t:{record + 1}", images=("x.png",), width=8, height=8, objects=()),
         seed=1,
         first_version=0,
@@ -63,6 +76,33 @@ def test_a_missing_key_says_what_is_there(tmp_path: Path) -> None:
     RolloutFile(tmp_path, 1 << 20).append([rollout(1), rollout(2, step=3)])
     with pytest.raises(ConfigError, match=r"record=9/.* 2 recorded rollouts \(record=1/.*record=2/.*step 3\)"):
         find_rollout(tmp_path, RequestKey(9))
+
+
+def test_an_evaluations_answer_is_found_beside_a_rollout_and_by_its_step(tmp_path: Path) -> None:
+    RolloutFile(tmp_path, 1 << 20).append([rollout(1)])
+    for step in (0, 40):
+        append_evaluated(tmp_path, [rollout(1, step=step, epoch=EVALUATION_EPOCH)])
+
+    key = RequestKey(1, EVALUATION_EPOCH)
+    assert find_rollout(tmp_path, RequestKey(1)).trace.key.epoch == 0
+    assert (find_rollout(tmp_path, key).step, find_rollout(tmp_path, key, step=0).step) == (40, 0)
+    with pytest.raises(ConfigError, match=r"epoch=-1/rollout=0 of step 20 is not among its 2 recorded rollouts"):
+        find_rollout(tmp_path, key, step=20)
+
+
+def test_what_arrives_is_of_the_step_that_the_run_is_at_also_after_a_resume(tmp_path: Path) -> None:
+    overrides = [f"training.output_dir={tmp_path}", "training.run_name=one", f"model.model={MODEL}"]
+    log = RolloutLog(load_config(ROOT / "configs" / "demo.yaml", overrides=overrides))
+    (tmp_path / "one").mkdir()
+    log.rewind(8)
+    log.evaluated(Outcome(key=RequestKey(1, EVALUATION_EPOCH), trace=rollout(1, epoch=EVALUATION_EPOCH).encoded))
+    log.evaluated(Outcome(key=RequestKey(2, EVALUATION_EPOCH)))
+    log.outcome(Outcome(key=RequestKey(1), trace=rollout(1).encoded))
+    log.step(9, {})
+    log.close()
+
+    assert [each.step for each in read_rollouts(tmp_path / "one", [EVALUATIONS])] == [8]
+    assert [each.step for each in read_rollouts(tmp_path / "one")] == [8]
 
 
 def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.launch import evaluate_only, train
+from deploy.evaluation import evaluate_checkpoint
+from deploy.launch import train
 from protocol.config import RunConfig
 from tests.integration.conftest import read_lines
 
@@ -38,5 +39,5 @@ def test_engines_answer_with_the_adapter_that_was_pushed(demo_config: Callable[.
     names = ("eval_rollout_pred_objects", "eval_rollout_matched", "eval_rollout_f1")
     served = {name: summary["after"][name] for name in names}
     assert served != {name: summary["before"][name] for name in names}
-    fresh = evaluate_only(demo_config(f"model.model={merged}"))
+    fresh = evaluate_checkpoint(demo_config(f"model.model={merged}"))
     assert served == pytest.approx({name: fresh[name] for name in names}, rel=0.02)

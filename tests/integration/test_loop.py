@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from deploy.attest import attest
-from deploy.launch import evaluate_only
+from deploy.evaluation import evaluate_checkpoint
 from protocol.config import RunConfig
 from tests.integration.conftest import TwoWindows, read_lines
 from tests.integration.recorded import check_recorded
@@ -39,7 +39,7 @@ def test_two_windows_with_two_learner_ranks_train_on_what_the_engines_serve(
     # engine that never took one give the same rollouts, so the same metrics to the last digit.
     merged = folder / "checkpoint-2" / "merged"
     served = {name: value for name, value in summary["after"].items() if name.startswith("eval_rollout")}
-    fresh = evaluate_only(demo_config(f"model.model={merged}"))
+    fresh = evaluate_checkpoint(demo_config(f"model.model={merged}"))
     assert served == {name: fresh[name] for name in served}
     assert served != {name: summary["before"][name] for name in served}, "or the comparison could not fail"
 
