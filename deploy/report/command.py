@@ -14,13 +14,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="HTML file to write (RUN/report.html of the first run)"
     )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="also draw the same validation images at the first run's first and last evaluation (.png, .jpg)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the page and prints where it is."""
     from deploy.report.page import write_report
+    from deploy.report.picture import write_picture
 
     path = arguments.output or arguments.runs[0] / "report.html"
-    write_report([read_run(folder) for folder in arguments.runs], path)
+    runs = [read_run(folder) for folder in arguments.runs]
+    write_report(runs, path)
     print(path)
+    if arguments.picture is not None:
+        write_picture(runs[0], arguments.picture, columns=4)
+        print(arguments.picture)
     return 0

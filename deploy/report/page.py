@@ -15,7 +15,7 @@ from markupsafe import Markup
 from deploy.health_numbers import HealthFinding, Level
 from deploy.health_rules import findings, verdict
 from deploy.report.charts import charts
-from deploy.report.samples import Sample, best_and_worst, first_and_last
+from deploy.report.samples import Sample, before_and_after, best_and_worst
 from deploy.report.timeline import LaneShare, lane_shares, timeline_figure
 from deploy.run_files import RunData
 from deploy.target_html import MASK_CSS, legend_html
@@ -103,7 +103,7 @@ def _view(run: RunData, at: int, figures: dict[str, Any]) -> RunView:
         timeline=key,
         best=best,
         worst=worst,
-        evaluated=first_and_last(run),
+        evaluated=before_and_after(run),
     )
 
 

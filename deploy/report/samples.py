@@ -7,6 +7,8 @@ import base64
 import io
 from dataclasses import dataclass
 
+from PIL import Image
+
 from actors.codec import HubCodec
 from deploy.file_codec import load_codec
 from deploy.overlay import draw_sample, outlines
@@ -15,7 +17,6 @@ from deploy.replay import answer_of, difference, replay_answer
 from deploy.run_files import RunData
 from deploy.target_html import target_html
 from protocol.config import RunConfig, load_config
-from protocol.contracts import RequestKey
 from protocol.errors import ConfigError
 
 _WIDTH_PX = 460
@@ -52,15 +53,23 @@ def best_and_worst(run: RunData, count: int = 3) -> tuple[list[Sample], list[Sam
     return [maker.make(each) for each in best], [maker.make(e) for e in worst if e.trace.key not in names][:count]
 
 
-def first_and_last(run: RunData, count: int = 4) -> list[tuple[Sample, Sample]]:
-    """Answers to the same validation images at the first and the last evaluation; none where there was only one."""
-    found: dict[tuple[int, RequestKey], RecordedRollout] = {(each.step, each.trace.key): each for each in run.evaluated}
+def first_and_last(run: RunData, count: int = 4) -> list[tuple[RecordedRollout, RecordedRollout]]:
+    """Answers to the same validation images, the first ones, at the first and the last evaluation; none where there was
+    only one."""
+    counted = {row["step"] for row in run.evaluations}  # a resume takes evaluations back, but not their answers
+    found = {(each.step, each.trace.key): each for each in run.evaluated if each.step in counted}
     steps = sorted({step for step, _ in found})
     if len(steps) < 2:
         return []
-    keys = [key for step, key in sorted(found) if step == steps[0] and (steps[-1], key) in found]
+    first, last = steps[0], steps[-1]
+    keys = [key for step, key in sorted(found) if step == first and (last, key) in found]
+    return [(found[first, key], found[last, key]) for key in keys[:count]]
+
+
+def before_and_after(run: RunData) -> list[tuple[Sample, Sample]]:
+    """`first_and_last` as cards."""
     maker = _SampleMaker(run)
-    return [(maker.make(found[steps[0], key]), maker.make(found[steps[-1], key])) for key in keys[:count]]
+    return [(maker.make(before), maker.make(after)) for before, after in first_and_last(run)]
 
 
 class _SampleMaker:
@@ -105,12 +114,16 @@ class _SampleMaker:
         return html if len(html) <= _MOST_TARGET_CHARS else "", f"The target {differs}." if differs else ""
 
 
-def _picture(rollout: RecordedRollout) -> tuple[str | None, str]:
+def draw_rollout(rollout: RecordedRollout, width: int) -> Image.Image:
+    """The image with ground truth and predictions. OSError where it cannot be read."""
     trace = rollout.trace
     predictions = [(each.desc, each.shape) for each in trace.predictions]
-    drawn = outlines(trace.record.objects, predictions, trace.pairs)
+    return draw_sample(trace.record.images[0], outlines(trace.record.objects, predictions, trace.pairs), width=width)
+
+
+def _picture(rollout: RecordedRollout) -> tuple[str | None, str]:
     try:
-        image = draw_sample(trace.record.images[0], drawn, width=_WIDTH_PX)
+        image = draw_rollout(rollout, _WIDTH_PX)
     except OSError as error:
         return None, f"No picture: {error}."
     buffer = io.BytesIO()

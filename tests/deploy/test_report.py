@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from deploy.cli import main
 from deploy.recorder import EVALUATIONS
@@ -79,11 +80,32 @@ def test_samples_show_the_worst_and_the_best_and_say_what_is_missing(tmp_path: P
 def test_the_same_images_are_shown_at_the_first_and_the_last_evaluation(tmp_path: Path) -> None:
     run = write_run(tmp_path / "one", steps=20)
     pairs = first_and_last(read_run(run))
-    assert [(before.title, after.title) for before, after in pairs] == [(f"t:{at}", f"t:{at}") for at in (1, 2, 3, 4)]
-    assert all(before.facts.startswith("F1 0.00") and after.facts.startswith("F1 1.00") for before, after in pairs)
+    assert [before.trace.key.record for before, _ in pairs] == [0, 1, 2, 3]
+    assert all(before.trace.key == after.trace.key for before, after in pairs)
+    assert all((before.trace.f1, after.trace.f1) == (0.0, 1.0) for before, after in pairs)
     page = render([read_run(run)])
     assert "The same images before and after" in page
     assert f"rollmatch replay --run {run} --key record=0/epoch=-1/rollout=0 --step 20" in page
+
+
+def test_answers_of_an_evaluation_that_a_resume_took_back_are_not_the_last(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", steps=20)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:-1]))
+    assert first_and_last(read_run(run)) == []
+
+
+def test_the_same_images_are_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, picture = write_run(tmp_path / "one"), tmp_path / "new" / "a.png"
+    assert main(["report", str(run), "--picture", str(picture)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(picture)
+    with Image.open(picture) as image:
+        assert image.width > image.height > 2 * 360
+    assert main(["report", str(run), "--picture", str(picture.with_suffix(".gif"))]) == 2
+    assert "write one of .png" in capsys.readouterr().err
+    (run / EVALUATIONS).unlink()
+    assert main(["report", str(run), "--picture", str(picture)]) == 2
+    assert "has no two evaluations whose answers were kept" in capsys.readouterr().err
 
 
 def test_an_evaluations_folder_has_a_report_of_its_answers(tmp_path: Path) -> None:
