@@ -29,6 +29,9 @@ from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.whole_file import write_whole
 
+ORIGIN = "resumed_from"
+"""File of a run that goes on from another run's checkpoint: where `auto` starts until there is one of its own."""
+
 log = logging.getLogger("rollmatch")
 
 
@@ -157,7 +160,15 @@ def resume_path(config: RunConfig) -> Path | None:
     if resume == "never":
         return None
     if resume == "auto":
-        return newest_checkpoint(config.run_dir.resolve())
+        run_dir = config.run_dir.resolve()
+        origin = run_dir / ORIGIN
+        last = newest_checkpoint(run_dir) or (Path(origin.read_text().strip()) if origin.exists() else None)
+        if last is not None and not _is_complete(last):
+            raise ConfigError(
+                f"training.resume: auto, and {last}, which this run went on from ({origin}), is gone; bring it back, "
+                "or write never to start anew"
+            )
+        return last
     if not _is_complete(Path(resume)):
         raise ConfigError(f"training.resume: {resume} holds no {META}; name a checkpoint-STEP folder, or auto")
     return Path(resume).resolve()
@@ -188,6 +199,7 @@ def begin_run(config: RunConfig, num_records: int) -> ResumePoint | None:
     run_dir.mkdir(parents=True, exist_ok=True)
     if path is not None and path.parent != run_dir.resolve():
         copy_history(path.parent, run_dir)
+        write_whole(run_dir / ORIGIN, f"{path}\n")
     rewind(run_dir, point)
     return point
 

@@ -136,7 +136,7 @@ class TrainingConfig(Section):
     """Besides JSONL: `tensorboard`, `wandb` (needs the wandb package), `none`."""
     resume: NonEmpty = "never"
     """`never` starts from the start checkpoint, `auto` continues from the newest complete checkpoint of the run's
-    folder, anything else is the checkpoint folder to continue from."""
+    folder (before its first: from where it came from), anything else is the checkpoint folder to continue from."""
 
     @model_validator(mode="after")
     def _rules(self) -> TrainingConfig:

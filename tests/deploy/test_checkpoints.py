@@ -215,6 +215,24 @@ def test_a_checkpoint_that_was_just_taken_is_not_written_again(tmp_path: Path) -
     assert (tmp_path / "r" / "checkpoint-2").stat().st_mtime_ns == before
 
 
+def test_auto_goes_back_to_where_a_run_came_from_until_it_has_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=4)
+    origin = tmp_path / "r" / "checkpoint-4"
+    begin_run(config(tmp_path, run_name="next", resume=str(origin)), 100)
+    again = config(tmp_path, run_name="next", resume="auto")
+    for _ in range(2):
+        point = begin_run(again, 100)
+        assert point is not None
+        assert point.path == origin.resolve()
+
+    own = CheckpointKeeper(again, FolderLearner(), 100, last_step=4).snapshot(state(8), position=0)()
+    assert resume_path(again) == own.resolve()
+    for path in (own, origin):
+        path.rename(path.with_name("elsewhere"))
+    with pytest.raises(ConfigError, match=r"^training\.resume: auto, and .*checkpoint-4, which .* is gone"):
+        begin_run(again, 100)
+
+
 def test_a_resumed_run_saves_at_the_steps_of_one_that_was_not_stopped(tmp_path: Path) -> None:
     saves = CheckpointKeeper(config(tmp_path, save_steps=4), FolderLearner(), num_records=100, last_step=6)
     assert [step for step in (7, 8, 9) if saves.due(step)] == [8, 9]
