@@ -69,6 +69,9 @@ class SegmentBuffer:
         self._ready: list[int] = []  # orders, ascending
         self._keys: dict[RequestKey, int] = {}
         self._num_bytes = 0
+        self._overdraft = 0
+        """Bytes beyond the bound that lost segments may come back with: later requests were admitted beside their true
+        sizes, and now they may be of any size again."""
         self._num_leases = 0
 
     def put(self, meta: SegmentMeta, ref: Any, *, order: int) -> Entry:
@@ -83,10 +86,11 @@ class SegmentBuffer:
                 "late answers of requests that were retried elsewhere"
             )
         num_bytes, num_segments = self._num_bytes + meta.num_bytes, len(self._entries) + 1
-        if self._entries and (num_bytes > self._max_bytes or num_segments > self._max_segments):
+        most_bytes = self._max_bytes + self._overdraft
+        if self._entries and (num_bytes > most_bytes or num_segments > self._max_segments):
             raise ContractError(
                 f"buffer: {meta.key} would make {num_segments} segments of {num_bytes} bytes, the bounds are "
-                f"{self._max_segments} and {self._max_bytes}; the controller admitted requests while the buffer was "
+                f"{self._max_segments} and {most_bytes}; the controller admitted requests while the buffer was "
                 "full: raise the bounds to hold every request that may be running"
             )
         entry = Entry(order=order, meta=meta, ref=ref)
@@ -125,6 +129,12 @@ class SegmentBuffer:
             del self._entries[entry.order], self._keys[entry.meta.key]
             self._num_bytes -= entry.meta.num_bytes
             entry.lease = None
+
+    def lose(self, entries: Iterable[Entry]) -> None:
+        """`release` of segments that are gone and will be asked for again."""
+        lost = list(entries)
+        self.release(lost)
+        self._overdraft += sum(self._max_segment_bytes - entry.meta.num_bytes for entry in lost)
 
     def requeue(self, entries: Iterable[Entry]) -> None:
         """Give leased entries back as READY, at their old place in the order. Raises as `release` does."""
@@ -175,6 +185,8 @@ class SegmentBuffer:
         """
         by_bytes = (self._max_bytes - self._num_bytes) // self._max_segment_bytes
         by_count = self._max_segments - len(self._entries)
+        if by_bytes >= num_running:
+            self._overdraft = 0
         return max(0, min(by_bytes, by_count) - num_running)
 
     def ready(self) -> list[Entry]:

@@ -79,7 +79,9 @@ class Controller:
         self._learner_thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self.state = state or LoopState()
         self._intake = Intake(settings, pool, buffer, requests, observer, self.state)
-        self._sync = WeightSync(settings, pool, learner, self._intake, observer, self.state, self._meanwhile)
+        self._sync = WeightSync(
+            settings, pool, learner, self._intake, observer, self.state, self._meanwhile, lambda: self.stop
+        )
         self._boundary = requests.position
         """Where a resume starts; moves between windows only."""
         self.stop = False
@@ -91,6 +93,7 @@ class Controller:
             self._sync.publish(full=True)
             self._begin()
             while self.state.step < self._settings.max_steps:
+                self._leave_if_asked()  # where the next window is whole already, nothing below waits, and none looks
                 self._train_window()
             self._sync.settle()
         except Interrupted:
@@ -222,11 +225,12 @@ class Controller:
         if not self._validation:
             return
         self._sync.settle()
+        self._leave_if_asked()
         metrics = evaluate(
             self._pool,
             self._validation,
             self.state.version,
-            self._intake.accept,
+            self._intake.beside_evaluation(),
             self._evaluating,
             self._observer.evaluated,
             self._settings.num_eval_traced,

@@ -83,7 +83,7 @@ class Intake:
         self._waited_s += waited_s
         self._buffer.requeue(entry for position, entry in enumerate(entries) if position not in lost)
         gone = [entries[position] for position in sorted(lost)]
-        self._buffer.release(gone)
+        self._buffer.lose(gone)
         self.state.accepted -= len(gone)
         requests = [self._requests.again(entry.order, min_version=self.state.version) for entry in gone]
         orders = self._orders | {request.key: entry.order for request, entry in zip(requests, gone, strict=True)}
@@ -119,10 +119,21 @@ class Intake:
         """What the actors have answered; waits for the first."""
         started, busy = time.monotonic(), bool(self._orders)
         for outcome, segment in self._pool.poll(timeout_s):
-            self._arrived.append(outcome)
-            self.accept(outcome, segment)
+            self._accept(outcome, segment)
         if busy:
             self._generated_s += time.monotonic() - started
+
+    def beside_evaluation(self) -> Callable[[Outcome, Any], None]:
+        """What takes in the training answers that an evaluation, which polls itself, gets from now on."""
+        last = time.monotonic()
+
+        def take_in(outcome: Outcome, segment: Any) -> None:
+            nonlocal last
+            since, last = last, time.monotonic()
+            self._generated_s += last - since
+            self._accept(outcome, segment)
+
+        return take_in
 
     def collect(self, check_stop: Callable[[], None]) -> list[Entry]:
         """Waits for one window's segments, those carried into it included; oldest requests first, whatever the order of
@@ -149,7 +160,8 @@ class Intake:
     def _oldest_running(self) -> int | None:
         return next(iter(self._orders.values()), None)
 
-    def accept(self, outcome: Outcome, segment: Any) -> None:
+    def _accept(self, outcome: Outcome, segment: Any) -> None:
+        self._arrived.append(outcome)
         order = self._orders.pop(outcome.key)
         self._observer.outcome(outcome)
         if outcome.meta is None:

@@ -20,6 +20,7 @@ from heapq import heapify, heappop, heapreplace
 from actors.member import Member
 from actors.outcome import Outcome
 from protocol.contracts import RequestKey
+from protocol.errors import SyncError
 from protocol.unread import AnyRequest
 
 
@@ -76,11 +77,12 @@ class RequestQueue:
         member.alone = False
 
     def give_back(self, member: Member, cause: Exception) -> None:
-        """Takes over what a dead member owed."""
+        """Takes over what a dead member owed. No request is to blame for a load that failed."""
+        by_request = not isinstance(cause, SyncError)
         for key, request in reversed(member.owed.items()):
-            self._deaths[key] += 1
+            self._deaths[key] += by_request
             self.num_given_back += 1
-            if member.alone:
+            if member.alone and by_request:
                 failure = f"EngineKilled: {request.source}: {self._deaths.pop(key)} engines ended with it: {cause}"
                 del self._open_since[key]
                 self._blamed.append(Outcome(key=key, failure=failure))

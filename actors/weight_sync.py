@@ -6,7 +6,7 @@
 | who waits | for what | who ends the wait |
 |---|---|---|
 | `publish` | the learner's merged weights | the learner group, within its `step_timeout_s` |
-| `settle` | every engine's attestation | the engines; the pool's deadline, `sync.timeout_s` |
+| `settle` | every engine's attestation | the engines; the pool's deadline, `sync.timeout_s`; a stop of the run |
 
 A version's buckets are a copy, so the learner may train its next window while the engines load, where that window's
 rollouts are there already (`max_staleness` above 0). Requests that the version makes room for wait until all live
@@ -55,8 +55,10 @@ class WeightSync:
         observer: Observer,
         state: LoopState,
         meanwhile: Meanwhile,
+        is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`meanwhile` runs the learner's work in its thread, and takes in what the actors answer."""
+        """`meanwhile` runs the learner's work in its thread, and takes in what the actors answer. `is_leaving`: the run
+        was asked to stop, and nobody will ask the engines again: it must not depend on them any more."""
         self._settings = settings
         self._pool = pool
         self._learner = learner
@@ -64,6 +66,7 @@ class WeightSync:
         self._observer = observer
         self._state = state
         self._meanwhile = meanwhile
+        self._is_leaving = is_leaving
         self._on_its_way: OnItsWay | None = None
         self._attested: dict[str, float] = {}
         """Metrics of the version that was attested last."""
@@ -80,6 +83,9 @@ class WeightSync:
             )
         self.settle()
         version = self._state.version if full else self._state.version + 1
+        if self._is_leaving() and not full:
+            self._state.version = version  # a resume sends it, in full
+            return {"policy/version": float(version)} | self._attested
         self._observer.phase("sync", f"the learner's weights of version {version}")
         started = time.monotonic()
         manifest, refs = self._meanwhile(lambda: self._learner.publish(version, full))
@@ -94,8 +100,8 @@ class WeightSync:
         return {"policy/version": float(version)} | publish_metrics(manifest) | self._attested
 
     def settle(self) -> None:
-        """Waits until every live engine has attested what is on its way."""
-        while self._on_its_way is not None:
+        """Waits until every live engine has attested what is on its way, or the run is asked to stop."""
+        while self._on_its_way is not None and not self._is_leaving():
             self._observer.phase("sync", f"version {self._on_its_way.manifest.version} on every engine")
             self._intake.take_in()
             self.catch_up()

@@ -100,6 +100,27 @@ def test_room_reserves_the_largest_segment_for_each_running_request() -> None:
     assert buffer.room(num_running=5) == 0
 
 
+def test_segments_that_are_lost_may_come_back_larger_beside_what_was_admitted_meanwhile() -> None:
+    buffer = SegmentBuffer(max_bytes=100, max_segments=50, max_segment_bytes=30)
+    for order in range(3):
+        buffer.put(meta(order), "small", order=order)
+    lost = buffer.take(3)
+    assert buffer.room(num_running=0) == 2
+    buffer.lose(lost)  # three to ask for again, beside the two
+    for order in range(5):
+        buffer.put(meta(order + 10, num_bytes=30), "large", order=order)
+    assert buffer.num_bytes == 150
+    assert buffer.room(num_running=0) == 0
+    with pytest.raises(ContractError, match="would make 6 segments of 180 bytes, the bounds are 50 and 160"):
+        buffer.put(meta(20, num_bytes=30), "one that nobody admitted", order=20)
+    buffer.release(buffer.take(5))
+    assert buffer.room(num_running=0) == 3
+    for order in range(30, 33):
+        buffer.put(meta(order, num_bytes=30), "large", order=order)
+    with pytest.raises(ContractError, match="the bounds are 50 and 100"):
+        buffer.put(meta(33, num_bytes=30), "large", order=33)
+
+
 def test_a_rollout_that_is_delivered_twice_is_refused() -> None:
     buffer = buffer_with(0)
     with pytest.raises(ContractError, match="record=0/epoch=0/rollout=0 with order 5 is buffered already"):

@@ -400,6 +400,39 @@ class QuickPool(FakePool):
         return super().poll()
 
 
+class FastPool(FakePool):
+    """Has answered everything at the next look, oldest first, also while the learner works."""
+
+    def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
+        return [self._answer(self._open.popleft()) for _ in range(len(self._open))]
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1, 2])
+def test_a_stop_is_heeded_after_the_window_also_where_actors_are_faster_than_the_learner(max_staleness: int) -> None:
+    loop = build(max_steps=20, max_staleness=max_staleness)
+    loop.controller._pool.__class__ = FastPool
+    train = loop.learner.train_step
+
+    def slow(plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
+        time.sleep(0.02)  # polls happen meanwhile
+        loop.controller.stop |= len(loop.learner.trained) == 2
+        return train(plan, segment_refs)
+
+    loop.learner.train_step = slow  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="step 3"):
+        loop.controller.run()
+    assert [(saved["step"], saved["version"], position) for saved, position in loop.keeper.saved] == [(3, 3, 12)]
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_what_is_answered_beside_an_evaluation_is_in_its_windows_metrics(max_staleness: int) -> None:
+    loop = build(max_steps=6, max_staleness=max_staleness, validation=4, eval_steps=1)
+    loop.controller._pool.__class__ = FastPool
+    loop.controller.run()
+    tokens = [metrics.get("rollout/gen_new_tokens_total", 0.0) for _, metrics in loop.observer.steps]
+    assert sum(tokens) == 6 * 4 * 50
+
+
 def test_the_next_window_is_generated_while_a_checkpoint_is_written() -> None:
     loop = build(max_steps=2)
     loop.controller._pool.__class__ = QuickPool

@@ -8,7 +8,7 @@ from actors.member import ActorState, Call, Member
 from actors.request_queue import RequestQueue
 from actors.supervision import PoolSettings, judge, plan_restart
 from protocol.contracts import Record, RequestKey, RolloutRequest
-from protocol.errors import DeadlineError, EngineError
+from protocol.errors import DeadlineError, EngineError, SyncError
 
 LIMITS = PoolSettings(
     num_actors=2,
@@ -137,6 +137,19 @@ def test_a_request_that_killed_actors_is_sent_alone_and_blamed_only_then() -> No
     assert blamed.failure is not None
     assert blamed.failure.startswith("EngineKilled: t:1: 2 engines ended")
     assert planned(queue, member) == {"a": [2]}
+
+
+def test_no_request_is_blamed_for_a_load_that_failed() -> None:
+    queue, member = RequestQueue(max_in_flight=64, max_retries=1), synced()
+    queue.submit([request(0), request(1)])
+    planned(queue, member)
+    queue.give_back(member, SyncError("serves version 3, published was 4"))
+    assert planned(queue, member) == {"actor-0": [0, 1]}, "it is no death of theirs"
+    queue.give_back(member, EngineError("x"))
+    assert planned(queue, member) == {"actor-0": [0]}
+    queue.give_back(member, SyncError("serves version 3, published was 4"))
+    assert queue.blamed() == []
+    assert planned(queue, member) == {"actor-0": [0]}
 
 
 def test_an_answer_that_comes_twice_is_an_error() -> None:

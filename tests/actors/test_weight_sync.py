@@ -10,6 +10,7 @@ import pytest
 
 from actors.loop import LoopState
 from protocol.contracts import RolloutRequest
+from protocol.errors import Interrupted
 from protocol.weights import SyncGroup, WeightsManifest
 from tests.actors.test_controller import FakePool, Loop, build
 
@@ -107,6 +108,24 @@ def test_a_steps_metrics_tell_the_engines_part_of_the_version_that_was_attested_
     loop.controller.run()
     told = [(metrics["policy/version"], metrics["sync/load_s"]) for _, metrics in loop.observer.steps]
     assert told == [(1.0, 10.0), (2.0, 11.0), (3.0, 12.0)]
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_engines_that_do_not_come_back(max_staleness: int) -> None:
+    loop = slow_to_load(max_staleness=max_staleness, max_steps=5)
+    train = loop.learner.train_step
+
+    def gone(plan: Any, segment_refs: Sequence[Any]) -> Any:
+        if len(loop.learner.trained) == 1:
+            loop.controller.stop = True
+            loop.controller._pool.polls_left = 10**9  # type: ignore[attr-defined]
+        return train(plan, segment_refs)
+
+    loop.learner.train_step = gone  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="step 2, version 2"):
+        loop.controller.run()
+    assert [window.last_step for window in loop.observer.windows] == [1, 2]
+    assert [(saved["step"], saved["version"]) for saved, _ in loop.keeper.saved] == [(2, 2)]
 
 
 def test_a_checkpoint_does_not_wait_for_engines() -> None:
