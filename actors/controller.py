@@ -9,7 +9,7 @@
 |---|---|---|
 | `_first_training` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
 | `_meanwhile` | the learner's step, merged weights, checkpoint | the learner group, within its `step_timeout_s` |
-| `WeightSync.settle` | every actor's attestation | the actors; the pool's deadline |
+| `WeightSync.settle` | every actor's attestation | the actors; the pool's deadline; a stop |
 | admission | room: by staleness, and in the buffer | a version is attested; a window is released |
 
 The learner trains, merges and saves in a thread of its own, and this thread takes in what the actors answer meanwhile.
@@ -39,11 +39,7 @@ from actors.requests import RequestStream
 from actors.weight_sync import WeightSync
 from protocol.contracts import Record
 from protocol.errors import Interrupted, SegmentsLost
-from protocol.metrics import (
-    packing_metrics,
-    window_metrics,
-    without_generation,
-)
+from protocol.metrics import packing_metrics, window_metrics, without_generation
 from protocol.segments import PackPlan
 
 T = TypeVar("T")
