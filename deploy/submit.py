@@ -7,14 +7,14 @@ The token is where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.r
 | who waits | for what | who ends the wait | deadline |
 |---|---|---|---|
 | `_accepted` | the head's job agent | the head | 120 s |
-| `_follow` | the job's end | the job, by its own deadlines; Ctrl-C | 300 s in which the head answers nothing |
-| `_stop` | a stopped job's checkpoint | the driver; Ray, which kills it | `RAY_JOB_STOP_WAIT_TIME_S` and a minute |
+| `_Client` | the upload of the checkout | the network | a minute, and a second more for each 64 KiB |
+
+Following and stopping: `deploy.job`.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import secrets
 import shlex
@@ -24,24 +24,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import yaml
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobSubmissionClient
 
+from deploy.job import follow, stop
 from deploy.run_paths import on_a_hub, read_paths, written_paths
 from protocol.config import RunConfig
 from protocol.errors import ConfigError, DeadlineError
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_ENV = ROOT / "configs" / "runtime_env.yaml"
-INTERRUPTED = 130
-ACCEPT_S, LOST_S = 120.0, 300.0
-SILENT_S = 120.0
-"""Without a word of the log: the job may have nothing to say, or the connection may be dead; its status tells."""
-REQUEST_S = 60.0
-LOST = (RuntimeError, OSError, aiohttp.ClientError, AuthenticationError)
-"""What Ray's client raises where the head, or something in front of it, does not answer as it should."""
+ACCEPT_S, REQUEST_S = 120.0, 60.0
+SLOWEST_BYTES_S = 64 * 2**10
+"""An uplink of half a megabit per second; a dead one is noticed the later the more there is to send."""
 TOKEN_HELP = (
     "the cluster's token belongs into RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token; on the head, "
     "`ray get-auth-token` prints it"
@@ -51,8 +47,10 @@ TOKEN_HELP = (
 class _Client(JobSubmissionClient):  # type: ignore[misc]
     """Every request has a deadline, which Ray's own client does not give it."""
 
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        return super()._do_request(method, endpoint, timeout=REQUEST_S, **options)
+    def _do_request(self, method: str, endpoint: str, *, data: bytes | None = None, **options: Any) -> Any:
+        # The first number is the connection's and, over plain http, that of sending the whole body.
+        limits = (REQUEST_S + len(data or b"") / SLOWEST_BYTES_S, REQUEST_S)
+        return super()._do_request(method, endpoint, data=data, timeout=limits, **options)
 
 
 def submit(config: RunConfig, arguments: argparse.Namespace) -> int:
@@ -77,10 +75,10 @@ def submit(config: RunConfig, arguments: argparse.Namespace) -> int:
         return 0
     grace = int(runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"])
     try:
-        return _follow(client, job)
+        return follow(client, job)
     except KeyboardInterrupt:
         if _wants_stop(arguments.on_interrupt):
-            return _stop(client, job, grace)
+            return stop(client, job, grace)
     address = shlex.quote(arguments.address)
     print(f"rollmatch: left {job} running; ray job logs --address {address} --follow {job}", file=sys.stderr)
     return 0
@@ -167,52 +165,6 @@ def _accepted(client: JobSubmissionClient, command: str, runtime_env: dict[str, 
         time.sleep(5)
 
 
-def _follow(client: JobSubmissionClient, job: str) -> int:
-    """Prints the job's log until it ends; a connection that breaks meanwhile is made again, where the log was left."""
-    printed = 0
-
-    async def tail() -> None:
-        nonlocal printed
-        passed, pieces = 0, client.tail_job_logs(job)
-        while True:
-            try:
-                text = await asyncio.wait_for(anext(pieces, None), SILENT_S)
-            except TimeoutError:
-                return
-            if text is None:
-                return
-            new = text[max(0, printed - passed) :]
-            passed += len(text)
-            printed = max(printed, passed)
-            print(new, end="", flush=True)
-
-    answered = time.monotonic()
-    while True:
-        try:
-            asyncio.run(tail())
-            if client.get_job_status(job).is_terminal():
-                return _exit_code(client, job)
-            answered = time.monotonic()
-        except LOST as error:
-            if time.monotonic() - answered > LOST_S:
-                raise DeadlineError(
-                    f"{job}: the cluster has not answered for {LOST_S:.0f} s ({error}); the job may still run: look at "
-                    "the head, and follow it with `ray job logs --follow`"
-                ) from error
-            print(f"rollmatch: lost the connection to {job}, and will look again: {error}", file=sys.stderr)
-        time.sleep(2)
-
-
-def _exit_code(client: JobSubmissionClient, job: str) -> int:
-    info = client.get_job_info(job)
-    print(f"rollmatch: {job} {info.status}: {info.message}", file=sys.stderr)
-    if info.status == JobStatus.STOPPED:
-        return INTERRUPTED
-    if info.status == JobStatus.SUCCEEDED:
-        return 0
-    return info.driver_exit_code or 1
-
-
 def _wants_stop(choice: str) -> bool:
     if choice != "ask":
         return choice == "stop"
@@ -223,22 +175,3 @@ def _wants_stop(choice: str) -> bool:
     except EOFError:  # Ctrl-D
         return False
     return answer.strip().lower().startswith("s")
-
-
-def _stop(client: JobSubmissionClient, job: str, grace_s: int) -> int:
-    """SIGTERM to the driver, which finishes its window, saves and leaves."""
-    print(f"rollmatch: stopping {job}: it finishes its window and writes a checkpoint", file=sys.stderr)
-    asked, deadline = False, time.monotonic() + grace_s + 60
-    while True:
-        try:
-            asked = asked or bool(client.stop_job(job))
-            if client.get_job_status(job).is_terminal():
-                return _exit_code(client, job)
-        except LOST as error:
-            print(f"rollmatch: lost the connection to {job}, and will ask again: {error}", file=sys.stderr)
-        if time.monotonic() > deadline:
-            raise DeadlineError(
-                f"{job}: did not end within {grace_s + 60} s of being asked to; look at its log, Ray kills it after "
-                "RAY_JOB_STOP_WAIT_TIME_S in configs/runtime_env.yaml"
-            )
-        time.sleep(1)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import aiohttp
 import pytest
+import requests
 import yaml
-from ray.job_submission import JobStatus
 
 from deploy import submit
 from deploy.submit import ROOT, RUNTIME_ENV, _client, entrypoint, portability
 from protocol.config import RunConfig, load_config
-from protocol.errors import ConfigError, DeadlineError
+from protocol.errors import ConfigError
 
 DEMO = ROOT / "configs" / "demo.yaml"
 EXCLUDES = yaml.safe_load(RUNTIME_ENV.read_text())["excludes"]
@@ -72,71 +68,6 @@ def test_whatever_names_a_file_is_looked_at(override: str, name: str) -> None:
     assert [line.split(":")[0] for line in portability(demo(*fine, override), EXCLUDES)] == [name]
 
 
-class Head:
-    """A head that answers as it is told to: pieces of the log for each tail, or what the connection raises."""
-
-    def __init__(self, *tails: Any, statuses: Any) -> None:
-        self._tails, self._statuses = iter(tails), iter(statuses)
-        self.stopped = 0
-
-    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
-        for piece in next(self._tails):
-            if isinstance(piece, Exception):
-                raise piece
-            if piece is None:
-                await asyncio.sleep(30)
-            yield piece
-
-    def get_job_status(self, job: str) -> JobStatus:
-        status = next(self._statuses)
-        if isinstance(status, Exception):
-            raise status
-        return status
-
-    def stop_job(self, job: str) -> bool:
-        self.stopped += 1
-        return True
-
-    def get_job_info(self, job: str) -> Any:
-        return SimpleNamespace(status=self.get_job_status(job), message="", driver_exit_code=2)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "SILENT_S", 0.05)
-    monkeypatch.setattr(submit.time, "sleep", lambda _: None)
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_broken_or_silent_connection_is_made_again_where_the_log_was_left(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    running, done = JobStatus.RUNNING, JobStatus.SUCCEEDED
-    head = Head(
-        ["one\n", aiohttp.ServerDisconnectedError()],
-        ["one\ntwo\n", None],
-        [RuntimeError("502")],
-        ["one\n", "two\nthree\n"],
-        statuses=[running, done, done],
-    )
-    assert submit._follow(head, "job") == 0  # type: ignore[arg-type]
-    assert capsys.readouterr().out == "one\ntwo\nthree\n"
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_head_that_answers_no_more_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "LOST_S", -1.0)
-    with pytest.raises(DeadlineError, match="the job may still run"):
-        submit._follow(Head([OSError("gone")], statuses=[]), "job")  # type: ignore[arg-type]
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_stopped_job_is_awaited_through_a_lost_answer() -> None:
-    head = Head(statuses=[RuntimeError("502"), JobStatus.RUNNING, JobStatus.STOPPED, JobStatus.STOPPED])
-    assert submit._stop(head, "job", grace_s=60) == submit.INTERRUPTED  # type: ignore[arg-type]
-    assert head.stopped == 1
-
-
 def test_ctrl_d_at_the_question_leaves_the_job_running(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
 
@@ -149,3 +80,21 @@ def test_ctrl_d_at_the_question_leaves_the_job_running(monkeypatch: pytest.Monke
 
 def test_data_runs_and_environment_are_not_uploaded() -> None:
     assert {"/data", "/runs", "/.git", "/.venv"} <= set(EXCLUDES)
+
+
+def test_a_slow_uplink_has_the_time_that_its_package_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over plain http the first limit is that of sending the whole body: 60 s would cut 20 MB at 2 Mbit/s."""
+    limits: list[Any] = []
+
+    def answered(*_: Any, timeout: Any, **__: Any) -> requests.Response:
+        limits.append(timeout)
+        return requests.Response()
+
+    monkeypatch.setattr("requests.request", answered)
+    client = submit._Client.__new__(submit._Client)
+    client._address, client._cookies, client._headers, client._verify = "http://head:8265", None, {}, True
+    client._do_request("PUT", "/api/packages/gcs/x", data=bytes(20_000_000))
+    client._do_request("GET", "/api/jobs/")
+    assert limits[0][0] > 20_000_000 * 8 / 2e6
+    assert limits[1] == (submit.REQUEST_S, submit.REQUEST_S)
+    assert limits[0][1] == submit.REQUEST_S, "what the head does with it has no longer"
