@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 import pytest
 import torch
 
-from learner.cpu_adam import alone_in
 from learner.deepspeed_engine import _optimizer
 from protocol.errors import ConfigError
 from tests.learner import tiny
@@ -24,11 +22,3 @@ def test_without_a_compiler_an_offloaded_optimizer_is_refused_by_its_path(
     groups = [{"params": [torch.nn.Parameter(torch.ones(4))], "lr": 1e-3, "weight_decay": 0.0}]
     with pytest.raises(ConfigError, match=r"^deepspeed\.config: zero_optimization\.offload_optimizer needs .*cpu_adam"):
         _optimizer(groups, settings, {"zero_optimization": zero})
-
-
-def test_what_a_killed_build_left_does_not_stop_the_next(tmp_path: Path) -> None:
-    (tmp_path / "lock").touch()
-    with alone_in(tmp_path):
-        assert not (tmp_path / "lock").exists()
-        with (tmp_path / "rollmatch.lock").open() as other, pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
