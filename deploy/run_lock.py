@@ -4,11 +4,12 @@
 |---|---|---|
 | a start | the lock of a driver on another machine | that driver; `LEASE_S`, in which a file server forgets the dead |
 
-A driver on this machine is not waited for: its lock dies with it.
+A driver on this machine is not waited for: its lock dies with it. Nor is one whose run's folder lies above or below.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -28,14 +29,15 @@ LEASE_S = 120.0
 
 @contextmanager
 def alone(run_dir: Path, lease_s: float = LEASE_S) -> Iterator[None]:
-    """The run's folder belongs to this process within the block; ConfigError where it belongs to another."""
+    """The run's folder belongs to this process within the block; ConfigError where it belongs to another, or where a
+    run lives in a folder above or below it: either would be renamed with the other."""
+    run_dir = run_dir.resolve()  # one lock, by whatever links the folder is reached
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     host = socket.gethostname()
-    with run_dir.with_name(f".{run_dir.name}.lock").open("a+", encoding="utf-8") as file:
+    with _lock_of(run_dir).open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + lease_s
-        while not _locked(file):
-            file.seek(0)
-            holder = file.read().strip() or "unknown"
+        while not _locked(file, fcntl.LOCK_EX):
+            holder = _holder(file)
             if holder.endswith(f" {host}") or time.monotonic() > deadline:
                 raise ConfigError(
                     f"training.run_name: {run_dir} belongs to a run that lives ({holder}); wait for its end, or give "
@@ -46,14 +48,38 @@ def alone(run_dir: Path, lease_s: float = LEASE_S) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {host}\n")
         file.flush()
+        _refuse_nested(run_dir)
         yield
 
 
-def _locked(file: TextIO) -> bool:
+def _refuse_nested(run_dir: Path) -> None:
+    for path in (*map(_lock_of, run_dir.parents[:-1]), *run_dir.rglob(".*.lock")):
+        if not path.is_file():
+            continue
+        with path.open(encoding="utf-8") as file:
+            if not _locked(file, fcntl.LOCK_SH):
+                other = path.with_name(path.name.removeprefix(".").removesuffix(".lock"))
+                raise ConfigError(
+                    f"training.run_name: {run_dir} and {other}, which belongs to a run that lives ({_holder(file)}), "
+                    "lie one in the other; wait for its end, or give this one another name"
+                )
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _holder(file: TextIO) -> str:
+    file.seek(0)
+    return file.read().strip() or "unknown"
+
+
+def _locked(file: TextIO, how: int) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:  # some network file systems have no locks
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # the latter is SMB's
+            return False
+        # some network file systems have no locks
         log.warning("%s cannot be locked (%s): see to it that no second run of this name is started", file.name, error)
     return True

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from deploy import run_lock
 from deploy.run_lock import alone
 from protocol.errors import ConfigError
 
@@ -42,3 +46,38 @@ def test_a_driver_on_another_machine_is_given_time_to_be_forgotten(tmp_path: Pat
             alone(tmp_path / "demo", lease_s=0.05),
         ):
             pytest.fail("two drivers have one folder")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN])
+def test_a_file_server_that_denies_the_lock_says_that_another_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def denied(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", denied)
+    with pytest.raises(ConfigError, match="belongs to a run that lives"), alone(tmp_path / "demo", lease_s=0.0):
+        pytest.fail("two drivers have one folder")
+
+
+def test_a_folder_that_is_reached_by_a_link_has_the_same_lock(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "runs")
+    (tmp_path / "same").symlink_to(tmp_path / "runs" / "demo")
+    with alone(tmp_path / "runs" / "demo"):
+        for name in (tmp_path / "linked" / "demo", tmp_path / "same"):
+            with pytest.raises(ConfigError, match="belongs to a run that lives"), alone(name):
+                pytest.fail("two drivers have one folder")
+
+
+def test_a_run_does_not_start_above_or_below_one_that_lives(tmp_path: Path) -> None:
+    above, below = tmp_path / "exp", tmp_path / "exp" / "seeds" / "1"
+    for first, second in ((above, below), (below, above)):
+        with (
+            alone(first),
+            pytest.raises(ConfigError, match=rf"^training\.run_name: .* and {first}, .*one in the other"),
+            alone(second),
+        ):
+            pytest.fail("one would be renamed with the other")
+        with alone(second), alone(tmp_path / "exp2"):
+            pass
