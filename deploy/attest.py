@@ -22,7 +22,7 @@ from actors.ray_calls import get
 from actors.settings import ActorSettings
 from actors.vllm_environment import engine_environment
 from deploy.check import require_clean
-from deploy.cluster import ray_session
+from deploy.cluster import EVALUATION_LOGS, ray_session
 from deploy.inputs import validation_records
 from deploy.placement import Placement, reserve
 from learner.export import read_merged
@@ -80,7 +80,8 @@ def attest(config: RunConfig, checkpoint: Path, num_records: int) -> Attestation
         raise ConfigError("custom.val_jsonl: is missing, and the probes need records; name a file of records")
     settings = _serving_merged_weights(ActorSettings.from_config(config))
     started_on_export = replace(settings, engine=replace(settings.engine, model=str(export)))
-    with ray_session(config), reserve(config, learners=False) as placement:
+    logs = config.run_dir / EVALUATION_LOGS
+    with ray_session(config, logs), reserve(config, learners=False) as placement:
         before, live = _served_live(config, settings, placement, export, _requests(records))
         fresh = _Engine(config, started_on_export, placement)
         try:

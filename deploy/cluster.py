@@ -21,7 +21,8 @@ from protocol.errors import ConfigError, InfrastructureFailure, Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie: workers of a local cluster import them from here."""
-KEPT_LOGS = "ray_logs"
+KEPT_LOGS, EVALUATION_LOGS = "ray_logs", "ray_logs_evaluate"
+"""In the run's folder; an evaluation's beside those of the run that it may be about."""
 KEPT_BYTES = 1 << 20
 """Of each file, its end."""
 REACH_S = 10.0
@@ -36,10 +37,11 @@ def required_cpus(config: RunConfig) -> int:
 
 
 @contextlib.contextmanager
-def ray_session(config: RunConfig) -> Iterator[None]:
+def ray_session(config: RunConfig, kept_logs: Path | None = None) -> Iterator[None]:
     """Connects to `cluster.address`, or starts a local cluster with its own directory, on the loopback interface.
 
     A local cluster's processes end with this context, whatever happened inside, and with this process, however it ends.
+    Where the context fails, the end of their logs goes to `kept_logs`: `KEPT_LOGS` in the run's folder by default.
     """
     # Accelerators are assigned by Ray only where a GPU was asked for; without this a CPU actor would see them all.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -54,7 +56,7 @@ def ray_session(config: RunConfig) -> Iterator[None]:
             options = {"num_cpus": required_cpus(config), "object_store_memory": cluster.object_store_bytes}
             local = LocalRay(options, environment)
             stack.callback(local.close)
-            stack.enter_context(_keeping_logs(local.logs, config.run_dir))
+            stack.enter_context(_keeping_logs(local.logs, kept_logs or config.run_dir / KEPT_LOGS))
             address, runtime = local.address, {"runtime_env": {"env_vars": environment}}
         stack.callback(ray.shutdown)
         _connect(address, runtime)
@@ -87,14 +89,14 @@ def _knock(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _keeping_logs(logs: Path, run_dir: Path) -> Iterator[None]:
-    """Where the block fails, the end of what each of Ray's processes said goes to the run's folder: a local session's
-    own files end with it."""
+def _keeping_logs(logs: Path, target: Path) -> Iterator[None]:
+    """Where the block fails, the end of what each of Ray's processes said goes to `target`, if its folder exists: a
+    local session's own files end with it."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, Interrupted) and run_dir.is_dir():
-            _keep_logs(logs, run_dir / KEPT_LOGS)
+        if not isinstance(error, Interrupted) and target.parent.is_dir():
+            _keep_logs(logs, target)
         raise
 
 

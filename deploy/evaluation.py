@@ -18,7 +18,7 @@ from actors.evaluator import evaluate
 from actors.outcome import Outcome
 from actors.pool import RolloutPool
 from deploy.check import require_clean
-from deploy.cluster import ray_session
+from deploy.cluster import EVALUATION_LOGS, ray_session
 from deploy.environment import write_environment
 from deploy.inputs import validation_records
 from deploy.placement import reserve
@@ -49,7 +49,7 @@ def evaluate_checkpoint(config: RunConfig, output: Path | None = None) -> dict[s
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(TrainProgress(len(validation), unit="answer"))
         progress.phase("start", "Ray and engines")
-        stack.enter_context(ray_session(config))
+        stack.enter_context(ray_session(config, (output or config.run_dir) / EVALUATION_LOGS))
         stack.enter_context(StopSignals())
         placement = stack.enter_context(reserve(config, learners=False))
         pool = new_pool(config, validation[0], placement)

@@ -67,7 +67,7 @@ def test_the_end_of_each_log_outlives_a_run_that_fails(tmp_path: Path, error: Ex
     run_dir.mkdir()
     (logs / "worker-1.err").write_bytes(b"a" + b"b" * cluster.KEPT_BYTES)
     (logs / "worker-2.err").touch()
-    with pytest.raises(type(error)), cluster._keeping_logs(logs, run_dir):
+    with pytest.raises(type(error)), cluster._keeping_logs(logs, run_dir / cluster.KEPT_LOGS):
         raise error
     assert (run_dir / cluster.KEPT_LOGS).exists() is kept
     if kept:

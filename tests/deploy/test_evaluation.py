@@ -6,16 +6,19 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from actors.outcome import Outcome
 from deploy import evaluation
 from deploy.cli import main
+from deploy.cluster import EVALUATION_LOGS, KEPT_LOGS
 from deploy.demo.scenes import write_scenes
 from deploy.recorder import EVALUATIONS, read_rollouts
+from protocol.config import RunConfig
 from protocol.contracts import RolloutRequest
+from protocol.errors import InfrastructureFailure
 from protocol.serialization import assistant_text
 from tests.deploy.rollouts import MODEL, ROOT, trace_of
 
@@ -95,3 +98,19 @@ def test_a_folder_that_holds_something_is_refused_before_anything_starts(
     assert "--output: " in capsys.readouterr().err
     assert main([*words, "-o", str(tmp_path / "other"), "rollout.record_bytes=0"]) == 2
     assert "rollout.record_bytes: is 0" in capsys.readouterr().err
+
+
+def test_a_failed_evaluation_leaves_the_logs_of_the_run_alone(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Path] = []
+
+    def failing(config: RunConfig, logs: Path) -> NoReturn:
+        kept.append(logs)
+        raise InfrastructureFailure("no room")
+
+    monkeypatch.setattr(evaluation, "ray_session", failing)
+    assert main(words) == 1
+    assert main([*words, "-o", str(tmp_path / "out")]) == 1
+    assert kept == [tmp_path / "runs" / "demo" / EVALUATION_LOGS, tmp_path / "out" / EVALUATION_LOGS]
+    assert EVALUATION_LOGS != KEPT_LOGS
