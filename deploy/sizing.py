@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from deploy.model_shape import ModelShape
+from learner.settings import LearnerSettings
 from protocol.config import RunConfig
 
 GIB = 2**30
@@ -72,7 +73,7 @@ def learner_memory(shape: ModelShape, config: RunConfig, stage: int) -> LearnerM
     chunks of logits and the gradient of the hidden states. What DeepSpeed offloads (`offload_optimizer`,
     `offload_param`) is in host memory and not counted.
     """
-    ranks, width = config.cluster.num_learners, DTYPE_BYTES[config.model.torch_dtype]
+    ranks, width = config.cluster.num_learners, DTYPE_BYTES[_learner(config).compute_dtype]
     trained, adam = shape.trainable(config.tuner), 8 if width == 4 else 12
     tokens = config.global_max_length
     layer = width * tokens * (8 * shape.hidden + 3 * shape.inner)
@@ -89,9 +90,19 @@ def learner_memory(shape: ModelShape, config: RunConfig, stage: int) -> LearnerM
 
 
 def learner_stage(config: RunConfig) -> int:
-    """The ZeRO stage that the learner runs: in 16 bits at least 1 (`LearnerSettings.zero_stage`)."""
-    stage = config.deepspeed.zero_stage()
-    return stage if config.model.torch_dtype == "float32" else max(1, stage)
+    """The ZeRO stage that the learner runs: in 16 bits at least 1."""
+    return _learner(config).zero_stage
+
+
+def _learner(config: RunConfig) -> LearnerSettings:
+    """What the learner's dtype and stage rest on, without the prompts, whose files may be elsewhere."""
+    return LearnerSettings(
+        model=config.model.model,
+        system_prompt="",
+        user_prompt="",
+        torch_dtype=config.model.torch_dtype,
+        deepspeed=config.deepspeed.resolve(),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

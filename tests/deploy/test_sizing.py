@@ -92,9 +92,15 @@ def test_zero_divides_what_it_says_it_divides() -> None:
 def test_the_stage_is_the_one_that_the_learner_runs() -> None:
     from learner.settings import LearnerSettings
 
-    for dtype in ("float32", "bfloat16"):
-        config = node(f"model.torch_dtype={dtype}", "deepspeed.enabled=false")
-        assert learner_stage(config) == LearnerSettings.from_config(config, num_steps=1).zero_stage
+    fp32 = "deepspeed.config={bf16: {enabled: false}, zero_optimization: {stage: 0}}"
+    stages = []
+    for more in (["model.torch_dtype=float32", "deepspeed.enabled=false"], ["deepspeed.enabled=false"], [fp32]):
+        config = node(*more)
+        stages.append(learner_stage(config))
+        assert stages[-1] == LearnerSettings.from_config(config, num_steps=1).zero_stage
+    assert stages == [0, 1, 0]
+    shape, full = preset("2B"), ["tuner.train_type=full", "tuner.freeze_vit=false", "tuner.use_dora=false"]
+    assert learner_memory(shape, node(fp32, *full), 0).states == (4 + 4 + 8) * shape.num_params
 
 
 def test_a_learner_in_turn_with_an_engine_has_the_whole_device() -> None:
