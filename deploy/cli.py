@@ -21,7 +21,7 @@ DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 ATTEST = (
     "compare an engine that is sent this checkpoint's export with one that is started on it: weights, greedy answers "
-    "and probabilities; exit code 1 when they differ"
+    "and probabilities; exit code 1 when they differ, and when the probes cannot tell"
 )
 
 OUTPUT = "keep every answer in this folder, for `rollmatch report FOLDER` and `rollmatch replay --run FOLDER`"
@@ -111,8 +111,9 @@ def _with_config(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _load(arguments: argparse.Namespace) -> RunConfig:
-    resume = getattr(arguments, "resume", None)
-    overrides = [*arguments.overrides, *([] if resume is None else [f"training.resume={json.dumps(resume)}"])]
+    overrides, resume = list(arguments.overrides), getattr(arguments, "resume", None)
+    if resume is not None:  # quoted as YAML reads it, which joins no surrogates
+        overrides.append(f"training.resume={json.dumps(resume, ensure_ascii=False)}")
     return load_config(arguments.config, base=arguments.base_config, overrides=overrides, debug=arguments.debug)
 
 

@@ -147,7 +147,6 @@ def test_the_short_variant_leaves_what_the_command_line_says(train: list[str]) -
     assert found.training.output_dir == train[-1].partition("=")[2]
 
 
-def test_a_checkpoints_path_is_no_yaml(train: list[str]) -> None:
-    assert _load(parse([*train, "--resume", "runs/my run #2/checkpoint-4"])).training.resume == (
-        "runs/my run #2/checkpoint-4"
-    )
+@pytest.mark.parametrize("path", ["runs/my run #2/checkpoint-4", "runs/caf\u00e9 \U0001f600/checkpoint-4"])
+def test_a_checkpoints_path_is_no_yaml(train: list[str], path: str) -> None:
+    assert _load(parse([*train, "--resume", path])).training.resume == path
