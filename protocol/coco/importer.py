@@ -96,7 +96,8 @@ def import_coco(
     *,
     image_door: ImageDoor | None = None,
 ) -> ImportSummary:
-    """Writes records with coordinate tokens, image paths relative to the JSONL, and returns what was done.
+    """Writes records with coordinate tokens, image paths relative to the JSONL, and returns what was done; without a
+    record it leaves `out` as it was.
 
     Args:
         image_door: looks at each image that is about to be written (and may resize it); None only asks whether it
@@ -118,7 +119,7 @@ def import_coco(
         options=options,
         door=image_door or _is_there,
         counts=counts,
-        base_names=Counter(Path(_name(image)).name for image in data["images"]),
+        base_names=Counter(Path(name).name for name in {_name(image) for image in data["images"]}),
     )
     with RecordWriter(Path(out), options.splits, options.seed) as writer:
         for image in images:
@@ -154,7 +155,7 @@ class _ImageReader:
     door: ImageDoor
     counts: Counter[Rule]
     base_names: Counter[str]
-    """How many entries have a file name that ends so."""
+    """How many different file names end so; one that is listed twice still means one file."""
     seen: set[str] = field(default_factory=set)
     """Files that records name."""
 

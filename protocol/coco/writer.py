@@ -18,7 +18,8 @@ from protocol.vocab import coord_token
 
 
 class RecordWriter:
-    """A context: on a clean exit the files are renamed into place, after an error none of them is left."""
+    """A context: on a clean exit the files are renamed into place. After an error, or where no record was written,
+    none of them is left and those of an earlier import stay."""
 
     def __init__(self, out: Path, splits: Mapping[str, float], seed: int) -> None:
         self._seed = seed
@@ -38,10 +39,11 @@ class RecordWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        is_good = kind is None and any(self._sizes.values())
         for name, file in self._files.items():
             file.close()
             path = self._paths[name]
-            if kind is None:
+            if is_good:
                 _partial(path).replace(path)
             else:
                 _partial(path).unlink(missing_ok=True)

@@ -70,6 +70,17 @@ def test_an_image_stands_for_one_entry(tmp_path: Path) -> None:
     ]
 
 
+def test_an_image_that_is_listed_twice_is_found_in_a_flat_folder(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.jpg").touch()
+    entries = [{"id": at, "file_name": "val2017/1.jpg", "width": 64, "height": 64} for at in range(2)]
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps({"images": entries, "annotations": [], "categories": []}))
+    summary = import_coco(file, tmp_path / "images", tmp_path / "out.jsonl")
+    assert summary.rules == {Rule.IMAGE_TWICE: 1}
+    assert len(list(read_records(tmp_path / "out.jsonl"))) == 1
+
+
 def test_a_box_becomes_corner_bins() -> None:
     assert shape_of() == (Shape("bbox_2d", (100, 100, 200, 200)), [])
 
@@ -315,7 +326,7 @@ PARTS = st.lists(st.lists(NUMBERS, max_size=12), max_size=3) | st.none()
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), BOXES, PARTS, st.booleans()), max_size=12),
+    st.lists(st.tuples(st.sampled_from([1, 2, 3, 9]), st.integers(1, 4), BOXES, PARTS, st.booleans()), max_size=12),
     st.sampled_from(["bbox", "poly", "auto"]),
 )
 def test_every_annotation_is_written_or_dropped_by_one_rule(tmp_path: Path, made: list[Any], geometry: Any) -> None:
@@ -323,7 +334,8 @@ def test_every_annotation_is_written_or_dropped_by_one_rule(tmp_path: Path, made
         annotation(image_id=image, category_id=category, bbox=box, segmentation=parts, iscrowd=int(crowd))
         for image, category, box, parts, crowd in made
     ]
-    summary = run(tmp_path, 3, annotations, shapes=ShapeOptions(geometry=geometry, max_points=5))
+    # Nothing is marked in the fourth image, so that there always is a record to write; 9 is none.
+    summary = run(tmp_path, 4, annotations, shapes=ShapeOptions(geometry=geometry, max_points=5))
     assert summary.annotations_read == len(annotations) == summary.num_objects + summary.num_dropped
     written = [truth for record in read_records(tmp_path / "out.jsonl") for truth in record.objects]
     assert len(written) == summary.num_objects == sum(summary.geometries.values()) == sum(summary.descs.values())
