@@ -17,6 +17,8 @@ from protocol.errors import ConfigError
 from protocol.norm1000 import to_pixels
 from protocol.record_lines import DEEP_MODES, IMAGE_FORMATS
 
+SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""What a contact sheet may be written as."""
 _LABEL_HEIGHT = 14
 _COLOURS = (
     "#e6194b",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy.images import Resizer, check_image, contact_sheet
-from protocol.coco import Effect, ImportOptions, ImportSummary, ShapeOptions, import_coco
+from deploy.images import SHEET_SUFFIXES, Resizer, check_image, contact_sheet
+from protocol.coco import Effect, ImportOptions, ImportSummary, Rule, ShapeOptions, import_coco
 from protocol.contracts import Record
 from protocol.errors import ConfigError, RecordError
 from protocol.records import RecordFile
@@ -20,6 +21,9 @@ from protocol.records import RecordFile
 MAX_PIXELS = 768 * 32 * 32
 """Largest image that is written, as in the reference data set (SPEC 2.1)."""
 _MOST_DESCS = 12
+_SUSPICIOUS_SHARE = 0.2
+"""Share of boxes that were clipped or dropped from which `bbox` is probably no COCO box."""
+_TINY_RULES = (Rule.BOX_DEGENERATE, Rule.BOX_TOO_SMALL, Rule.BOX_FLAT_ON_GRID)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,35 +31,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instances", type=Path, help="COCO or LVIS instance file")
     parser.add_argument("--images", type=Path, required=True, help="folder that its file names count from")
     parser.add_argument("--out", type=Path, required=True, help="JSONL to write; with --split NAME: OUT_NAME.jsonl")
-    parser.add_argument("--geometry", choices=("bbox", "poly", "auto"), default="bbox", help="what objects become")
+    parser.add_argument(
+        "--geometry", choices=("bbox", "poly", "auto"), default="bbox", help="what objects become (default bbox)"
+    )
     parser.add_argument("--max-points", type=int, default=20, help="most vertices of a polygon (default 20)")
-    parser.add_argument("--main-part", type=float, default=0.9, help="share by which the largest part stands for all")
-    parser.add_argument("--box-fill", type=float, default=0.9, help="auto: share of its box from which a box is taken")
-    parser.add_argument("--min-side", type=float, default=0.0, help="drop boxes with a shorter side, in pixels")
+    parser.add_argument(
+        "--main-part", type=float, default=0.9, help="share by which the largest part stands for all (default 0.9)"
+    )
+    parser.add_argument(
+        "--box-fill", type=float, default=0.9, help="auto: share of its box from which a box is taken (default 0.9)"
+    )
+    parser.add_argument(
+        "--min-side", type=float, default=0.0, help="drop boxes with a shorter side, in pixels (default 0)"
+    )
     parser.add_argument("--max-objects", type=int, default=100, help="drop images with more objects (default 100)")
-    parser.add_argument("--crowds", choices=("drop", "box"), default="drop", help="what iscrowd becomes")
+    parser.add_argument("--crowds", choices=("drop", "box"), default="drop", help="what iscrowd becomes (default drop)")
     parser.add_argument("--drop-empty", action="store_true", help="drop images without objects")
     parser.add_argument("--split", type=split_shares, default={}, help="train=0.9,val=0.1: one file each, by file name")
-    parser.add_argument("--seed", type=int, default=17, help="of the split")
+    parser.add_argument("--seed", type=int, default=17, help="of the split (default 17)")
     parser.add_argument("--limit", type=int, help="use only the first images")
     parser.add_argument("--write-images", type=Path, help="write resized copies here, sides multiples of 32")
-    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help=f"largest copy (default {MAX_PIXELS})")
+    parser.add_argument("--max-pixels", type=int, help=f"largest copy of --write-images (default {MAX_PIXELS})")
     parser.add_argument("--contact-sheet", type=Path, help="draw some records with their objects into this image")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Imports, prints the table and, last, the summary as one JSON line."""
+    check_targets(arguments)
     door = check_image
     if arguments.write_images is not None:
-        door = Resizer(arguments.write_images, arguments.images, arguments.max_pixels)
+        door = Resizer(arguments.write_images, arguments.images, arguments.max_pixels or MAX_PIXELS)
     summary = import_coco(arguments.instances, arguments.images, arguments.out, options_of(arguments), image_door=door)
     print_summary(summary)
+    if (hint := box_hint(summary)) is not None:
+        print(f"rollmatch: {hint}", file=sys.stderr)
     if not any(records for records, _ in summary.written.values()):
-        raise RecordError(f"{arguments.instances}: no image was imported, the table says why; is --images right?")
+        is_missing = "; is --images right?" if Rule.IMAGE_MISSING in summary.rules else ""
+        raise RecordError(
+            f"{arguments.instances}: no image was imported and no file was written, the table says why{is_missing}"
+        )
     if arguments.contact_sheet is not None:
         contact_sheet(sample_records(summary), arguments.contact_sheet)
     print(json.dumps(as_json(summary)))
     return 0
+
+
+def check_targets(arguments: argparse.Namespace) -> None:
+    """ConfigError for what could not be written, before the import that may take hours."""
+    if arguments.out.is_dir():
+        raise ConfigError(f"--out: {arguments.out} is a folder; name the JSONL file to write")
+    if arguments.write_images is None and arguments.max_pixels is not None:
+        raise ConfigError("--max-pixels: only copies of images are resized; name their folder with --write-images too")
+    if arguments.write_images is not None and arguments.write_images.is_file():
+        raise ConfigError(f"--write-images: {arguments.write_images} is a file; name a folder for the copies")
+    sheet = arguments.contact_sheet
+    if sheet is not None and (sheet.suffix.lower() not in SHEET_SUFFIXES or sheet.is_dir()):
+        raise ConfigError(
+            f"--contact-sheet: {sheet} is no picture; name a file that ends in {', '.join(SHEET_SUFFIXES)}"
+        )
+
+
+def box_hint(summary: ImportSummary) -> str | None:
+    """What to ask where too many boxes do not fit their images: corners x1, y1, x2, y2, or shares of the sides."""
+    tiny = sum(summary.rules.get(rule, 0) for rule in _TINY_RULES)
+    for num_boxes, total, what in (
+        (summary.rules.get(Rule.BOX_CLIPPED, 0), summary.num_objects, "reached over their image's border"),
+        (tiny, summary.annotations_read, "were dropped as empty or too small"),
+    ):
+        if num_boxes > _SUSPICIOUS_SHARE * total:
+            return f"{num_boxes} of {total} boxes {what}; is bbox [x, y, width, height] in pixels?"
+    return None
 
 
 def options_of(arguments: argparse.Namespace) -> ImportOptions:
@@ -65,9 +110,10 @@ def options_of(arguments: argparse.Namespace) -> ImportOptions:
         ("main_part", 0, 1),
         ("box_fill", 0, 1),
         ("max_objects", 1, 10**9),
+        ("max_pixels", 4096, 10**9),
     ):
         value = getattr(arguments, name)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag}: must be in {low}..{high}, got {value}; correct it")
     return ImportOptions(

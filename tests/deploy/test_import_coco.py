@@ -75,12 +75,89 @@ def test_an_import_of_nothing_is_an_error(tmp_path: Path) -> None:
         run(command(tmp_path, "--images", str(tmp_path / "gone")))
 
 
-@pytest.mark.parametrize(
-    "more", [("--max-points", "2"), ("--main-part", "1.5"), ("--box-fill", "-1"), ("--max-objects", "0")]
-)
-def test_an_option_out_of_range_is_named(tmp_path: Path, more: tuple[str, str]) -> None:
+def test_an_import_of_nothing_leaves_the_earlier_file(tmp_path: Path) -> None:
     instances(tmp_path)
-    with pytest.raises(ConfigError, match=f"{more[0]}: must be in"):
+    run(command(tmp_path))
+    before = (tmp_path / "out.jsonl").read_bytes()
+    with pytest.raises(RecordError, match="no file was written"):
+        run(command(tmp_path, "--images", str(tmp_path / "gone")))
+    assert (tmp_path / "out.jsonl").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_folder_is_doubted_only_where_images_were_missing(tmp_path: Path) -> None:
+    instances(tmp_path)
+    with pytest.raises(RecordError, match="is --images right"):
+        run(command(tmp_path, "--images", str(tmp_path / "gone")))
+    for more in (("--limit", "0"), ("--min-side", "1000")):
+        with pytest.raises(RecordError) as caught:
+            run(command(tmp_path, *more))
+        assert "--images" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ([[30, 40, 60, 90]] * 2, "2 of 2 boxes reached over their image's border"),
+        ([[8, 8, 40, 52], *[[0.1, 0.2, 0.001, 0.001]] * 3], "3 of 4 boxes were dropped as empty or too small"),
+        ([[8, 8, 40, 52]] * 2, None),
+    ],
+)
+def test_boxes_that_do_not_fit_their_images_are_asked_about(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], boxes: list[list[float]], words: str | None
+) -> None:
+    """Corners in the place of sizes, shares in the place of pixels."""
+    path = instances(tmp_path)
+    data = json.loads(path.read_text())
+    data["annotations"] = [{"image_id": 1 + at % 2, "category_id": 1, "bbox": box} for at, box in enumerate(boxes)]
+    path.write_text(json.dumps(data))
+    run(command(tmp_path))
+    said = capsys.readouterr().err
+    assert said == ("" if words is None else f"rollmatch: {words}; is bbox [x, y, width, height] in pixels?\n")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--out", "images"),
+        ("--contact-sheet", "sheet.xyz"),
+        ("--contact-sheet", "images"),
+        ("--max-pixels", "8192"),
+        ("--write-images", "instances.json"),
+    ],
+)
+def test_what_cannot_be_written_is_named_before_the_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, str]
+) -> None:
+    instances(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^{more[0]}: "):
+        run(command(tmp_path, *more))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "instances.json"]
+
+
+def test_help_shows_every_default() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for action in parser._actions:
+        if action.default not in (None, False, {}, argparse.SUPPRESS):
+            shown = f"{action.default:g}" if isinstance(action.default, float) else action.default
+            assert f"(default {shown})" in str(action.help)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--max-points", "2"),
+        ("--main-part", "1.5"),
+        ("--box-fill", "-1"),
+        ("--max-objects", "0"),
+        ("--write-images=small", "--max-pixels", "-1"),
+    ],
+)
+def test_an_option_out_of_range_is_named(tmp_path: Path, more: tuple[str, ...]) -> None:
+    instances(tmp_path)
+    with pytest.raises(ConfigError, match=f"{more[-2]}: must be in"):
         run(command(tmp_path, *more))
 
 
