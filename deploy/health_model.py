@@ -14,6 +14,7 @@ PREDICTIONS_PER_TRUTH = 1.5
 COLLAPSE = 0.5
 RISE = 0.01
 FALL = 0.03
+WORDS_FALL = 0.05
 
 
 def _quality(n: Numbers) -> Iterator[HealthFinding]:
@@ -46,6 +47,21 @@ def _quality(n: Numbers) -> Iterator[HealthFinding]:
     if len(evaluated) >= 4 and evaluated[-1] < evaluated[-2] < evaluated[-3] < evaluated[-4]:
         yield HealthFinding(
             Level.BAD, "F1 falls", f"F1 of the evaluation fell three times in a row, to {evaluated[-1]:.3f}: stop here."
+        )
+
+
+def _words(n: Numbers) -> Iterator[HealthFinding]:
+    """F1 does not see it: a pair is a pair by its shapes."""
+    exact = n.values("eval_rollout_desc_exact_acc_on_matched")
+    if len(exact) > 1 and exact[0] - exact[-1] > WORDS_FALL:
+        yield HealthFinding(
+            Level.WATCH,
+            "Descriptions got worse",
+            f"Of the evaluation's matched objects {percent(exact[0])} had exactly the true description at first, "
+            f"{percent(exact[-1])} have it now, which F1 does not see. No setting trains descriptions: they have no "
+            "loss, and move with the weights that boxes are trained on. Lower training.learning_rate, train adapters "
+            "(tuner.train_type: lora), or keep the best checkpoint by training.metric_for_best_model: "
+            "eval_rollout_desc_exact_acc_on_matched.",
         )
 
 
@@ -137,6 +153,7 @@ def _lengths(n: Numbers) -> Iterator[HealthFinding]:
 
 MODEL_RULES: tuple[Rule, ...] = (
     _quality,
+    _words,
     _precision,
     _format,
     _rate(

@@ -17,6 +17,9 @@ MOSTLY = 0.7
 """Share of the values behind a step that must be above a bound for it to be passed there."""
 
 
+_OF_PAIRS = ("desc_exact_acc_on_matched", "desc_sem_acc_on_matched")
+
+
 class Level(StrEnum):
     """How loud a finding is."""
 
@@ -83,6 +86,17 @@ class Numbers:
 
 
 Rule = Callable[[Numbers], Iterator[HealthFinding]]
+
+
+def without_empty_shares(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics without shares of no pairs: those are 1 by definition (SPEC 16), and would be read as perfect."""
+    empty = {
+        f"{prefix}{name}"
+        for prefix in ("rollout/", "eval_rollout_")
+        for name in _OF_PAIRS
+        if metrics.get(f"{prefix}desc_pairs_total") == 0
+    }
+    return {name: value for name, value in metrics.items() if name not in empty}
 
 
 def percent(share: float) -> str:

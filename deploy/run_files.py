@@ -11,6 +11,7 @@ from typing import IO, Any
 import yaml
 
 from deploy.environment import NAME as ENVIRONMENT
+from deploy.health_numbers import without_empty_shares
 from deploy.ledger import NAME as LEDGER
 from deploy.recorder import EVALUATIONS, RecordedRollout, read_rollouts
 from deploy.timeline import Span
@@ -149,7 +150,7 @@ def _by_step(rows: Any) -> list[Row]:
 
 def _numbers(line: dict[str, Any]) -> Row:
     """Numbers that are not finite stand in the file as text."""
-    return {name: float(value) for name, value in line.items()}
+    return without_empty_shares({name: float(value) for name, value in line.items()})
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from deploy.health_numbers import without_empty_shares
+
 BEFORE_AFTER = (
     "eval_rollout_f1",
     "eval_rollout_precision",
@@ -28,7 +30,8 @@ def print_before_after(
     before: Mapping[str, float], after: Mapping[str, float], *, console: Console | None = None
 ) -> None:
     """What training changed: evaluation metrics of the start checkpoint and of the last version."""
-    table = Table(title="Before and after training")
+    before, after = without_empty_shares(before), without_empty_shares(after)
+    table = Table(title="Before and after training; F1 is by shape alone")
     table.add_column("metric")
     for column in ("before", "after", "change"):
         table.add_column(column, justify="right")
@@ -46,7 +49,7 @@ def print_metrics(metrics: Mapping[str, float], *, title: str = "Evaluation", co
     table = Table(title=title)
     table.add_column("metric")
     table.add_column("value", justify="right")
-    for name, value in metrics.items():
+    for name, value in without_empty_shares(metrics).items():
         table.add_row(_short(name), _number(value))
     (console or Console()).print(table)
 

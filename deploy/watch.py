@@ -34,6 +34,7 @@ _QUIET_S = 120.0
 
 CURVES = (
     ("eval_rollout_f1", "F1, evaluation", "{:.3f}"),
+    ("eval_rollout_desc_exact_acc_on_matched", "exact descriptions", "{:.3f}"),
     ("rollout/f1", "F1, rollouts", "{:.3f}"),
     ("rollout/precision", "precision", "{:.3f}"),
     ("rollout/recall", "recall", "{:.3f}"),
@@ -50,6 +51,9 @@ CURVES = (
     ("buffer/segments", "buffered segments", "{:.0f}"),
     ("buffer/bytes", "buffered bytes", "{:.0f}"),
 )
+
+SCORES = ("F1, evaluation", "exact descriptions", "F1, rollouts", "precision", "recall")
+"""Curves whose largest value is their best."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +137,7 @@ def _curves(data: RunData) -> RenderableType:
     for name, label, form in CURVES:
         _, values = data.series(name)
         if values:
-            best = form.format(max(values)) if "F1" in label or label in ("precision", "recall") else ""
+            best = form.format(max(values)) if label in SCORES else ""
             table.add_row(label, Text(form.format(values[-1]), "bold"), best, Text(sparkline(values), "cyan"))
     return table
 

@@ -39,7 +39,8 @@ def charts(runs: Sequence[RunData]) -> list[Chart]:
 
 
 def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
-    yield Chart("f1", "F1", "Line: rollouts as they are trained on. Diamonds: evaluation.", _f1(runs))
+    scores = _evaluated(runs, _lines(runs, {"rollout/f1": "rollouts"}, y_range=[0, 1]), "eval_rollout_f1")
+    yield Chart("f1", "F1", "By shape alone. Line: rollouts as they are trained on. Diamonds: evaluation.", scores)
     yield Chart(
         "precision-recall",
         "Precision and recall",
@@ -114,7 +115,13 @@ def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
         "rollout/desc_sem_acc_on_matched": "same meaning",
         "rollout/desc_sem_sim_mean": "mean similarity",
     }
-    yield Chart("descs", "Descriptions of matched pairs", "The desc monitor.", _lines(runs, descs, y_range=[0, 1]))
+    words = _evaluated(runs, _lines(runs, descs, y_range=[0, 1]), "eval_rollout_desc_exact_acc_on_matched")
+    yield Chart(
+        "descs",
+        "Descriptions of matched pairs",
+        "Diamonds: same words in the evaluation. Lines: the desc monitor. No loss trains them.",
+        words,
+    )
     yield Chart("rejects", "Why objects were rejected", "Among the recorded rollouts.", _rejects(runs))
 
 
@@ -166,10 +173,10 @@ def _lines(
     return {"data": data, "layout": layout(yaxis=_axis(y_range, from_zero, percent))}
 
 
-def _f1(runs: Sequence[RunData]) -> Figure:
-    figure = _lines(runs, {"rollout/f1": "rollouts"}, y_range=[0, 1])
+def _evaluated(runs: Sequence[RunData], figure: Figure, metric: str) -> Figure:
+    """The figure with the evaluations' values as diamonds."""
     for at, run in enumerate(runs):
-        steps, values = run.series("eval_rollout_f1")
+        steps, values = run.series(metric)
         if steps:
             name = "evaluation" if len(runs) == 1 else f"{run.name}: evaluation"
             colour = "#d97706" if len(runs) == 1 else COLOURS[at % len(COLOURS)]

@@ -123,7 +123,7 @@ def _tiles(run: RunData) -> list[Tile]:
 def _every_tile(run: RunData) -> Iterator[Tile]:
     _, scores = run.series("eval_rollout_f1")
     if scores:
-        gain = f"{scores[-1] - scores[0]:+.3f}; best {max(scores):.3f}"
+        gain = f"by shape; {scores[-1] - scores[0]:+.3f}; best {max(scores):.3f}"
         yield Tile("F1, evaluation", f"{scores[0]:.3f} → {scores[-1]:.3f}", gain)
     _, trained = run.series("rollout/f1")
     if trained and not scores:
@@ -134,6 +134,9 @@ def _every_tile(run: RunData) -> Iterator[Tile]:
         _, values = run.series(f"eval_rollout_{metric}")
         if values:
             yield Tile(label, f"{values[0]:.2f} → {values[-1]:.2f}", "evaluation, first and last")
+    _, exact = run.series("eval_rollout_desc_exact_acc_on_matched")
+    if exact:
+        yield Tile("Exact descriptions", f"{exact[0]:.2f} → {exact[-1]:.2f}", "of matched objects, evaluation")
     if run.steps:
         total = run.setting("training.max_steps", -1)
         yield Tile("Steps", f"{run.steps[-1]['step']:.0f}", f"of {total}" if total > 0 else "")

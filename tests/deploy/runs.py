@@ -27,9 +27,9 @@ def write_run(folder: Path, *, steps: int = 20, finished: bool = True, truncated
     overrides += [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
     load_config(ROOT / "configs" / "demo.yaml", overrides=overrides).dump(folder / "config.yaml")
     write_environment(folder)
-    rows = [{"step": 0, "time": START} | _evaluation(0.5)]
+    rows = [{"step": 0, "time": START} | _evaluation(0.5, exact=0.44)]
     rows += [{"step": step, "time": START + 10 * step} | _step(step / steps, truncated) for step in range(1, steps + 1)]
-    rows.append({"step": steps, "time": START + 10 * steps} | _evaluation(0.7))
+    rows.append({"step": steps, "time": START + 10 * steps} | _evaluation(0.7, exact=0.40))
     _write_lines(folder / "metrics.jsonl", rows)
     _write_lines(folder / "events.jsonl", [event for step in range(steps) for event in _events(START + 10 * step)])
     keys = [{"keys": [f"record={8 * step + at}/epoch=0/rollout=0" for at in range(8)]} for step in range(steps)]
@@ -43,8 +43,9 @@ def write_run(folder: Path, *, steps: int = 20, finished: bool = True, truncated
     return folder
 
 
-def _evaluation(f1: float) -> dict[str, Any]:
-    return {"eval_rollout_f1": f1, "eval_rollout_precision": f1, "eval_rollout_recall": f1}
+def _evaluation(f1: float, exact: float) -> dict[str, Any]:
+    scores = dict.fromkeys(("eval_rollout_f1", "eval_rollout_precision", "eval_rollout_recall"), f1)
+    return scores | {"eval_rollout_desc_pairs_total": 9.0, "eval_rollout_desc_exact_acc_on_matched": exact}
 
 
 def _step(done: float, truncated: float) -> dict[str, Any]:

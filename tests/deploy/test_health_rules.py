@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deploy.health_numbers import HealthFinding, Level
+from deploy.health_numbers import HealthFinding, Level, without_empty_shares
 from deploy.health_rules import RULES, findings, verdict
 
 
@@ -97,6 +97,30 @@ def test_two_scores_that_hardly_differ_are_no_course() -> None:
     assert [found.title for found in said(rows(), evaluations)] == ["Nothing stands out"]
 
 
+def test_an_evaluation_whose_descriptions_fall_is_told_though_its_f1_rises() -> None:
+    def scored(first: float, last: float) -> list[HealthFinding]:
+        found = [(0.0, 0.551, first), (60.0, 0.725, last)]
+        return said(
+            rows(),
+            [
+                {"step": step, "eval_rollout_f1": f1, "eval_rollout_desc_exact_acc_on_matched": exact}
+                for step, f1, exact in found
+            ],
+        )
+
+    words, rise = scored(0.442, 0.357)
+    assert (words.level, words.title, rise.title) == (Level.WATCH, "Descriptions got worse", "F1 rises")
+    assert "44 % had exactly the true description at first, 36 % have it now" in words.text
+    assert "Descriptions got worse" not in [each.title for each in scored(0.442, 0.402)]
+
+
+def test_a_share_of_no_pairs_is_no_number() -> None:
+    empty = {"eval_rollout_desc_pairs_total": 0.0, "eval_rollout_desc_exact_acc_on_matched": 1.0}
+    assert without_empty_shares(empty) == {"eval_rollout_desc_pairs_total": 0.0}
+    some = empty | {"eval_rollout_desc_pairs_total": 3.0}
+    assert without_empty_shares(some) == some
+
+
 def test_one_bad_window_of_a_short_run_does_not_decide_alone() -> None:
     found = said(rows(12, rollout__parse_truncated_rate=lambda step: 0.09 if step > 10 else 0.0))
     assert [each.title for each in found] == ["Nothing stands out"]
@@ -142,4 +166,4 @@ def test_a_healthy_run_says_so_and_a_run_without_steps_too() -> None:
 def test_the_worst_comes_first_and_numbers_that_are_not_finite_do_no_harm() -> None:
     found = said(rows(rollout__f1=lambda s: float("nan") if s == 3 else s / 200, rollout__duplicate_rate=0.2))
     assert [each.level for each in found] == [Level.BAD, Level.GOOD]
-    assert len(RULES) == 17
+    assert len(RULES) == 18

@@ -111,6 +111,17 @@ def test_the_final_table_shows_what_changed() -> None:
     assert "runtime" not in text.getvalue()
 
 
+def test_a_share_of_no_pairs_is_no_row() -> None:
+    console, text = screen(terminal=False)
+    names = [f"eval_rollout_desc_{name}" for name in ("pairs_total", "exact_acc_on_matched")]
+    none, some = dict(zip(names, (0.0, 1.0), strict=True)), dict(zip(names, (4.0, 0.5), strict=True))
+    print_before_after(none, some, console=console)
+    print_metrics(none, console=console)
+    assert "exact_acc" not in text.getvalue()
+    print_before_after(some, some, console=console)
+    assert "exact_acc" in text.getvalue()
+
+
 def test_the_evaluation_table_has_every_metric() -> None:
     console, text = screen(terminal=False)
     print_metrics({"eval_rollout_f1": 0.5, "eval_rollout_gt_objects": 40.0}, console=console)

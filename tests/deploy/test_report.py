@@ -60,6 +60,20 @@ def test_the_summary_says_what_happened_in_words(tmp_path: Path) -> None:
     assert "torch" in page
 
 
+def test_f1_is_said_to_be_by_shape_and_descriptions_have_a_number_and_a_curve_of_their_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    page = render([read_run(run)])
+    assert "by shape; +0.200; best 0.700" in page
+    assert re.search(r'Exact descriptions</div><div class="value">0\.44 → 0\.40<', page)
+    (curve,) = figures(page)["descs"]["data"]
+    assert (curve["name"], curve["x"], curve["y"]) == ("evaluation", [0, 20], [0.44, 0.4])
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(
+        text.replace('"eval_rollout_desc_pairs_total": 9.0', '"eval_rollout_desc_pairs_total": 0')
+    )
+    assert "Exact descriptions" not in render([read_run(run)]), "a share of no pairs is none"
+
+
 def test_texts_from_data_are_escaped(tmp_path: Path) -> None:
     page = render([read_run(write_run(tmp_path / "one"))])
     assert "red &lt;circle&gt;" in page

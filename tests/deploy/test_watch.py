@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_busy_shares_are_those_of_the_newest_minute(tmp_path: Path) -> None:
 def test_one_frame_can_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "one", finished=False)
     assert main(["watch", str(run), "--once"]) == 0
-    assert "F1, evaluation" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "F1, evaluation" in shown
+    assert re.search(r"exact descriptions +0\.400 +0\.440 ", shown)
 
 
 def test_the_view_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
