@@ -37,11 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, RecordError) as error:
         print(f"rollmatch: {error}", file=sys.stderr)
         return WRONG_INPUT
-    except KeyboardInterrupt:
-        print("rollmatch: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"rollmatch: {str(error) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except Interrupted as error:
-        print(f"rollmatch: {error}; the checkpoint is written", file=sys.stderr)
+        go_on = "go on with: the same command and --resume auto"
+        print(f"rollmatch: {error}; the checkpoint is written; {go_on}", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as error:
         if error.code != signal.SIGTERM:

@@ -54,7 +54,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         if point is not None:
             observer.resumed(point)
         stack.enter_context(ray_session(config))
-        signals = stack.enter_context(StopSignals())
+        signals = stack.enter_context(StopSignals(observer.notice))
         result = _run(config, data, point, observer, signals)
         summary = summarise(config, result, time.monotonic() - started)
         observer.finish(summary)

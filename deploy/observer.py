@@ -97,6 +97,10 @@ class RunObserver:
         if self._live is not None:
             self._live.phase(name, waiting_for)
 
+    def notice(self, text: str) -> None:
+        """Shows what a signal asked for; called by its handler."""
+        self._progress.notice(text)
+
     def step(self, step: int, metrics: dict[str, float]) -> None:
         self._step = step
         actors = self._side.pool.status() if self._side is not None else []

@@ -22,6 +22,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deploy.signals import say
+
 log = logging.getLogger("rollmatch")
 
 SECONDS_BETWEEN_WAIT_LINES = 30.0
@@ -55,6 +57,7 @@ class TrainProgress:
         self._live: Live | None = None
         self._latest: dict[str, float] = {}
         self._phase, self._waiting_for = "start", ""
+        self._notice = ""
         self._began = self._phase_began = clock()
         self._logged_at = float("-inf")
 
@@ -90,6 +93,13 @@ class TrainProgress:
                 "%s %d/%d  %s", self._unit, self._step, self._total_steps, "  ".join([*self._quality(), *self._speed()])
             )
 
+    def notice(self, text: str) -> None:
+        """What stays to be seen until the end. A signal handler may call it: it takes no lock. The next redraw shows
+        it, and would wipe out a line that is written now."""
+        self._notice = text
+        if self._live is None:
+            say(text)
+
     @property
     def _step(self) -> int:
         return int(self._latest.get("step", 0))
@@ -121,7 +131,10 @@ class TrainProgress:
         top.add_row(f"{self._unit} {self._step}/{self._total_steps}", bar, elapsed, quality)
         speed = "  ".join(self._speed())
         second = self._phase_text() + (f"  ·  {speed}" if speed else "")
-        return Group(top, Text(second, style="dim", no_wrap=True, overflow="ellipsis"))
+        lines: list[RenderableType] = [top, Text(second, style="dim", no_wrap=True, overflow="ellipsis")]
+        if self._notice:
+            lines.append(Text(self._notice, style="yellow"))
+        return Group(*lines)
 
 
 def _waiting(what: str) -> str:

@@ -1,14 +1,25 @@
-"""SIGINT and SIGTERM: the first one finishes the window, saves and leaves; the second one leaves at once."""
+"""SIGINT and SIGTERM: the first one finishes the window, saves and leaves, and says so; the second leaves at once."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from actors.controller import Controller
+if TYPE_CHECKING:  # the progress line says things from here, also where no loop runs
+    from actors.controller import Controller
+
+STOPPING = "finishing this window, then saving a checkpoint; once more leaves at once, without one"
+LEFT = "left at once, without a checkpoint"
+_STDERR = 2
+
+
+def say(text: str) -> None:
+    """A line on stderr from within a signal handler: a log or a print may be what the signal came in the middle of."""
+    os.write(_STDERR, f"rollmatch: {text}\n".encode())
 
 
 class StopSignals:
@@ -17,7 +28,9 @@ class StopSignals:
     Open it after Ray: `ray.init` sets its own handler of SIGTERM.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: Callable[[str], None] = say) -> None:
+        """`notice` shows a text from within a signal handler."""
+        self._notice = notice
         self._controller: Controller | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -41,6 +54,9 @@ class StopSignals:
             self._controller = None
 
     def _ask(self, signum: int, _frame: object) -> None:
-        if self._controller is None or self._controller.stop:
+        if self._controller is None:
             raise KeyboardInterrupt
+        if self._controller.stop:
+            raise KeyboardInterrupt(LEFT)
         self._controller.stop = True
+        self._notice(STOPPING)

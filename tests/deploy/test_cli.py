@@ -12,6 +12,8 @@ import pytest
 
 from deploy.cli import _load, build_parser, main, parse
 from deploy.demo.scenes import write_scenes
+from deploy.signals import LEFT
+from protocol.errors import Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,9 +125,12 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
     [
         (OSError(28, "No space left on device"), 1, "No space left on device; is a disk full"),
         (SystemExit(15), 130, "rollmatch: interrupted"),
+        (KeyboardInterrupt(), 130, "rollmatch: interrupted"),
+        (KeyboardInterrupt(LEFT), 130, "rollmatch: left at once, without a checkpoint\n"),
+        (Interrupted("asked to stop at step 2"), 130, "go on with: the same command and --resume auto"),
     ],
 )
-def test_a_full_disk_and_rays_own_handler_of_sigterm_end_in_a_sentence(
+def test_a_full_disk_and_every_kind_of_interruption_end_in_a_sentence(
     train: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

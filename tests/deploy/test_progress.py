@@ -89,6 +89,22 @@ def test_a_narrow_terminal_shows_the_score_and_the_loss_in_one_line() -> None:
     assert "F1 0.612 (evaluation 0.587)  loss 2.314" in line
 
 
+def test_a_notice_stays_below_the_live_lines_and_is_written_at_once_elsewhere(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    console, text = screen(terminal=True)
+    with TrainProgress(60, console=console, clock=Clock()) as progress:
+        progress.notice("finishing this window")
+        progress.phase("save", "the checkpoint of step 12")
+    *_, last, end = text.getvalue().split("\n")
+    assert last.rstrip() == "finishing this window", end
+    assert capfd.readouterr().err == ""
+    console, text = screen(terminal=False)
+    with TrainProgress(60, console=console, clock=Clock()) as progress:
+        progress.notice("finishing this window")
+    assert capfd.readouterr().err == "rollmatch: finishing this window\n"
+
+
 def test_a_long_wait_is_logged_again_but_not_at_every_poll(caplog: pytest.LogCaptureFixture) -> None:
     console, _ = screen(terminal=False)
     clock = Clock()
