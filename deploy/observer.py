@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -18,13 +17,13 @@ from deploy.ledger import Ledger
 from deploy.live import LiveMetrics, RolloutSide
 from deploy.phase_clock import PhaseClock
 from deploy.progress import TrainProgress
+from deploy.quarantine import Quarantine
 from deploy.rollout_log import RolloutLog
 from deploy.step_log import StepLog, Write
-from deploy.step_metrics import OVERSIZE, StepMetrics
+from deploy.step_metrics import StepMetrics
 from deploy.timeline import Timeline
 from deploy.tracking import RunTracker
 from protocol.config import RunConfig
-from protocol.errors import DataFailure
 
 log = logging.getLogger("rollmatch")
 
@@ -34,10 +33,7 @@ class RunObserver:
 
     def __init__(self, config: RunConfig, total_steps: int) -> None:
         """ConfigError when `metrics.port` is taken, or when a place in `training.report_to` cannot be had."""
-        self._limit = config.quarantine.max_records
-        self._raises_oversize = config.template.truncation_strategy == "raise"
-        self._quarantine_path = config.run_dir / "quarantine.jsonl"
-        self._quarantined = self._read_quarantine()
+        self._quarantine = Quarantine(config)
         self._tracker = RunTracker.of(config)
         self._steps = StepLog(
             self._tracker.log,
@@ -158,35 +154,11 @@ class RunObserver:
         self._steps.forget()
         self._rollouts.rewind(step)
         self._tracker.rewind(step)
-        self._quarantined = self._read_quarantine()
-
-    def _read_quarantine(self) -> set[str]:
-        if not self._quarantine_path.exists():
-            return set()
-        return {json.loads(line)["key"] for line in self._quarantine_path.read_text().splitlines()}
+        self._quarantine.read()
 
     def quarantine(self, outcome: Outcome) -> bool:
-        """Writes the record down, once; whether it is new.
-
-        Raises DataFailure when there are more than `quarantine.max_records`, or a target is too long and
-        `template.truncation_strategy` is `raise`.
-        """
-        if str(outcome.key) in self._quarantined:
-            return False  # it was in flight when the checkpoint was taken that the run continues from
-        self._quarantined.add(str(outcome.key))
-        with self._quarantine_path.open("a") as lines:
-            lines.write(json.dumps({"key": str(outcome.key), "reason": outcome.failure}) + "\n")
-        log.warning("quarantined %s: %s", outcome.key, outcome.failure)
-        if self._raises_oversize and (outcome.failure or "").startswith(OVERSIZE):
-            raise DataFailure(
-                f"{outcome.key}: {outcome.failure}, or write template.truncation_strategy: delete to leave it out"
-            )
-        if len(self._quarantined) > self._limit:
-            raise DataFailure(
-                f"{len(self._quarantined)} records are quarantined, quarantine.max_records is {self._limit}; "
-                f"look at {self._quarantine_path} and mend the data, or raise the limit"
-            )
-        return True
+        """Writes the record down, once; whether it is new. DataFailure where that ends the run."""
+        return self._quarantine.add(outcome)
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._tracker.write_summary(summary)

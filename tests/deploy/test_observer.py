@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,9 +12,12 @@ import pytest
 from actors.loop import LoopState
 from actors.outcome import Outcome
 from deploy.checkpoints import ResumePoint
+from deploy.exporter import OTHER, QUARANTINE_REASONS
 from deploy.observer import RunObserver
+from deploy.quarantine import ADVICE
 from deploy.step_metrics import OVERSIZE
 from protocol.config import RunConfig
+from protocol.config.explain import all_paths
 from protocol.contracts import RequestKey
 from protocol.errors import DataFailure, LearnerError
 from tests.deploy.test_checkpoints import config
@@ -46,6 +50,28 @@ def test_a_record_is_quarantined_once_also_after_a_resume(tmp_path: Path) -> Non
     ]
     with RunObserver(run_config, 10) as observer, pytest.raises(DataFailure, match="3 records are quarantined"):
         observer.quarantine(failed(3))
+
+
+def test_too_many_records_end_the_run_with_their_reasons_and_what_to_change_for_most(tmp_path: Path) -> None:
+    reasons = [f"{OVERSIZE}: t.jsonl:{line}: encoded 30 tokens" for line in (1, 2)] + ["ImageError: gone"]
+    with RunObserver(small(tmp_path, quarantine={"max_records": 2}), 10) as observer:
+        for record, reason in enumerate(reasons[:2]):
+            observer.quarantine(failed(record, reason))
+        with pytest.raises(DataFailure) as ended:
+            observer.quarantine(failed(2, reasons[2]))
+    assert ": 2 x Oversize, 1 x ImageError; raise global_max_length, or lower " in str(ended.value)
+    assert "quarantine.jsonl" in str(ended.value)
+    with RunObserver(small(tmp_path / "b", quarantine={"max_records": 1}), 10) as observer:
+        observer.quarantine(failed(0, reasons[0]))
+        with pytest.raises(DataFailure, match=r"1 x Oversize, 1 x ImageError; mend the data, or raise the limit"):
+            observer.quarantine(failed(2, reasons[2]))
+
+
+def test_every_reason_has_an_advice_that_names_settings_that_exist() -> None:
+    assert {*ADVICE, OTHER} == set(QUARANTINE_REASONS)
+    named = re.findall(r"\b(?:custom\.[a-z0-9_.]+|global_max_length)\b", " ".join(ADVICE.values()))
+    assert len(named) == 3
+    assert set(named) <= set(all_paths(RunConfig))
 
 
 def test_a_target_that_is_too_long_ends_the_run_where_the_settings_say_so(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""`quarantine.jsonl`: records that can never work, each once, with the reason; too many of them end the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+
+from actors.outcome import Outcome
+from deploy.step_metrics import OVERSIZE
+from protocol.config import RunConfig
+from protocol.errors import DataFailure
+
+log = logging.getLogger("rollmatch")
+
+ADVICE = {
+    "RecordError": "mend the lines that the file names; rollmatch check reads the first 10,000 of a data file",
+    "ImageError": "a mount or a folder of images is gone, or images are not what their records say: mend them",
+    "PromptTooLongError": "raise custom.extra.rollout_matching.vllm.max_model_len, or make the images smaller",
+    OVERSIZE: "raise global_max_length, or lower custom.extra.rollout_matching.max_new_tokens",
+    "Placeholder": "the model writes <|image_pad|> into its answers: look at one with rollmatch replay",
+    "AnswerError": "parsing or matching failed, a bug of ours: please report it with the actor's log",
+    "EngineKilled": "engines die of these records: read the actors' logs in ray_logs, make the images smaller",
+}
+"""What to change for each reason; docs/runbook.md has more."""
+MOST = 0.5
+"""Share from which on a reason is the one to act on."""
+
+
+class Quarantine:
+    """The file, and what it holds so far."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._limit = config.quarantine.max_records
+        self._raises_oversize = config.template.truncation_strategy == "raise"
+        self._path = config.run_dir / "quarantine.jsonl"
+        self.read()
+
+    def read(self) -> None:
+        """Takes what the file holds; again where a resume has cut it back."""
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        found = [json.loads(line) for line in lines]
+        self._reasons: dict[str, str] = {line["key"]: line["reason"] for line in found}
+
+    def add(self, outcome: Outcome) -> bool:
+        """Writes the record down, once; whether it is new.
+
+        Raises DataFailure when there are more than `quarantine.max_records`, or a target is too long and
+        `template.truncation_strategy` is `raise`.
+        """
+        key, reason = str(outcome.key), outcome.failure or ""
+        if key in self._reasons:
+            return False  # it was in flight when the checkpoint was taken that the run continues from
+        self._reasons[key] = reason
+        with self._path.open("a") as lines:
+            lines.write(json.dumps({"key": key, "reason": reason}) + "\n")
+        log.warning("quarantined %s: %s", key, reason)
+        if self._raises_oversize and reason.startswith(OVERSIZE):
+            raise DataFailure(f"{key}: {reason}, or write template.truncation_strategy: delete to leave it out")
+        if len(self._reasons) > self._limit:
+            raise DataFailure(self._too_many())
+        return True
+
+    def _too_many(self) -> str:
+        counts = Counter(_kind(reason) for reason in self._reasons.values()).most_common()
+        told = ", ".join(f"{count} x {kind}" for kind, count in counts)
+        kind, count = counts[0]
+        advice = ADVICE.get(kind, "") if count > MOST * len(self._reasons) else ""
+        return (
+            f"{len(self._reasons)} records are quarantined, quarantine.max_records is {self._limit}: {told}; "
+            f"{advice or 'mend the data'}, or raise the limit (each record with its reason: {self._path})"
+        )
+
+
+def _kind(reason: str) -> str:
+    """`Oversize: t.jsonl:2: ...` → `Oversize`."""
+    return reason.partition(":")[0]
