@@ -33,6 +33,19 @@ REMOVED = {
     "training.save_only_model": "a checkpoint holds what a resume needs, and merged/ is the model; remove the key",
 }
 """Settings of the single-process trainer and of its libraries that have no namesake here."""
+CALLED = {
+    "model.checkpoint": "model.model",
+    "model.model_name_or_path": "model.model",
+    "model.name": "model.model",
+    "model.path": "model.model",
+    "training.batch_size": "training.effective_batch_size",
+    "training.epochs": "training.num_train_epochs",
+    "training.lr": "training.learning_rate",
+    "training.num_epochs": "training.num_train_epochs",
+}
+"""Names that settings have elsewhere, and what they are called here: no spelling leads from one to the other."""
+MOST_HOMES = 3
+"""A name that more sections have, such as `enabled`, does not say where it belongs."""
 EXPECTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -127,14 +140,17 @@ def parent_of(keys: Sequence[str], section: type[Section]) -> type[Section]:
 def _unknown(path: str, keys: Sequence[str], section: type[Section]) -> str:
     if path in REMOVED:
         return REMOVED[path]
-    here = ".".join(keys[:-1])
+    if path in CALLED:
+        return f"is no known setting, it is called {CALLED[path]} here; rename it"
+    homes = [known for known in all_paths(section) if known.rsplit(".", 1)[-1] == keys[-1]]
+    placed = 0 < len(homes) <= MOST_HOMES
     siblings = parent_of(keys, section).model_fields
-    close = difflib.get_close_matches(keys[-1], siblings, n=1, cutoff=0.6)
+    # A name that exists was hardly misspelled, unless a single letter is missing.
+    close = difflib.get_close_matches(keys[-1], siblings, n=1, cutoff=0.9 if placed else 0.6)
     if close:
-        return f"is no known setting, the nearest is {'.'.join(filter(None, (here, close[0])))}; rename or remove it"
-    elsewhere = [known for known in all_paths(section) if known.rsplit(".", 1)[-1] == keys[-1]]
-    if elsewhere:
-        return f"is no known setting here, it belongs to {elsewhere[0]}; move it there"
+        return f"is no known setting, the nearest is {'.'.join((*keys[:-1], close[0]))}; rename or remove it"
+    if placed:
+        return f"is no known setting here, it belongs to {' or '.join(homes)}; move it there"
     nearest = difflib.get_close_matches(path, all_paths(section), n=1, cutoff=0.0)
     return f"is no known setting, the nearest is {nearest[0]}; rename or remove it"
 

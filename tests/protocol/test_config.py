@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from protocol.config import RunConfig, config_from_mapping, load_config
-from protocol.config.explain import REMOVED, all_paths
+from protocol.config.explain import CALLED, REMOVED, all_paths
 from protocol.config.reference import as_markdown
 from protocol.errors import ConfigError
 
@@ -175,6 +175,36 @@ def test_a_misplaced_key_is_sent_home() -> None:
     assert "it belongs to custom.extra.rollout_matching.prefix_policy; move it there" in refusal(
         prefix_policy="matched"
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("rollout_matching.max_new_tokens", "it belongs to custom.extra.rollout_matching; move it there"),
+        ("rollout_buffer.m_steps", "it belongs to custom.extra.rollout_matching.rollout_buffer; move it there"),
+        ("cluster.num_actors", "it belongs to rollout.num_actors; move it there"),
+        (
+            "rollout.temperature",
+            "it belongs to custom.coord_soft_ce_w1.temperature or custom.extra.rollout_matching.temperature; move it",
+        ),
+        ("model.path", "it is called model.model here; rename it"),
+        ("training.lr", "it is called training.learning_rate here; rename it"),
+        ("kubernetes.model", "the nearest is kubernetes.models; rename"),
+        ("metrics.enabeld", "the nearest is metrics.enabled; rename"),
+    ],
+)
+def test_what_is_written_in_a_wrong_place_or_by_another_name_is_answered_with_what_is_meant(
+    tmp_path: Path, written: str, meant: str
+) -> None:
+    path = write(tmp_path / "run.yaml", yaml.safe_dump(minimal()))
+    with pytest.raises(ConfigError, match=re.escape(meant)):
+        load_config(path, overrides=[f"{written}=1"])
+
+
+def test_what_settings_are_called_elsewhere_is_no_setting_and_leads_to_one() -> None:
+    known = set(all_paths(RunConfig))
+    assert not known & set(CALLED)
+    assert set(CALLED.values()) <= known
 
 
 def test_everything_that_is_wrong_is_reported_at_once() -> None:
