@@ -198,6 +198,8 @@ def refusals(config: RunConfig) -> list[str]:
 
 def run(config: RunConfig, output: Path | None) -> int:
     """Writes the files, or prints what a RayJob needs as one stream. ConfigError where pods could not do the run."""
+    if output is not None and output.exists() and not output.is_dir():
+        raise ConfigError(f"-o: {output} is a file, and several are written; name a folder")
     problems = refusals(config)
     if problems:
         several = f"{len(problems)} things are wrong\n" + "\n".join(problems)

@@ -17,7 +17,9 @@ from deploy.replay import answer_of, difference, replay_answer
 from deploy.run_files import RunData
 from deploy.target_html import target_html
 from protocol.config import RunConfig, load_config
+from protocol.desc import count_exact
 from protocol.errors import ConfigError
+from protocol.traces import RolloutTrace
 
 _WIDTH_PX = 460
 _MOST_TARGET_CHARS = 20_000
@@ -44,13 +46,30 @@ def best_and_worst(run: RunData, count: int = 3) -> tuple[list[Sample], list[Sam
     evaluated."""
     newer = run.rollouts[len(run.rollouts) // 2 :] or run.evaluated
     latest = {each.trace.key.record: each for each in newer if each.trace.record.objects}
-    # Many objects make a sample telling: among equal scores they come first.
-    ranked = sorted(latest.values(), key=lambda each: (-each.trace.f1, -len(each.trace.record.objects)))
+    # Many objects make a sample telling: among equals they come first.
+    ranked = sorted(latest.values(), key=lambda each: _rank(each.trace), reverse=True)
     worst = sorted(latest.values(), key=lambda each: (each.trace.f1, -len(each.trace.record.objects)))
     best = [each for each in ranked if each.trace.f1 > 0][:count]
     names = {each.trace.key for each in best}
     maker = _SampleMaker(run)
     return [maker.make(each) for each in best], [maker.make(e) for e in worst if e.trace.key not in names][:count]
+
+
+def _rank(trace: RolloutTrace) -> tuple[float, float, float, int]:
+    """How good an answer looks: F1 first, then what it does not see, shapes as close as an eye tells them apart."""
+    return trace.f1, round(_mean_iou(trace), 1), _num_exact(trace) / max(1, len(trace.pairs)), len(trace.record.objects)
+
+
+def _mean_iou(trace: RolloutTrace) -> float:
+    return sum(pair.mask_iou for pair in trace.pairs) / len(trace.pairs) if trace.pairs else 0.0
+
+
+def _num_exact(trace: RolloutTrace) -> int:
+    """Pairs with the same description."""
+    objects = trace.record.objects
+    return count_exact(
+        (trace.predictions[pair.prediction].desc, objects[pair.ground_truth].desc) for pair in trace.pairs
+    ).exact
 
 
 def first_and_last(run: RunData, count: int = 4) -> list[tuple[RecordedRollout, RecordedRollout]]:
@@ -90,10 +109,11 @@ class _SampleMaker:
         trace = rollout.trace
         picture, problem = _picture(rollout)
         target, differs = self._target(rollout)
+        pairs = f", mean maskIoU {_mean_iou(trace):.2f}, {_num_exact(trace)} described exactly" if trace.pairs else ""
         facts = (
             f"F1 {trace.f1:.2f} · {len(trace.pairs)} matched of {len(trace.predictions)} predicted and "
-            f"{len(trace.record.objects)} true · {len(trace.rejects)} rejected · {trace.stats.rollout_len} tokens · "
-            f"step {rollout.step} · version {trace.first_version}"
+            f"{len(trace.record.objects)} true{pairs} · {len(trace.rejects)} rejected · "
+            f"{trace.stats.rollout_len} tokens · step {rollout.step} · version {trace.first_version}"
         )
         return Sample(
             title=trace.record.source,

@@ -268,6 +268,14 @@ def test_paths_that_no_pod_would_find_are_refused(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith("rollmatch: cluster.gpus_per_actor: is 4, more than the 2 GPUs of a node")
 
 
+def test_an_output_that_is_a_file_is_refused_with_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "k8s").touch()
+    assert main(["render", "--config", str(CONFIG), "-o", str(tmp_path / "k8s")]) == 2
+    assert capsys.readouterr().err.startswith(f"rollmatch: -o: {tmp_path / 'k8s'} is a file")
+
+
 def test_rendering_changes_neither_the_configuration_nor_its_own_result() -> None:
     given = config()
     before = given.as_mapping()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from deploy.cli import main
-from deploy.recorder import EVALUATIONS
+from deploy.recorder import EVALUATIONS, RecordedRollout
 from deploy.report.page import render
-from deploy.report.samples import first_and_last
+from deploy.report.samples import best_and_worst, first_and_last
 from deploy.report.timeline import lane_shares, timeline_figure
 from deploy.run_files import read_run
-from tests.deploy.rollouts import ROOT
-from tests.deploy.runs import START, write_run
+from protocol.contracts import Shape
+from protocol.serialization import assistant_text
+from tests.deploy.rollouts import ROOT, trace_of
+from tests.deploy.runs import CAT, DOG, START, write_run
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +94,24 @@ def test_samples_show_the_worst_and_the_best_and_say_what_is_missing(tmp_path: P
     assert "No picture: " in without
 
 
+def test_of_equal_scores_the_better_shapes_and_then_the_right_words_are_the_best(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    loose = replace(CAT, shape=Shape("bbox_2d", (100, 100, 300, 250)))
+    third = replace(DOG, index=3, shape=Shape("bbox_2d", (800, 800, 950, 950)))
+    other_word = [replace(CAT, desc="a bar"), DOG, third]
+    answers = [([loose], (CAT,)), (other_word, (CAT, DOG, third)), ([CAT, DOG], (CAT, DOG)), ([CAT], (CAT,))]
+    rollouts = [
+        RecordedRollout(step=at, time=START, actor="actor-0", latency_s=1.0, encoded=trace.encode())
+        for at, (said, truths) in enumerate(answers)
+        for trace in [trace_of(at, assistant_text(said), truths=truths, image=str(run / "x.png"))]
+    ]
+    data = replace(read_run(run), rollouts=[*rollouts, *rollouts])
+    best, _ = best_and_worst(data, count=4)
+    assert [sample.title for sample in best] == ["t:3", "t:4", "t:2", "t:1"]
+    assert "mean maskIoU 1.00, 2 described exactly" in best[2].facts
+    assert "mean maskIoU 0.75, 1 described exactly" in best[3].facts
+
+
 def test_the_same_images_are_shown_at_the_first_and_the_last_evaluation(tmp_path: Path) -> None:
     run = write_run(tmp_path / "one", steps=20)
     pairs = first_and_last(read_run(run))
@@ -120,6 +141,20 @@ def test_the_same_images_are_one_picture(tmp_path: Path, capsys: pytest.CaptureF
     (run / EVALUATIONS).unlink()
     assert main(["report", str(run), "--picture", str(picture)]) == 2
     assert "has no two evaluations whose answers were kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["-o", "--picture"])
+def test_a_target_that_is_no_file_is_refused_with_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    run = write_run(tmp_path / "one")
+    (tmp_path / "a.png").mkdir()
+    for target, words in ((tmp_path / "a.png", "is a folder"), (run / "x.png" / "b.png", "x.png is no folder")):
+        assert main(["report", str(run), option, str(target)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"rollmatch: {option}: ")
+        assert words in error
+    assert not (run / "report.html").exists()
 
 
 def test_an_evaluations_folder_has_a_report_of_its_answers(tmp_path: Path) -> None:
