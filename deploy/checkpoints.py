@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,7 +23,9 @@ from actors.loop import LoopState
 from deploy.history import check_lengths, copy_history, cut_back, lengths
 from deploy.ledger import NAME as LEDGER
 from deploy.ledger import check_ledger, read_ledger
+from deploy.resume_settings import check_settings, settings_of
 from learner.checkpoint import META, Checkpoint, mend_folder, remove_folder, replace_folder
+from learner.settings import LearnerSettings
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
 from protocol.whole_file import write_whole
@@ -51,31 +52,13 @@ class ResumePoint(NamedTuple):
     lengths: dict[str, int]
     """Bytes of the run's files when it was taken; see `deploy.history`."""
     settings: dict[str, Any]
-    """What the position in the data rests on; see `settings_of`."""
+    """What must be as it was; see `deploy.resume_settings`."""
 
     @classmethod
     def read(cls, path: Path) -> ResumePoint:
         """ConfigError where the folder is no checkpoint of this version."""
         extra = Checkpoint.read(path).extra
         return cls(path, LoopState.from_mapping(extra), extra["position"], extra["history"], extra["settings"])
-
-
-def settings_of(config: RunConfig, num_records: int) -> dict[str, Any]:
-    """Settings that a resume must find as they were: another one would ask for other records than those that are owed,
-    or continue another model's adapter."""
-    return {
-        "model.model": _model_name(config.model.model),
-        "training.effective_batch_size": config.training.effective_batch_size,
-        "training.seed": config.training.seed,
-        "data.dataset_shuffle": config.data.dataset_shuffle,
-        "custom.train_jsonl": f"a file of {num_records} records",
-    }
-
-
-def _model_name(model: str) -> str:
-    """Without the folders above it, which may be mounted elsewhere; an export has its checkpoint's name."""
-    parts = Path(os.path.abspath(model)).parts
-    return "/".join(parts[-2:]) if parts[-1] == "merged" else parts[-1]
 
 
 class CheckpointKeeper:
@@ -179,6 +162,23 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return next(reversed(complete_checkpoints(run_dir)), None)
 
 
+def resume_point(config: RunConfig, num_records: int) -> ResumePoint | None:
+    """Where `training.resume` goes on; None to start anew.
+
+    Raises ConfigError where the run cannot go on from its checkpoint. Nothing was changed then.
+    """
+    mend_folder(config.run_dir)
+    path = resume_path(config)
+    if path is None:
+        return None
+    point = ResumePoint.read(path)
+    check_settings(path, point.settings, settings_of(config, num_records))
+    learner = LearnerSettings.from_config(config, config.num_optimizer_steps(num_records))
+    Checkpoint.read(path).check_shape(path, config.cluster.num_learners, learner.zero_stage)
+    _check_files(path.parent, point)
+    return point
+
+
 def begin_run(config: RunConfig, num_records: int) -> ResumePoint | None:
     """Finds where the run starts and makes its folder ready: whole checkpoints and no line beyond that point.
 
@@ -188,30 +188,15 @@ def begin_run(config: RunConfig, num_records: int) -> ResumePoint | None:
     Raises ConfigError, before anything was changed, where the run cannot go on from its checkpoint.
     """
     run_dir = config.run_dir
-    mend_folder(run_dir)
-    path = resume_path(config)
-    point = ResumePoint.read(path) if path else None
-    if point is not None:
-        _check_settings(point, settings_of(config, num_records))
-        _check_files(point.path.parent, point)
-    if path is None or path.parent != run_dir.resolve():
+    point = resume_point(config, num_records)
+    if point is None or point.path.parent != run_dir.resolve():
         _move_aside(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    if path is not None and path.parent != run_dir.resolve():
-        copy_history(path.parent, run_dir)
-        write_whole(run_dir / ORIGIN, f"{path}\n")
+    if point is not None and point.path.parent != run_dir.resolve():
+        copy_history(point.path.parent, run_dir)
+        write_whole(run_dir / ORIGIN, f"{point.path}\n")
     rewind(run_dir, point)
     return point
-
-
-def _check_settings(point: ResumePoint, now: dict[str, Any]) -> None:
-    for name, value in now.items():
-        then = point.settings.get(name)
-        if then != value:
-            raise ConfigError(
-                f"{name}: is {value}, and was {then} when {point.path} was written: the run would not go on with what "
-                "it owes; set it back, or start a new run from that merged/ folder"
-            )
 
 
 def _check_files(run_dir: Path, point: ResumePoint) -> None:

@@ -12,7 +12,6 @@ from actors.loop import LoopState
 from deploy.checkpoints import (
     CheckpointKeeper,
     ResumePoint,
-    _model_name,
     begin_run,
     complete_checkpoints,
     resume_path,
@@ -28,7 +27,7 @@ class FolderLearner:
     """Writes checkpoints with nothing in them but what the driver remembers."""
 
     def save_checkpoint(self, path: Path, extra: dict[str, Any]) -> None:
-        with Checkpoint.writing(path, 1, 0, extra):
+        with Checkpoint.writing(path, 1, 2, extra):
             pass
 
 
@@ -246,13 +245,6 @@ def test_the_best_checkpoint_is_one_that_exists(tmp_path: Path) -> None:
     assert ResumePoint.read(tmp_path / "r" / "checkpoint-2").state.evaluations == evaluations
 
 
-def test_a_model_may_be_mounted_elsewhere_and_another_may_not_take_its_place() -> None:
-    names = [_model_name(f"{root}/Qwen3-VL-8B") for root in ("/models", "/mnt/models")]
-    assert names == ["Qwen3-VL-8B"] * 2
-    assert _model_name(".") == Path.cwd().name
-    assert _model_name("runs/a/checkpoint-5/merged") != _model_name("runs/a/checkpoint-9/merged")
-
-
 @pytest.mark.parametrize(
     ("changes", "records", "name"),
     [
@@ -269,6 +261,48 @@ def test_a_resume_that_would_ask_for_other_records_is_refused_and_changes_nothin
     with pytest.raises(ConfigError, match=f"^{name}"):
         begin_run(config(tmp_path, resume=str(tmp_path / "r" / "checkpoint-2"), **changes), records)
     assert sorted(path.name for path in (tmp_path / "r").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "name"),
+    [
+        ("model", {"torch_dtype": "float32"}, "model.torch_dtype: is float32, and was bfloat16"),
+        ("tuner", {"train_type": "lora"}, "tuner.train_type: is lora, and was full"),
+        ("deepspeed", {"config": "zero1"}, r"training.resume: .* with ZeRO stage 2, this run has 1 with stage 1"),
+        (
+            "deepspeed",
+            {"config": {"bf16": {"enabled": False}, "zero_optimization": {"stage": 2}}},
+            "deepspeed.config: is one that computes in float32, and was one that computes in bfloat16",
+        ),
+    ],
+)
+@pytest.mark.parametrize("run_name", ["r", "other"])
+def test_a_resume_that_could_not_take_the_state_over_is_refused_and_changes_nothing(
+    tmp_path: Path, section: str, changes: dict[str, Any], name: str, run_name: str
+) -> None:
+    train_to(tmp_path, last_step=5)
+    (tmp_path / "other").mkdir()
+    base = config(tmp_path, run_name=run_name, resume=str(tmp_path / "r" / "checkpoint-2"))
+    changed = base.model_copy(update={section: getattr(base, section).model_copy(update=changes)})
+    before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
+    with pytest.raises(ConfigError, match=f"^{name}"):
+        begin_run(changed, 100)
+    assert {path: path.stat().st_size for path in tmp_path.rglob("*")} == before
+
+
+def test_another_number_of_ranks_is_refused_at_stage_3_only_and_changes_nothing(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=5)
+    run = tmp_path / "r"
+    base = config(tmp_path, resume=str(run / "checkpoint-2"))
+    base = base.model_copy(update={"cluster": base.cluster.model_copy(update={"num_learners": 2})})
+    meta = run / "checkpoint-2" / "trainer.json"
+    saved = meta.read_text()
+    meta.write_text(saved.replace('"zero_stage": 2', '"zero_stage": 3'))
+    with pytest.raises(ConfigError, match=r"^training.resume: .* written by 1 ranks .* this run has 2 with stage 3"):
+        begin_run(base.model_copy(update={"deepspeed": base.deepspeed.model_copy(update={"config": "zero3"})}), 100)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+    meta.write_text(saved)
+    assert begin_run(base, 100) is not None
 
 
 @pytest.mark.parametrize("moved", ["subfolder", "link"])
