@@ -7,6 +7,7 @@ the exact area. Inside is even-odd, as in the raster.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -29,12 +30,16 @@ def exact_iou(a: Sequence[Point], b: Sequence[Point]) -> float:
 
 
 def _edges(ring: Sequence[Point]) -> list[Edge]:
-    """Upward edges of the closed ring, without horizontal ones: they bound no slab."""
-    edges = []
+    """Upward edges of the closed ring that decide what is inside.
+
+    Horizontal ones bound no slab, and those that come an even number of times change nothing in even-odd; without them
+    a ring that goes round and round is as cheap as one that does not.
+    """
+    edges: Counter[Edge] = Counter()
     for (x1, y1), (x2, y2) in zip(ring, [*ring[1:], ring[0]], strict=True):
         if y1 != y2:
-            edges.append((x1, y1, x2, y2) if y1 < y2 else (x2, y2, x1, y1))
-    return edges
+            edges[(x1, y1, x2, y2) if y1 < y2 else (x2, y2, x1, y1)] += 1
+    return [edge for edge, count in edges.items() if count % 2]
 
 
 def _heights(edges: Sequence[Edge]) -> list[float]:

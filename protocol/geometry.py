@@ -27,6 +27,8 @@ IntegerArray = npt.NDArray[np.integer[Any]]
 _MIN_RING_VALUES = 6
 _SAMPLES_PER_CELL = 5
 _MIDDLE_SAMPLE = 2
+_AREAS_AT_ONCE = 128
+"""`pycocotools.mask.area` 2.0.11 counts its masks in eight bits, and fails for more than 255."""
 
 
 def mask_iou(a: Shape, b: Shape, resolution: int) -> float:
@@ -149,8 +151,14 @@ def _drawn_ious(a: ShapeTable, b: ShapeTable, rows: Int64Array, columns: Int64Ar
         ious[group] = mask.iou([rasters_a[row].rle], [rasters_b[c].rle for c in others], [0] * len(others))[0]
         for at, column in zip(group, others, strict=True):
             if rasters_a[row].empty or rasters_b[column].empty:
-                ious[at] = exact_iou(ring_points(a.shapes[row]), ring_points(b.shapes[column]))
+                ious[at] = _exact_iou(a.shapes[row], b.shapes[column])
     return ious
+
+
+@lru_cache(maxsize=1 << 14)
+def _exact_iou(a: Shape, b: Shape) -> float:
+    """Remembered: a model that degenerates repeats its shapes."""
+    return exact_iou(ring_points(a), ring_points(b))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +177,8 @@ def _draw(table: ShapeTable, wanted: Int64Array) -> dict[int, _Raster]:
     size = table.resolution
     rings = [(ring(table.shapes[index]) * (size / NUM_BINS)).ravel().tolist() for index in indices]
     drawn = mask.frPyObjects(rings, size, size)
-    areas = mask.area(drawn).tolist()
+    parts = [drawn[at : at + _AREAS_AT_ONCE] for at in range(0, len(drawn), _AREAS_AT_ONCE)]
+    areas = np.concatenate([mask.area(part) for part in parts]).tolist()
     return {index: _Raster(rle, area == 0) for index, rle, area in zip(indices, drawn, areas, strict=True)}
 
 

@@ -136,10 +136,12 @@ def count_duplicates(
 
 
 def _count_repeats(shapes: Sequence[Shape], min_iou: float, resolution: int) -> int:
-    table = ShapeTable.of(shapes, resolution)
-    later, earlier = np.tril_indices(len(shapes), -1)
     # Equal shapes repeat each other even where they have no area, and so no IoU: a model that degenerates writes such.
     first: dict[Shape, int] = {}
-    kind = np.array([first.setdefault(shape, at) for at, shape in enumerate(shapes)])
-    repeats = (pair_ious(table, table, later, earlier) >= min_iou) | (kind[later] == kind[earlier])
-    return len(np.unique(later[repeats]))
+    for at, shape in enumerate(shapes):
+        first.setdefault(shape, at)
+    table = ShapeTable.of(tuple(first), resolution)
+    later, earlier = np.tril_indices(len(first), -1)
+    close = pair_ious(table, table, later, earlier) >= min_iou
+    # The first of its kind repeats one of another kind that came before it; `first` is in order of appearance.
+    return len(shapes) - len(first) + len(np.unique(later[close]))

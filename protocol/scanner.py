@@ -124,6 +124,8 @@ class _Machine:
                     self._open_brace(position)
                 elif self.brackets == 0:
                     self.expecting_key[self.depth] = True
+                    if self.depth == 1:
+                        self.pending = None  # what stood under the key is over
                 if self.depth == 1 and self.brackets == 0 and not self.closed:
                     position = self._canonical_run(position)
             elif char == ":":

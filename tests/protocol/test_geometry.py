@@ -65,6 +65,12 @@ def test_exact_iou_counts_a_self_crossing_ring_by_even_odd() -> None:
     assert exact_iou(bow, square) == pytest.approx(0.5)
 
 
+def test_a_ring_that_goes_round_an_even_number_of_times_has_no_area_and_round_an_odd_number_its_own() -> None:
+    triangle, square = [(0, 0), (4, 0), (0, 4)], [(0, 0), (4, 0), (4, 4), (0, 4)]
+    assert exact_iou(triangle * 1000, square) == 0
+    assert exact_iou(triangle * 1001, square) == exact_iou(triangle, square) == 0.5
+
+
 def test_identical_boxes_below_one_cell_match_fully() -> None:
     tiny = Shape("bbox_2d", (100, 100, 102, 102))
     assert covered_cells(tiny, 256) == 0

@@ -68,6 +68,23 @@ def test_a_repeated_prediction_is_a_duplicate_of_the_earlier_one() -> None:
     assert count_duplicates(predictions) == 2
 
 
+def many_triangles(count: int) -> list[Shape]:
+    return [Shape("poly", (100 + at, 100, 400 + at, 100, 250, 400)) for at in range(count)]
+
+
+def test_hundreds_of_polygons_on_either_side_are_matched() -> None:
+    everything = box(0, 0, 999, 999)
+    assert match(many_triangles(300), [everything], MatchSettings(maskiou_gate=0.0)).gating_rejections == 0
+    matched = match([everything], many_triangles(300), MatchSettings(candidate_top_k=300, maskiou_gate=0.0))
+    assert len(matched.pairs) == 1
+
+
+@pytest.mark.parametrize("shapes", [many_triangles(300), many_triangles(2) * 150], ids=["all different", "two kinds"])
+def test_hundreds_of_polygons_are_compared_with_each_other(shapes: list[Shape]) -> None:
+    shuffled = [*shapes[7:], *shapes[:7]]
+    assert count_duplicates([prediction("cat", shape) for shape in shuffled]) == 299
+
+
 def test_equal_shapes_without_area_are_duplicates() -> None:
     assert count_duplicates([prediction("cat", box(0, 0, 0, 0)) for _ in range(5)]) == 4
 

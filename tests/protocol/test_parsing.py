@@ -122,6 +122,12 @@ def test_a_scalar_under_an_object_key_gives_its_number_but_no_object() -> None:
     assert [reject.key for reject in parsed.rejects] == ["object_2"]
 
 
+def test_a_list_under_an_object_key_is_not_blamed_for_what_stands_under_the_next_key() -> None:
+    assert parse(CHAR.encode('{"object_3": [1], "foo": {}}'), CHAR).rejects == ()
+    (reject,) = parse(CHAR.encode('{"object_3": [{}], "foo": {}}'), CHAR).rejects
+    assert reject.key == "object_3"
+
+
 def test_an_escaped_object_key_takes_its_number() -> None:
     assert parse(CHAR.encode('{"obj\\u0065ct_4": {}, "object_1": {}}'), CHAR).max_index == 4
 
