@@ -3,6 +3,7 @@
     settings ─► prompts, DeepSpeed file, metric name, folders      this file
     sizes    ─► what cannot fit into GPUs and object store         check_sizing
     data     ─► lines and images of both JSONL files               check_data
+    lengths  ─► tokens of answers and training rows                check_lengths
     model    ─► config, tokenizer, processor, weight headers       check_model
 
 Imports neither torch nor vllm, and loads no weights: it runs on a laptop in seconds.

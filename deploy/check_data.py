@@ -1,4 +1,4 @@
-"""The data's part of `rollmatch check`: lines and image headers of the training and the evaluation file."""
+"""The data's part of `rollmatch check`: lines and images of the training and the evaluation file."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from deploy.findings import Finding, Findings, Severity, error, note, warning
+from actors.images import open_image
+from deploy.check_lengths import FileLengths, TokenCounter, token_counter
+from deploy.findings import Finding, Findings, error, note, warning
 from protocol.config import RunConfig
-from protocol.contracts import Record
-from protocol.errors import RecordError
+from protocol.contracts import Record, RequestKey, RolloutRequest
+from protocol.errors import ImageError, RecordError
 from protocol.record_lines import DEEP_MODES, IMAGE_FORMATS
 from protocol.records import RecordFile
+from protocol.vocab import NUM_BINS
 
 MAX_LINES = 10_000
 """Lines that are read per file; the rest is only counted."""
+DECODED = 32
+"""Images per file that are decoded, from all over it; of the others the header is read."""
 SHOWN = 20
 """Broken lines and images that are named per file."""
+_ENOUGH = 20
+"""Records with objects from which it is no chance that all coordinates lie within the sides in pixels."""
 
 
 class ImageRules(NamedTuple):
@@ -52,12 +59,14 @@ class ImageRules(NamedTuple):
 def check_data(config: RunConfig, rules: ImageRules) -> list[Finding]:
     """Both files; the number of records against the schedule."""
     custom = config.custom
-    findings: list[Finding] = []
+    counter, findings = token_counter(config)
     if custom.train_jsonl is not None:
-        findings += _check_file(config, "custom.train_jsonl", custom.train_jsonl, custom.train_sample_limit, rules)
+        findings += _check_file(
+            config, "custom.train_jsonl", custom.train_jsonl, custom.train_sample_limit, rules, counter
+        )
     if custom.val_jsonl is not None:
         limit = None if custom.val_sample_with_replacement else custom.val_sample_limit
-        findings += _check_file(config, "custom.val_jsonl", custom.val_jsonl, limit, rules)
+        findings += _check_file(config, "custom.val_jsonl", custom.val_jsonl, limit, rules, counter)
         if custom.train_jsonl and os.path.realpath(custom.train_jsonl) == os.path.realpath(custom.val_jsonl):
             findings.append(
                 warning("custom.val_jsonl", "is the training file: the evaluation says nothing about new images")
@@ -65,16 +74,18 @@ def check_data(config: RunConfig, rules: ImageRules) -> list[Finding]:
     return findings
 
 
-def _check_file(config: RunConfig, path: str, file: str, limit: int | None, rules: ImageRules) -> Iterator[Finding]:
+def _check_file(
+    config: RunConfig, path: str, file: str, limit: int | None, rules: ImageRules, counter: TokenCounter
+) -> Iterator[Finding]:
     try:
         records = RecordFile(file, limit=limit)
     except RecordError as raised:
         yield error(path, str(raised))
         return
     looked_at = min(len(records), MAX_LINES)
-    yield note(path, f"{len(records)} records in {file}, lines and images 1..{looked_at} were checked")
     lines, images, boxes = Findings(SHOWN), Findings(SHOWN), Findings(SHOWN)
-    lengths, num_long = {severity: Findings(1) for severity in Severity}, 0
+    lengths, contents = FileLengths(config, path, file, counter), _Contents()
+    sample, num_decoded = {step * looked_at // DECODED for step in range(DECODED)}, 0
     for index in range(looked_at):
         try:
             record = records[index]
@@ -82,16 +93,27 @@ def _check_file(config: RunConfig, path: str, file: str, limit: int | None, rule
             where, _, message = str(raised).partition(": ")
             lines.add(error(where, message))
             continue
+        contents.add(record)
+        for finding in _turned(record):
+            boxes.add(finding)
         problem = _image_problem(record, config.template.max_pixels) or rules.problem(record.width, record.height)
         if problem is not None:
             images.add(error(record.source, f"{record.images[0]} {problem}"))
-        elif (finding := _length(record, config, rules)) is not None:
-            lengths[finding.severity].add(finding)
-        num_long += sum(_least_tokens(record, rules)) > config.global_max_length
-        for finding in _turned(record):
-            boxes.add(finding)
-    for findings in (lines, images, boxes, *lengths.values()):
+            continue
+        lengths.add(record, rules.num_tokens(record.width, record.height))
+        if index in sample:
+            num_decoded += 1
+            for finding in _undecodable(record):
+                images.add(finding)
+    yield note(
+        path,
+        f"{len(records)} records in {file}; lines and image headers 1..{looked_at} were checked, with "
+        f"{contents.num_objects} objects, and {num_decoded} of the images were decoded",
+    )
+    for findings in (lines, images, boxes):
         yield from findings.folded(path)
+    yield from contents.findings(path)
+    yield from lengths.findings()
     if (
         path == "custom.train_jsonl"
         and config.num_optimizer_steps(len(records)) == 0
@@ -101,10 +123,6 @@ def _check_file(config: RunConfig, path: str, file: str, limit: int | None, rule
             path,
             f"{len(records)} records fill no window of training.effective_batch_size "
             f"{config.training.effective_batch_size}, so there would be no step; lower the batch size",
-        )
-    if path == "custom.train_jsonl" and num_long == looked_at:
-        yield error(
-            "global_max_length", f"is {config.global_max_length}, and no record of {file} is that short; raise it"
         )
 
 
@@ -129,6 +147,15 @@ def _image_problem(record: Record, max_pixels: int | None) -> str | None:
     return None
 
 
+def _undecodable(record: Record) -> Iterator[Finding]:
+    """Reads the image as an actor does: a file that is cut off has a good header."""
+    try:
+        open_image(RolloutRequest(key=RequestKey(record.index), record=record, seed=0))
+    except ImageError as raised:
+        where, _, message = str(raised).partition(": ")
+        yield error(where, message)
+
+
 def _turned(record: Record) -> Iterator[Finding]:
     """Boxes whose corners are the wrong way round: the mask is right, the text that is trained is not."""
     for truth in record.objects:
@@ -138,30 +165,34 @@ def _turned(record: Record) -> Iterator[Finding]:
             yield warning(record.source, message)
 
 
-def _least_tokens(record: Record, rules: ImageRules) -> tuple[int, int]:
-    """Lower bounds of prompt and answer: the image's tokens, and one token per coordinate."""
-    image = rules.num_tokens(record.width, record.height)
-    return image, sum(len(truth.shape.bins) for truth in record.objects)
+class _Contents:
+    """What the records of a file hold."""
 
+    def __init__(self) -> None:
+        self.num_objects = 0
+        self._num_records = 0
+        self._num_marked = 0
+        """Records with objects."""
+        self._num_within = 0
+        """Of these, those whose coordinates could be pixels of their own image, where they could be told from bins."""
 
-def _length(record: Record, config: RunConfig, rules: ImageRules) -> Finding | None:
-    image, answer = _least_tokens(record, rules)
-    limit = config.matching.vllm.max_model_len if config.matching.rollout_backend == "vllm" else 0
-    if limit and image >= limit:
-        return error(
-            record.source,
-            f"the image alone costs {image} tokens, vllm.max_model_len is {limit}; raise it, or shrink the image",
-        )
-    if image + answer > config.global_max_length:
-        return warning(
-            record.source,
-            f"image and coordinates alone cost {image + answer} tokens, more than global_max_length "
-            f"{config.global_max_length}: the record would be dropped and counted; raise the length",
-        )
-    if answer > config.matching.max_new_tokens:
-        return warning(
-            record.source,
-            f"the answer needs at least {answer} tokens, more than max_new_tokens {config.matching.max_new_tokens}: "
-            "no rollout can be complete; raise custom.extra.rollout_matching.max_new_tokens",
-        )
-    return None
+    def add(self, record: Record) -> None:
+        self._num_records += 1
+        self.num_objects += len(record.objects)
+        if record.objects:
+            self._num_marked += 1
+            right, lower = (max(max(truth.shape.bins[axis::2]) for truth in record.objects) for axis in (0, 1))
+            self._num_within += right <= record.width < NUM_BINS - 1 and lower <= record.height < NUM_BINS - 1
+
+    def findings(self, path: str) -> Iterator[Finding]:
+        if self._num_records and not self.num_objects:
+            text = (
+                f"none of {self._num_records} records has an object, so every answer would be {{}}; write the objects"
+            )
+            yield warning(path, text)
+        if self._num_marked >= _ENOUGH and self._num_within == self._num_marked:
+            yield warning(
+                path,
+                f"in none of {self._num_marked} records with objects a coordinate exceeds the image's width or height: "
+                "are these pixels? They are read as 0..999 of the image's sides; convert them",
+            )

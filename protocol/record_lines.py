@@ -25,6 +25,8 @@ DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 MAX_IMAGE_PIXELS = 1 << 26
 """Largest image that is ever decoded: 65,536 image tokens, more than any model length. Bounds decompression bombs."""
 
+_USE_IMPORT = "turn a COCO file into records with `rollmatch import-coco`"
+
 
 def parse_record(
     line: str | bytes,
@@ -52,6 +54,8 @@ def parse_record(
         data = json.loads(line)
         if not isinstance(data, dict):
             raise ValueError(f"is a JSON {type(data).__name__}, expected an object; write one record per line")
+        if isinstance(data.get("annotations"), list):
+            raise ValueError(f"has a list `annotations`, as COCO files do; {_USE_IMPORT}")
         width, height = _side(data, "width"), _side(data, "height")
         if width * height > MAX_IMAGE_PIXELS:
             raise ValueError(f"width x height is {width}x{height}, the most is {MAX_IMAGE_PIXELS} pixels; shrink it")
@@ -64,7 +68,8 @@ def parse_record(
             objects=_objects(data, ordering, f"{seed}/{epoch}/{index}"),
         )
     except json.JSONDecodeError as error:
-        raise RecordError(f"{source}: is no JSON ({error.msg} at column {error.colno}); mend the line") from error
+        advice = f"one record per line is expected; {_USE_IMPORT}" if line.strip() in ("{", b"{") else "mend the line"
+        raise RecordError(f"{source}: is no JSON ({error.msg} at column {error.colno}); {advice}") from error
     except UnicodeDecodeError as error:
         raise RecordError(
             f"{source}: is no UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"

@@ -43,6 +43,11 @@ def write_data(folder: Path, name: str, *lines: dict[str, Any] | str) -> Path:
     return folder / name
 
 
+def added_token(name: str, at: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"content": name, "id": at, "special": True, **flags}
+
+
 def write_model(folder: Path, **changes: Any) -> Path:
     """The metadata of a checkpoint, and a weight file that holds a header only. `changes` replaces or drops (None)."""
     folder.mkdir(exist_ok=True)
@@ -55,8 +60,8 @@ def write_model(folder: Path, **changes: Any) -> Path:
             "text_config": {"vocab_size": 2000, "max_position_embeddings": 4096},
         },
         "tokenizer.json": {
-            "model": {"vocab": {"a": 0}},
-            "added_tokens": [{"content": name, "id": at} for at, name in enumerate(names, start=1)],
+            "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+            "added_tokens": [added_token(name, at) for at, name in enumerate(names, start=1)],
         },
         "tokenizer_config.json": {"chat_template": "{{ messages }}"},
         "preprocessor_config.json": {"do_resize": False, "patch_size": 16, "merge_size": 2},
@@ -104,9 +109,11 @@ def only_error(config: RunConfig) -> str:
 
 def test_a_clean_run_has_no_errors_and_says_what_was_looked_at(tmp_path: Path) -> None:
     findings = check_run(run(tmp_path))
-    assert [finding.severity for finding in findings] == ["note", "note"]
+    assert [finding.severity for finding in findings] == ["note", "note", "note"]
     assert "4 records in" in findings[0].message
-    assert "1 tensors in 1 files" in findings[1].message
+    assert "1..4 were checked, with 4 objects, and 4 of the images were decoded" in findings[0].message
+    assert "of 4 records an answer with all objects has" in findings[1].message
+    assert "1 tensors in 1 files" in findings[2].message
     require_clean(run(tmp_path))
 
 
@@ -174,16 +181,46 @@ def test_validating_on_the_training_file_is_a_warning(tmp_path: Path) -> None:
     assert [finding.where for finding in findings if finding.severity == "warning"] == ["custom.val_jsonl"]
 
 
-def test_lengths_that_cannot_fit_are_found_from_the_record_alone(tmp_path: Path) -> None:
-    config = run(tmp_path, custom__rollout_matching={"max_new_tokens": 3, "vllm": {"max_model_len": 4}})
-    assert "the image alone costs 4 tokens, vllm.max_model_len is 4" in errors(config)[0]
-    roomy = run(tmp_path, custom__rollout_matching={"max_new_tokens": 3})
-    warnings = [finding.message for finding in check_run(roomy) if finding.severity == "warning"]
-    assert warnings[0].startswith("the answer needs at least 4 tokens, more than max_new_tokens 3")
+def test_images_all_over_the_file_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is cut off has a good header."""
+    monkeypatch.setattr(check_data, "DECODED", 2)
+    config = run(tmp_path)
+    path = write_data(tmp_path, "train.jsonl", *[record()] * 2, *[record(images=["cut.png"])] * 2)
+    Image.effect_noise((64, 64), 50).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    assert only_error(config).startswith(f"{path}:3: cannot read image {tmp_path / 'cut.png'}")
+    assert "2 of the images were decoded" in check_run(config)[0].message
 
 
-def test_a_length_that_no_record_fits_is_an_error(tmp_path: Path) -> None:
-    assert only_error(run(tmp_path, global_max_length=7)).startswith("global_max_length: is 7, and no record of")
+def small_image(index: int, *, share: int) -> dict[str, Any]:
+    """A record of a 64 x 64 image whose box ends at `share` percent of its sides, in pixels."""
+    corner = 64 * share // 100
+    return record(objects=[{"bbox_2d": [0, index, corner, corner], "desc": "cat"}])
+
+
+@pytest.mark.parametrize(("share", "count", "asked"), [(100, 20, True), (100, 19, False), (150, 20, False)])
+def test_coordinates_that_look_like_pixels_are_asked_about(tmp_path: Path, share: int, count: int, asked: bool) -> None:
+    config = run(tmp_path)
+    first = small_image(0, share=share)
+    write_data(tmp_path, "train.jsonl", first, *[small_image(at, share=90) for at in range(1, count)])
+    found = [finding.message for finding in check_run(config) if finding.severity == "warning"]
+    assert ["are these pixels?" in message for message in found] == ([True] if asked else [])
+
+
+def test_a_file_without_objects_is_a_warning(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    write_data(tmp_path, "train.jsonl", *[record(objects=[])] * 4)
+    (found,) = [str(finding) for finding in check_run(config) if finding.severity == "warning"]
+    assert found.startswith("custom.train_jsonl: none of 4 records has an object")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_coco_file_in_the_place_of_records_names_the_import(tmp_path: Path, indent: int | None) -> None:
+    config = run(tmp_path)
+    coco = {"images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}], "annotations": [], "categories": []}
+    (tmp_path / "train.jsonl").write_text(json.dumps(coco, indent=indent))
+    assert "rollmatch import-coco" in errors(config)[0]
 
 
 def test_a_box_with_its_corners_turned_is_a_warning(tmp_path: Path) -> None:
