@@ -83,9 +83,8 @@ def _check_file(
         yield error(path, str(raised))
         return
     looked_at = min(len(records), MAX_LINES)
-    lines, images, boxes = Findings(SHOWN), Findings(SHOWN), Findings(SHOWN)
+    lines, boxes, images = Findings(SHOWN), Findings(SHOWN), _Images(config, rules, looked_at)
     lengths, contents = FileLengths(config, path, file, counter), _Contents()
-    sample, num_decoded = {step * looked_at // DECODED for step in range(DECODED)}, 0
     for index in range(looked_at):
         try:
             record = records[index]
@@ -96,34 +95,57 @@ def _check_file(
         contents.add(record)
         for finding in _turned(record):
             boxes.add(finding)
-        problem = _image_problem(record, config.template.max_pixels) or rules.problem(record.width, record.height)
-        if problem is not None:
-            images.add(error(record.source, f"{record.images[0]} {problem}"))
-            continue
-        lengths.add(record, rules.num_tokens(record.width, record.height))
-        if index in sample:
-            num_decoded += 1
-            for finding in _undecodable(record):
-                images.add(finding)
+        if images.take(record):
+            lengths.add(record, rules.num_tokens(record.width, record.height))
     yield note(
         path,
         f"{len(records)} records in {file}; lines and image headers 1..{looked_at} were checked, with "
-        f"{contents.num_objects} objects, and {num_decoded} of the images were decoded",
+        f"{contents.num_objects} objects, and {images.num_decoded} of the images were decoded",
     )
-    for findings in (lines, images, boxes):
+    for findings in (lines, images.findings, boxes):
         yield from findings.folded(path)
     yield from contents.findings(path)
     yield from lengths.findings()
-    if (
-        path == "custom.train_jsonl"
-        and config.num_optimizer_steps(len(records)) == 0
-        and config.training.max_steps != 0
-    ):
+    if path == "custom.train_jsonl":
+        yield from _schedule(config, path, len(records))
+
+
+def _schedule(config: RunConfig, path: str, num_records: int) -> Iterator[Finding]:
+    if config.num_optimizer_steps(num_records) == 0 and config.training.max_steps != 0:
         yield error(
             path,
-            f"{len(records)} records fill no window of training.effective_batch_size "
+            f"{num_records} records fill no window of training.effective_batch_size "
             f"{config.training.effective_batch_size}, so there would be no step; lower the batch size",
         )
+
+
+class _Images:
+    """Looks at the images of a file: at each one's header, and of some, from all over it, at the whole."""
+
+    def __init__(self, config: RunConfig, rules: ImageRules, num_records: int) -> None:
+        self._max_pixels = config.template.max_pixels
+        self._rules = rules
+        self._sample = {step * num_records // DECODED for step in range(DECODED)}
+        self.findings = Findings(SHOWN)
+        self.num_decoded = 0
+
+    def take(self, record: Record) -> bool:
+        """Whether the image has a size that the model takes."""
+        problem = _image_problem(record, self._max_pixels) or self._rules.problem(record.width, record.height)
+        if problem is not None:
+            self.findings.add(error(record.source, f"{record.images[0]} {problem}"))
+        elif record.index in self._sample:
+            self._decode(record)
+        return problem is None
+
+    def _decode(self, record: Record) -> None:
+        """Reads the image as an actor does: a file that is cut off has a good header."""
+        self.num_decoded += 1
+        try:
+            open_image(RolloutRequest(key=RequestKey(record.index), record=record, seed=0))
+        except ImageError as raised:
+            where, _, message = str(raised).partition(": ")
+            self.findings.add(error(where, message))
 
 
 def _image_problem(record: Record, max_pixels: int | None) -> str | None:
@@ -145,15 +167,6 @@ def _image_problem(record: Record, max_pixels: int | None) -> str | None:
             f"has {size[0] * size[1]} pixels, more than template.max_pixels {max_pixels}; shrink it, or raise the limit"
         )
     return None
-
-
-def _undecodable(record: Record) -> Iterator[Finding]:
-    """Reads the image as an actor does: a file that is cut off has a good header."""
-    try:
-        open_image(RolloutRequest(key=RequestKey(record.index), record=record, seed=0))
-    except ImageError as raised:
-        where, _, message = str(raised).partition(": ")
-        yield error(where, message)
 
 
 def _turned(record: Record) -> Iterator[Finding]:
@@ -193,6 +206,6 @@ class _Contents:
         if self._num_marked >= _ENOUGH and self._num_within == self._num_marked:
             yield warning(
                 path,
-                f"in none of {self._num_marked} records with objects a coordinate exceeds the image's width or height: "
+                f"in none of {self._num_marked} records with objects does a coordinate exceed its image's sides: "
                 "are these pixels? They are read as 0..999 of the image's sides; convert them",
             )
