@@ -49,6 +49,8 @@ OFFLOADED = {
     ),
 }
 """DeepSpeed's states behind the two words of `rollout_matching.offload`."""
+OPTIONS = ("weight_decay", "betas", "eps")
+"""Of a parameter group, what the settings say; its learning rate comes with each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +183,22 @@ class TrainEngine:
         self._engine.save_checkpoint(str(folder), tag="state", exclude_frozen_parameters=True)
 
     def load(self, folder: Path, saved_by: int) -> None:
-        """What `save` wrote; `saved_by` ranks wrote it, and below stage 3 another number may read it."""
+        """What `save` wrote; `saved_by` ranks wrote it, and below stage 3 another number may read it.
+
+        DeepSpeed brings the options of the run that saved back too: those of this run's settings stay.
+        """
+        optimizer = self._engine.basic_optimizer
+        options = [{name: group[name] for name in OPTIONS} for group in optimizer.param_groups]
+        clip = getattr(self._optimizer, "clip_grad", None)
         if self.stage == 0 or saved_by == self.world_size:
             self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
         else:
             self._load_universal(folder)
-        optimizer = self._engine.basic_optimizer
-        for group in optimizer.param_groups:  # one without offloading saved fewer options than one with it reads
-            group.update(optimizer.defaults | group)
+        for group, own in zip(optimizer.param_groups, options, strict=True):
+            # One without offloading saved fewer options than one with it reads.
+            group.update(optimizer.defaults | group | own)
+        if clip is not None:  # stage 0 clips by its configuration
+            self._optimizer.clip_grad = clip
 
     def _load_universal(self, folder: Path) -> None:
         if self.rank == 0:

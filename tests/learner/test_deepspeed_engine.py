@@ -1,14 +1,22 @@
-"""The door to DeepSpeed, where it needs no process group."""
+"""The door to DeepSpeed, with one rank at most."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import deepspeed
 import pytest
 import torch
 
-from learner.deepspeed_engine import _optimizer
+from learner.deepspeed_engine import TrainEngine, _optimizer, join
+from learner.settings import LearnerSettings, OptimizerSettings
+from learner.worker import LearnerWorker
 from protocol.errors import ConfigError
+from protocol.segments import Segment
 from tests.learner import tiny
 
 
@@ -22,3 +30,47 @@ def test_without_a_compiler_an_offloaded_optimizer_is_refused_by_its_path(
     groups = [{"params": [torch.nn.Parameter(torch.ones(4))], "lr": 1e-3, "weight_decay": 0.0}]
     with pytest.raises(ConfigError, match=r"^deepspeed\.config: zero_optimization\.offload_optimizer needs .*cpu_adam"):
         _optimizer(groups, settings, {"zero_optimization": zero})
+
+
+@pytest.fixture
+def one_rank(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process group of this process alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    join(tiny.settings(checkpoint))
+    yield
+    deepspeed.comm.destroy_process_group()
+
+
+def worker(settings: LearnerSettings, **optimizer: Any) -> LearnerWorker:
+    return LearnerWorker(replace(settings, optimizer=OptimizerSettings(**optimizer)))
+
+
+def options(of: TrainEngine) -> list[tuple[Any, ...]]:
+    groups = of._engine.basic_optimizer.param_groups
+    return [tuple(group[name] for name in ("name", "weight_decay", "betas", "eps")) for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "bfloat16"), (2, "float32"), (3, "float32")]
+)
+def test_a_resume_takes_weight_decay_betas_epsilon_and_clipping_from_its_own_settings(
+    one_rank: None, checkpoint: Path, segments: list[Segment], tmp_path: Path, stage: int, dtype: str
+) -> None:
+    settings = tiny.settings(checkpoint, torch_dtype=dtype, deepspeed={"zero_optimization": {"stage": stage}})
+    first = worker(settings, weight_decay=0.0, beta1=0.8, beta2=0.999, epsilon=1e-8, max_grad_norm=1.0)
+    first.train_step([segments])
+    first.save_checkpoint(tmp_path)
+
+    resumed = worker(settings, weight_decay=0.1, beta1=0.9, beta2=0.95, epsilon=1e-6, max_grad_norm=0.5)
+    fresh = options(resumed._engine)
+    assert {weight_decay for _, weight_decay, *_ in fresh} == {0.1, 0.0}, "vectors are not decayed"
+    resumed.load_checkpoint(tmp_path)
+    assert options(resumed._engine) == fresh
+    assert getattr(resumed._engine._optimizer, "clip_grad", 0.5) == 0.5
+    state = resumed._engine._engine.basic_optimizer.state
+    assert any(values["exp_avg"].any() for values in state.values()), "the moments are those that were saved"
