@@ -94,13 +94,20 @@ def check_signature(path: Path, saved: Mapping[str, str], now: Mapping[str, str]
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` that takes its name, with all files on disk, when the block ends without an error."""
+    """A new folder beside `path` that takes its name, with all files on disk, when the block ends without an error.
+
+    With one the folder is removed: half a checkpoint would fill a disk that is full already.
+    """
     folder = path.with_name(f".{path.name}.writing")
     _remove(folder)
     folder.mkdir(parents=True)
-    yield folder
-    for file in folder.rglob("*"):
-        _sync(file)
+    try:
+        yield folder
+        for file in folder.rglob("*"):
+            _sync(file)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # the error that is raised says more; the next start tries again
+        raise
     replace_folder(folder, path)
 
 

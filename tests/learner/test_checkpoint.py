@@ -23,10 +23,22 @@ def test_a_crash_while_writing_leaves_no_checkpoint_and_does_not_stop_the_next(t
     path = tmp_path / "step-3"
     with pytest.raises(FileNotFoundError), Checkpoint.writing(path, 1, 0, {}) as folder:
         (folder / "no folder" / "half").touch()
-    assert not path.exists()
+    assert not list(tmp_path.iterdir())
     with Checkpoint.writing(path, 1, 0, {}):
         pass
     assert [entry.name for entry in path.iterdir()] == ["trainer.json"]
+
+
+def test_an_error_in_removing_what_a_full_disk_left_hides_no_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="half"), replacing(tmp_path / "best") as folder:
+        write_half(folder)
+    assert not list(tmp_path.iterdir())
+
+
+def write_half(folder: Path) -> None:
+    """Nothing is left to remove, which is an error in removing."""
+    folder.rmdir()
+    (folder / "half").touch()
 
 
 def test_a_crash_while_replacing_keeps_the_old_one(tmp_path: Path) -> None:
