@@ -11,7 +11,7 @@ from typing import Any
 
 from deploy.check_data import ImageRules
 from deploy.findings import Finding, error, note, warning
-from protocol.config import RunConfig
+from protocol.config import RunConfig, TunerConfig
 from protocol.vocab import END_OF_TURN, CoordIds, find_missing
 
 MODEL_TYPE = "qwen3_vl"
@@ -36,6 +36,9 @@ def check_model(config: RunConfig) -> tuple[list[Finding], ImageRules]:
             ], DEFAULT_RULES
         text = f"{folder} is no local folder and was taken for a name on a model hub; its files were not checked"
         return [warning(_WHERE, text)], DEFAULT_RULES
+    if (merged := _merged_beside(folder)) is not None:
+        text = f"{folder} is part of a run's checkpoint and no model; the whole model is {merged}, write that"
+        return [error(_WHERE, text)], DEFAULT_RULES
     findings: list[Finding] = []
     rules = DEFAULT_RULES
     for part in (_architecture, _tokenizer, _weights):
@@ -45,6 +48,14 @@ def check_model(config: RunConfig) -> tuple[list[Finding], ImageRules]:
     except _Broken as broken:
         findings.append(error(_WHERE, str(broken)))
     return findings, rules
+
+
+def _merged_beside(folder: Path) -> Path | None:
+    """The export of a run's checkpoint whose folder, or adapter, was named in its place."""
+    if (folder / "config.json").exists():
+        return None
+    found = (place / "merged" for place in (folder, folder.absolute().parent))
+    return next((path for path in found if (path / "config.json").is_file()), None)
 
 
 def _unbroken(findings: Iterator[Finding]) -> Iterator[Finding]:
@@ -160,11 +171,25 @@ def _tensor_names(file: Path) -> Iterable[str]:
     return (name for name in header if name != "__metadata__")
 
 
+def _head_target(tuner: TunerConfig) -> Iterator[Finding]:
+    """The learner lets no adapter into the head."""
+    regex = tuner.target_regex
+    selected = "lm_head" in tuner.target_modules if regex is None else re.fullmatch(regex, "lm_head") is not None
+    if selected and not tuner.freeze_llm:
+        where, value = ("target_modules", list(tuner.target_modules)) if regex is None else ("target_regex", regex)
+        yield error(
+            f"tuner.{where}",
+            f"{value!r} selects lm_head, whose logits are computed in chunks from a plain weight; take it out, or put "
+            "it into tuner.modules_to_save",
+        )
+
+
 def _targets(config: RunConfig, names: list[str], unstored: set[str]) -> Iterator[Finding]:
     """Adapters must find the modules that they are for. `unstored`: a tied head, whose tensor is the embedding's."""
     tuner = config.tuner
     if tuner.train_type != "lora":
         return
+    yield from _head_target(tuner)
     modules = {name.rsplit(".", 1)[0] for name in names}
     if tuner.target_regex is not None:
         if not any(re.fullmatch(tuner.target_regex, module) for module in modules):

@@ -273,6 +273,20 @@ def test_a_model_that_is_no_folder_is_an_error_and_a_hub_name_a_warning(tmp_path
     assert [finding.where for finding in findings if finding.severity == "warning"] == ["model.model"]
 
 
+@pytest.mark.parametrize("named", ["checkpoint-4", "checkpoint-4/adapter"])
+def test_a_checkpoint_of_a_run_in_the_models_place_is_one_error_that_names_its_export(
+    tmp_path: Path, named: str
+) -> None:
+    checkpoint = tmp_path / "checkpoint-4"
+    for folder in (checkpoint, checkpoint / "adapter"):
+        folder.mkdir()
+    write_model(checkpoint / "merged")
+    assert f"whole model is {checkpoint / 'merged'}, write that" in only_error(
+        run(tmp_path, model__model=str(tmp_path / named))
+    )
+    assert not errors(run(tmp_path, model__model=str(checkpoint / "merged")))
+
+
 def test_a_length_beyond_the_models_positions_is_an_error(tmp_path: Path) -> None:
     config = run(tmp_path, custom__rollout_matching={"vllm": {"max_model_len": 8192}})
     assert only_error(config).startswith(
@@ -288,6 +302,9 @@ def test_a_length_beyond_the_models_positions_is_an_error(tmp_path: Path) -> Non
         ({"modules_to_save": ["lm_head"]}, None),
         ({"modules_to_save": ["score"]}, "tuner.modules_to_save: 'score' is no module"),
         ({"target_regex": r".*\.q_proj"}, None),
+        ({"target_modules": ["q_proj", "lm_head"]}, "tuner.target_modules: ['q_proj', 'lm_head'] selects lm_head"),
+        ({"target_regex": ".*(q_proj|head)"}, "tuner.target_regex: '.*(q_proj|head)' selects lm_head"),
+        ({"target_modules": ["q_proj", "lm_head"], "freeze_llm": True}, None),
     ],
 )
 def test_adapters_must_find_their_modules(tmp_path: Path, tuner: dict[str, Any], words: str | None) -> None:
