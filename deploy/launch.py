@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from actors.loop import LoopState
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from deploy.check import require_clean
-from deploy.checkpoints import CheckpointKeeper, ResumePoint, begin_run, newest_checkpoint, rewind
+from deploy.checkpoints import CheckpointKeeper, ResumePoint, begin_run, newest_checkpoint, resume_point, rewind
 from deploy.cluster import ray_session
 from deploy.environment import write_environment
 from deploy.inputs import Data, loop_settings, planner, training_records, validation_records
@@ -32,13 +34,18 @@ from deploy.run_lock import alone
 from deploy.signals import StopSignals
 from deploy.starting import start_service
 from deploy.sync_backends import publishing_learner
+from deploy.tracking import SUMMARY
 from protocol.config import RunConfig
 from protocol.errors import LearnerError
 from protocol.segments import segment_bytes
 
+log = logging.getLogger("rollmatch")
+
 
 def train(config: RunConfig) -> dict[str, Any]:
     """Runs the whole service to `max_steps`; returns the summary that `summary.json` holds.
+
+    A resume of a run that has got there already starts nothing and returns that run's summary.
 
     Interrupted after SIGINT or SIGTERM, when the checkpoint is written; ConfigError before anything was started.
     """
@@ -47,6 +54,8 @@ def train(config: RunConfig) -> dict[str, Any]:
     data = Data(training_records(config), validation_records(config))
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(config.run_dir))
+        if (finished := _finished(config, data)) is not None:
+            return finished
         point = begin_run(config, len(data.training))
         config.dump(config.run_dir / "config.yaml")
         write_environment(config.run_dir)
@@ -58,6 +67,25 @@ def train(config: RunConfig) -> dict[str, Any]:
         result = _run(config, data, point, observer, signals)
         summary = summarise(config, result, time.monotonic() - started)
         observer.finish(summary)
+    return summary
+
+
+def _finished(config: RunConfig, data: Data) -> dict[str, Any] | None:
+    """The summary of a run that ended, where its resume has no step to train and no evaluation to make up for."""
+    path = config.run_dir / SUMMARY
+    if config.training.resume == "never" or not path.exists():
+        return None
+    point = resume_point(config, len(data.training))
+    if point is None or point.path.parent != config.run_dir.resolve():
+        return None
+    state, num_steps = point.state, config.num_optimizer_steps(len(data.training))
+    evaluated = not data.validation or (state.evaluations and state.evaluations[-1][0] >= state.step)
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if state.step < num_steps or not evaluated or summary["steps"] != state.step:
+        return None
+    setting = "max_steps" if config.training.max_steps >= 0 else "num_train_epochs"
+    text = "%s is at step %d of %d: nothing is left to train; raise training.%s to go on"
+    log.info(text, config.run_dir, state.step, num_steps, setting)
     return summary
 
 

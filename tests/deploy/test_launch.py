@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -17,8 +18,8 @@ from deploy.checkpoints import CheckpointKeeper, ResumePoint
 from deploy.demo.scenes import write_scenes
 from deploy.signals import StopSignals
 from protocol.config import RunConfig
-from protocol.errors import EngineError, ImageError, LearnerError
-from tests.deploy.test_checkpoints import FolderLearner, config
+from protocol.errors import ConfigError, EngineError, ImageError, LearnerError
+from tests.deploy.test_checkpoints import FolderLearner, config, train_to
 
 
 class Runs:
@@ -107,3 +108,70 @@ def test_validation_records_are_drawn_again_and_again_where_asked(tmp_path: Path
     drawn = launch.validation_records(base.model_copy(update={"custom": base.custom.model_copy(update=custom)}))
     assert len(drawn) == 9
     assert {record.index for record in drawn} <= {0, 1, 2, 3}
+
+
+class Began(Exception):
+    """The run's folder would be made ready, and Ray started."""
+
+
+@pytest.fixture
+def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that ended at step 6, with the file of 100 records that it trained on."""
+
+    def began(*_: object) -> None:
+        raise Began
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "require_clean", lambda config: None)
+    monkeypatch.setattr(launch, "begin_run", began)
+    Path("t.jsonl").write_text("{}\n" * 100)
+    train_to(tmp_path, last_step=6)
+    (tmp_path / "r" / "summary.json").write_text(json.dumps({"steps": 6, "wall_s": 78.0}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"max_steps": 6}, "is at step 6 of 6: nothing is left to train; raise training.max_steps to go on"),
+        ({"max_steps": 4}, "is at step 6 of 4: nothing"),
+        ({"num_train_epochs": 0.6}, "is at step 6 of 6: nothing is left to train; raise training.num_train_epochs"),
+    ],
+)
+def test_a_run_that_has_ended_is_resumed_by_its_summary_alone(
+    ended: Path, caplog: pytest.LogCaptureFixture, training: dict[str, Any], words: str
+) -> None:
+    caplog.set_level("INFO")
+    before = {path: path.stat().st_mtime_ns for path in (ended / "r").rglob("*")}
+    assert launch.train(config(ended, resume="auto", **training)) == {"steps": 6, "wall_s": 78.0}
+    assert any(words in message for message in caplog.messages), caplog.messages
+    assert {path: path.stat().st_mtime_ns for path in (ended / "r").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"resume": "auto", "max_steps": 7},
+        {"resume": "r/checkpoint-4", "max_steps": 4},
+        {"resume": "r/checkpoint-6", "max_steps": 6, "run_name": "other"},
+        {"resume": "never", "max_steps": 6},
+    ],
+)
+def test_a_run_that_has_something_left_to_do_begins(ended: Path, training: dict[str, Any]) -> None:
+    with pytest.raises(Began):
+        launch.train(config(ended, **training))
+
+
+def test_a_run_without_its_last_evaluation_or_its_summary_begins(ended: Path) -> None:
+    base = config(ended, resume="auto", max_steps=6)
+    write_scenes(ended, "val", 1, seed=1)
+    with pytest.raises(Began):
+        launch.train(base.model_copy(update={"custom": base.custom.model_copy(update={"val_jsonl": "val.jsonl"})}))
+    (ended / "r" / "summary.json").unlink()
+    with pytest.raises(Began):
+        launch.train(base)
+
+
+def test_a_run_that_has_ended_is_refused_with_other_settings_too(ended: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^training\.seed: is 7"):
+        launch.train(config(ended, resume="auto", max_steps=6, seed=7))
