@@ -189,6 +189,8 @@ def begin_run(config: RunConfig, num_records: int) -> ResumePoint | None:
     """
     run_dir = config.run_dir
     point = resume_point(config, num_records)
+    if point is None and config.training.resume == "auto":
+        log.info("no checkpoint in %s, starting from model.model %s", run_dir, config.model.model)
     if point is None or point.path.parent != run_dir.resolve():
         _move_aside(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -128,6 +128,15 @@ def test_a_fresh_start_moves_an_earlier_run_aside_and_a_resume_does_not(tmp_path
     assert (tmp_path / "r.2").exists()
 
 
+def test_auto_says_where_it_starts_without_a_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = f"no checkpoint in {tmp_path / 'r'}, starting from model.model m"
+    caplog.set_level("INFO")
+    begin_run(config(tmp_path), 100)
+    assert said not in caplog.messages
+    begin_run(config(tmp_path, resume="auto"), 100)
+    assert said in caplog.messages
+
+
 def train_to(folder: Path, last_step: int) -> None:
     """A run of windows of one step and ten rollouts, with a checkpoint every second step."""
     run, saves = folder / "r", keeper(folder, save_steps=2)
