@@ -69,7 +69,7 @@ def attest(config: RunConfig, checkpoint: Path, num_records: int) -> Attestation
 
     Raises ConfigError where there is no export or no validation record; SyncError when the publish does not attest.
     """
-    require_clean(config)
+    require_clean(config, learners=False)
     if config.matching.rollout_backend != "vllm":
         raise ConfigError("custom.extra.rollout_matching.rollout_backend: --attest compares vLLM engines; write vllm")
     export = checkpoint / "merged"

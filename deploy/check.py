@@ -6,18 +6,21 @@
     lengths  ─► tokens of answers and training rows                check_lengths
     model    ─► config, tokenizer, processor, weight headers       check_model
 
-Imports neither torch nor vllm, and loads no weights: it runs on a laptop in seconds.
+Imports neither torch nor vllm, and loads no weights: it runs on a laptop in seconds. Ray is imported where it is to
+say how many GPUs this machine has.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from ctypes.util import find_library
 from pathlib import Path
 
+from deploy.bundles import Node, never_fits, shares, totals
 from deploy.check_data import check_data
 from deploy.check_encoder import check_encoder
 from deploy.check_model import check_model
@@ -33,16 +36,17 @@ from protocol.prompts import resolve_prompts
 __all__ = ["Finding", "check_run", "print_findings", "require_clean"]
 
 
-def check_run(config: RunConfig) -> list[Finding]:
-    """Everything there is to say about the run; errors are what would make it fail."""
+def check_run(config: RunConfig, *, learners: bool = True) -> list[Finding]:
+    """Everything there is to say about the run, or with `learners=False` about an evaluation; errors are what would
+    make it fail."""
     model, image_rules = check_model(config)
     sizes = check_sizing(config, model_shape(config))
-    return [*_settings(config), *sizes, *check_data(config, image_rules), *model]
+    return [*_settings(config), *_room(config, learners), *sizes, *check_data(config, image_rules), *model]
 
 
-def require_clean(config: RunConfig) -> None:
+def require_clean(config: RunConfig, *, learners: bool = True) -> None:
     """ConfigError that lists all errors of `check_run`; returns where there is none."""
-    errors = [str(finding) for finding in check_run(config) if finding.is_error]
+    errors = [str(finding) for finding in check_run(config, learners=learners) if finding.is_error]
     if errors:
         raise ConfigError(errors[0] if len(errors) == 1 else f"{len(errors)} things are wrong\n" + "\n".join(errors))
 
@@ -103,6 +107,38 @@ def _machine(config: RunConfig) -> Iterator[Finding]:
         yield error("this machine", "has no C++ compiler, and DeepSpeed builds with one; install g++")
     if config.matching.rollout_backend == "vllm" and config.cluster.gpus_per_actor == 0 and not find_library("numa"):
         yield error("this machine", "has no libnuma, and vLLM's CPU kernels are linked with it; install libnuma1")
+
+
+def _room(config: RunConfig, learners: bool) -> Iterator[Finding]:
+    """Whether this machine holds what the run places, where its cluster is a private one."""
+    if config.cluster.address is not None:
+        return
+    wanted = shares(config, learners=learners)
+    asked, cores = totals(wanted), os.cpu_count()
+    if cores is not None and asked["CPU"] > cores:
+        yield warning(
+            "cluster.cpus_per_actor",
+            f"learner ranks and actors ask for {asked['CPU']:g} CPUs together and this machine has {cores} cores; CPUs "
+            "are logical, so the processes share the cores: lower cpus_per_actor and cpus_per_learner if that is slow",
+        )
+    gpus = _num_gpus() if asked.get("GPU") else 0
+    problem = never_fits(wanted, [Node({"CPU": math.ceil(asked["CPU"]), "GPU": gpus}, {})])
+    if problem is not None:
+        yield error(
+            "cluster.address",
+            f"is null, so this machine with its {gpus} GPUs is the cluster: {problem}; ask for less in cluster.* and "
+            "rollout.num_actors, or name a cluster",
+        )
+
+
+def _num_gpus() -> int:
+    """What a local Ray would offer: the machine's GPUs, as far as CUDA_VISIBLE_DEVICES shows them."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    found: int = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return found if visible is None else min(found, len(visible))
 
 
 def _folders(config: RunConfig) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ def evaluate_checkpoint(config: RunConfig, output: Path | None = None) -> dict[s
 
     ConfigError before anything is started, also for an `output` that holds something.
     """
-    require_clean(config)
+    require_clean(config, learners=False)
     validation = validation_records(config)
     if not validation:
         raise ConfigError("custom.val_jsonl: is missing, and there is nothing to evaluate on; name a file of records")

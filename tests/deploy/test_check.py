@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from deploy import check_data
-from deploy.check import check_run, print_findings, require_clean
+from deploy.check import _num_gpus, check_run, print_findings, require_clean
 from deploy.check_data import ImageRules
 from deploy.findings import error, note
 from protocol.config import RunConfig, config_from_mapping
@@ -363,6 +363,51 @@ def test_what_no_package_brings_is_looked_for(tmp_path: Path, monkeypatch: pytes
         "this machine: has no libnuma",
     ]
     assert not errors(run(tmp_path, cluster__address="auto"))
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.check._num_gpus", lambda: 1)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_more_gpus_than_this_machine_has_are_an_error_where_the_run_has_a_cluster_of_its_own(tmp_path: Path) -> None:
+    asked = {"cluster__gpus_per_actor": 1, "cluster__gpus_per_learner": 1}
+    assert only_error(run(tmp_path, **asked)) == (
+        "cluster.address: is null, so this machine with its 1 GPUs is the cluster: 2 GPU are wanted together and the 1 "
+        "nodes have 1; ask for less in cluster.* and rollout.num_actors, or name a cluster"
+    )
+    ranks = run(tmp_path, cluster__gpus_per_learner=1, cluster__num_learners=2)
+    assert "2 bundles of 1 CPU, 1 GPU for learners are wanted and the 1 nodes have room for 1;" in only_error(ranks)
+    assert not errors(run(tmp_path, **asked, cluster__address="auto")), "that cluster's nodes say what they have"
+    require_clean(run(tmp_path, **asked), learners=False)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_label_that_no_private_cluster_has_is_an_error(tmp_path: Path) -> None:
+    found = only_error(run(tmp_path, cluster__actor_labels={"pool": "rollout"}))
+    assert "the 0 nodes with labels {'pool': 'rollout'} have room for 0" in found
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_more_cpus_than_cores_are_a_warning_with_both_numbers(tmp_path: Path) -> None:
+    findings = check_run(run(tmp_path, cluster__cpus_per_actor=6, cluster__cpus_per_learner=3))
+    (found,) = [finding for finding in findings if finding.severity == "warning"]
+    assert str(found).startswith("cluster.cpus_per_actor: learner ranks and actors ask for 9 CPUs together and this ")
+    assert "has 8 cores" in found.message
+
+
+@pytest.mark.parametrize(("shown", "num"), [(None, 4), ("2,3", 2), ("", 0)])
+def test_gpus_are_counted_as_a_local_ray_counts_them(
+    monkeypatch: pytest.MonkeyPatch, shown: str | None, num: int
+) -> None:
+    manager = "ray._private.accelerators.nvidia_gpu.NvidiaGPUAcceleratorManager"
+    monkeypatch.setattr(f"{manager}.get_current_node_num_accelerators", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert _num_gpus() == num
 
 
 def test_swap_space_is_accepted_with_a_warning(tmp_path: Path) -> None:
