@@ -16,10 +16,11 @@ NAMESPACE_LABEL = "kubernetes.io/metadata.name"
 def common_manifests(config: RunConfig, assets: Mapping[str, str]) -> dict[str, Manifest]:
     """Manifests by file stem. `assets` holds `rules.yaml` and the dashboards by file name."""
     dashboards = {name: text for name, text in assets.items() if name.endswith(".json")}
+    head = head_policy(config)
     found = {
         "run": run_file(config),
         "networkpolicy": network_policy(config),
-        **({"networkpolicy-head": autoscaler_policy(config)} if config.cluster.autoscaling else {}),
+        **({"networkpolicy-head": head} if head is not None else {}),
         "priorityclass-learner": priority(config, "learner", config.kubernetes.learner_priority),
         "priorityclass-rollout": priority(config, "actor", config.kubernetes.actor_priority),
         "podmonitor": pod_monitor(config),
@@ -65,13 +66,17 @@ def network_policy(config: RunConfig) -> Manifest:
     }
 
 
-def autoscaler_policy(config: RunConfig) -> Manifest:
-    """The head's autoscaler asks the API server for pods; its address is the cluster's, so only the port is named."""
+def head_policy(config: RunConfig) -> Manifest | None:
+    """What the head asks beyond the run, if anything; the addresses are the cluster's or wandb's, so only ports are
+    named. Its autoscaler asks the API server for pods, its driver sends wandb the metrics."""
+    ports = [443, 6443] if config.cluster.autoscaling else [443] if "wandb" in config.training.report_to else []
+    if not ports:
+        return None
     return _core(config, "networking.k8s.io/v1", "NetworkPolicy", "head") | {
         "spec": {
             "podSelector": {"matchLabels": selector(config) | {"rollmatch-component": "head"}},
             "policyTypes": ["Egress"],
-            "egress": [{"ports": _ports([443, 6443])}],
+            "egress": [{"ports": _ports(ports)}],
         }
     }
 

@@ -217,6 +217,27 @@ def test_only_the_heads_autoscaler_may_leave_the_run() -> None:
     assert "common/networkpolicy-head.yaml" not in rendered("cluster.autoscaling=false")
 
 
+def test_the_driver_reaches_wandb_where_the_run_reports_to_it() -> None:
+    files = rendered("cluster.autoscaling=false", "training.report_to=[tensorboard, wandb]")
+    head = files["common/networkpolicy-head.yaml"]["spec"]
+    assert head["podSelector"]["matchLabels"]["rollmatch-component"] == "head"
+    assert head["egress"] == [{"ports": [{"port": 443, "protocol": "TCP"}]}]
+    assert "networkpolicy-head.yaml" in files["common/kustomization.yaml"]["resources"]
+
+
+def test_the_page_about_clusters_has_the_claims_that_the_pods_mount_and_applies_what_it_has_rendered() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    claims = list(yaml.safe_load_all(page.split("```yaml\n# claims.yaml\n")[1].split("```")[0]))
+    for claim in claims:
+        kubernetes_validate.validate(claim, "1.37", strict=True)
+    volumes = worker(rendered()["job/rayjob.yaml"])["template"]["spec"]["volumes"]
+    mounted = {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume}
+    assert {claim["metadata"]["name"] for claim in claims} == mounted
+    assert {claim["metadata"]["namespace"] for claim in claims} == {config().kubernetes.namespace}
+    assert "-o build/k8s\n" in page
+    assert "kubectl apply -k build/k8s/job\n" in page
+
+
 def test_no_secret_is_rendered_only_its_name() -> None:
     files = rendered("kubernetes.env_secret=wandb", "kubernetes.image_pull_secret=registry")
     assert all(manifest["kind"] != "Secret" for manifest in files.values())
