@@ -114,3 +114,8 @@ def test_a_failed_evaluation_leaves_the_logs_of_the_run_alone(
     assert main([*words, "-o", str(tmp_path / "out")]) == 1
     assert kept == [tmp_path / "runs" / "demo" / EVALUATION_LOGS, tmp_path / "out" / EVALUATION_LOGS]
     assert EVALUATION_LOGS != KEPT_LOGS
+
+
+def test_an_evaluation_needs_no_room_for_learner_ranks(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.check._num_gpus", lambda: 0)
+    assert main([*words, "cluster.gpus_per_learner=1"]) == 0
