@@ -120,11 +120,12 @@ def _load(arguments: argparse.Namespace) -> RunConfig:
 
 def _train(arguments: argparse.Namespace) -> int:
     from deploy.launch import train
-    from deploy.tables import print_before_after
+    from deploy.tables import print_before_after, print_health
 
     summary = train(_load(arguments))
     if summary["before"]:
         print_before_after(summary["before"], summary["after"])
+    print_health(Path(summary["run"]))
     long = ("before", "after", "versions_used")  # they are in summary.json
     print(json.dumps({key: value for key, value in summary.items() if key not in long}))
     return DONE

@@ -28,6 +28,9 @@ class Level(StrEnum):
     GOOD = "good"
 
 
+LEVEL_WORDS = {Level.BAD: "act", Level.WATCH: "watch", Level.GOOD: "good"}
+
+
 class HealthFinding(NamedTuple):
     """One sentence about the run, and what to do."""
 

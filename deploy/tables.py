@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from deploy.health_numbers import without_empty_shares
+from deploy.health_numbers import LEVEL_WORDS, Level, without_empty_shares
+from deploy.health_rules import findings
+from deploy.run_files import read_run
 
 BEFORE_AFTER = (
     "eval_rollout_f1",
@@ -42,6 +46,16 @@ def print_before_after(
                 _short(name), _number(before[name]), _number(after[name]), f"{change:+.4g}" if change else "0"
             )
     (console or Console()).print(table)
+
+
+def print_health(run_dir: Path, *, console: Console | None = None) -> None:
+    """What stands out in a run's numbers, as the report has it; nothing where all is well."""
+    data = read_run(run_dir, with_rollouts=False)
+    console = console or Console()
+    for finding in findings(data.steps, data.evaluations, data.setting, data.events):
+        if finding.level is not Level.GOOD:
+            title = Text(f"{LEVEL_WORDS[finding.level]}: {finding.title}. ", "bold")
+            console.print(title + Text(finding.text[:1].upper() + finding.text[1:]))
 
 
 def print_metrics(metrics: Mapping[str, float], *, title: str = "Evaluation", console: Console | None = None) -> None:

@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from deploy.health_numbers import HealthFinding, Level
+from deploy.health_numbers import LEVEL_WORDS, HealthFinding
 from deploy.health_rules import findings, verdict
 from deploy.report.charts import charts
 from deploy.report.samples import Sample, before_and_after, best_and_worst
 from deploy.report.timeline import LaneShare, lane_shares, timeline_figure
 from deploy.run_files import RunData
 from deploy.target_html import MASK_CSS, legend_html
-
-_LEVEL_WORDS = {Level.BAD: "act", Level.WATCH: "watch", Level.GOOD: "good"}
 
 
 class Tile(NamedTuple):
@@ -68,7 +66,7 @@ def render(runs: Sequence[RunData]) -> str:
         plotly=Markup(_plotly()),
         mask_css=Markup(MASK_CSS),
         legend=Markup(legend_html()),
-        levels=_LEVEL_WORDS,
+        levels=LEVEL_WORDS,
         side_by_side=_side_by_side(views),
         differences=_differences(runs),
         markup=Markup,

@@ -14,6 +14,7 @@ from deploy.cli import _load, build_parser, main, parse
 from deploy.demo.scenes import write_scenes
 from deploy.signals import LEFT
 from protocol.errors import Interrupted
+from tests.deploy.runs import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,6 +145,21 @@ def test_a_full_disk_and_every_kind_of_interruption_end_in_a_sentence(
     monkeypatch.setattr("deploy.launch.train", fail)
     assert main(train) == code
     assert words in capsys.readouterr().err
+
+
+def test_a_run_ends_with_its_table_its_findings_and_one_line_of_json(
+    train: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "one", truncated=0.37)
+    scores = {"before": {"eval_rollout_f1": 0.5}, "after": {"eval_rollout_f1": 0.7}, "versions_used": [0]}
+    monkeypatch.setattr("deploy.launch.train", lambda _: {"run": str(run), **scores})
+    assert main(train) == 0
+    printed = capsys.readouterr().out
+    table, finding, after = printed.partition("act: Truncated rollouts. Truncation rose from 0 % to 37 %")
+    assert "0.5000" in table
+    assert finding
+    assert "F1 rises" not in printed
+    assert json.loads(after.splitlines()[-1]) == {"run": str(run)}
 
 
 def test_the_short_variant_leaves_what_the_command_line_says(train: list[str]) -> None:
