@@ -152,6 +152,7 @@ class RunObserver:
     def _rewind(self, step: int) -> None:
         self._step = step
         self._steps.forget()
+        self._progress.rewind(step)
         self._rollouts.rewind(step)
         self._tracker.rewind(step)
         self._quarantine.read()

@@ -1,6 +1,6 @@
 """What a person sees while a run lives: two lines that stay in place, or log lines where there is no terminal.
 
-    step 12/60 ━━━━━━━━╸━━━━━━━━━━━━━━━━  0:02:31  F1 0.612 (evaluation 0.587)  loss 2.314  policy 6
+    step 12/60 ━━━━━━━━╸━━━━━━━━━━━━━━━━  0:02:31, about 0:10:04 left  F1 0.612 (evaluation 0.587)  loss 2.314
     rollout 0:00:07, waiting for 12 of 32 segments  ·  3.2 rollouts/s  410 tokens/s  fill 0.93
 
 Everything goes to stderr: stdout belongs to the final table and its JSON line.
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -28,14 +28,23 @@ log = logging.getLogger("rollmatch")
 
 SECONDS_BETWEEN_WAIT_LINES = 30.0
 """A wait that lasts is logged again this often where there is no terminal."""
-WIDE = 100
-"""Columns from which on the bar is long."""
+WIDE = 120
+"""Columns from which on the bar is long; with fewer it makes room for the time left."""
+FEWEST_STEPS = 2
+"""Steps to estimate the others' time from."""
 SPEED = {
     "rollout/rollouts_per_s": "{:.1f} rollouts/s",
     "rollout/gen_tokens_per_s": "{:.0f} tokens/s",
     "packing/post_rollout_fill": "fill {:.2f}",
 }
 """Of the last window, as everywhere else."""
+
+
+class Mark(NamedTuple):
+    """A number of steps done, and when they were."""
+
+    step: float
+    time: float
 
 
 class TrainProgress:
@@ -59,6 +68,8 @@ class TrainProgress:
         self._phase, self._waiting_for = "start", ""
         self._notice = ""
         self._began = self._phase_began = clock()
+        self._first: Mark | None = None
+        self._last: Mark | None = None
         self._logged_at = float("-inf")
 
     def __enter__(self) -> Self:
@@ -77,6 +88,8 @@ class TrainProgress:
     def phase(self, name: str, waiting_for: str = "") -> None:
         """The loop is in `name` now (`rollout`, `train`, `sync`, ...) and goes on when `waiting_for` is there."""
         now = self._clock()
+        if name == "rollout" and self._first is None:
+            self._first = Mark(self._step, now)  # a start takes minutes, and comes once
         news = name != self._phase or _kind(waiting_for) != _kind(self._waiting_for)
         if name != self._phase:
             self._phase_began = now
@@ -88,10 +101,16 @@ class TrainProgress:
     def step(self, metrics: Mapping[str, float]) -> None:
         """Numbers of one optimizer step or evaluation, by their table names, and `step`: steps done so far."""
         self._latest.update(metrics)
+        if "loss/total" in metrics:
+            self._last = Mark(self._step, self._clock())
         if self._live is None and metrics.keys() & {"rollout/f1", "eval_rollout_f1"}:
-            log.info(
-                "%s %d/%d  %s", self._unit, self._step, self._total_steps, "  ".join([*self._quality(), *self._speed()])
-            )
+            parts = [*self._quality(), *self._speed(), *filter(None, [self._time_left()])]
+            log.info("%s %d/%d  %s", self._unit, self._step, self._total_steps, "  ".join(parts))
+
+    def rewind(self, step: int) -> None:
+        """The run goes on from here: what is known of its pace holds for other steps."""
+        self._latest["step"] = step
+        self._first = self._last = None
 
     def notice(self, text: str) -> None:
         """What stays to be seen until the end. A signal handler may call it: it takes no lock. The next redraw shows
@@ -103,6 +122,9 @@ class TrainProgress:
     @property
     def _step(self) -> int:
         return int(self._latest.get("step", 0))
+
+    def _time_left(self) -> str:
+        return time_left(self._first, self._last, self._total_steps, self._clock())
 
     def _quality(self) -> list[str]:
         latest, parts = self._latest, []
@@ -120,21 +142,32 @@ class TrainProgress:
 
     def _phase_text(self) -> str:
         spent = self._clock() - self._phase_began
-        return self._phase + (f" {_hms(spent)}" if spent >= 1 else "") + _waiting(self._waiting_for)
+        return self._phase + (f" {hms(spent)}" if spent >= 1 else "") + _waiting(self._waiting_for)
 
     def _render(self) -> RenderableType:
         top = Table.grid(padding=(0, 2, 0, 0))
         wide = self._console.width >= WIDE
         bar = ProgressBar(total=self._total_steps, completed=self._step, width=24 if wide else 10)
-        elapsed = _hms(self._clock() - self._began)
+        left = self._time_left() if wide else self._time_left().removeprefix("about ")
+        times = ", ".join(filter(None, [hms(self._clock() - self._began), left]))
         quality = Text("  ".join(self._quality()), no_wrap=True, overflow="ellipsis")
-        top.add_row(f"{self._unit} {self._step}/{self._total_steps}", bar, elapsed, quality)
+        bars = [bar] if wide or not left else []
+        top.add_row(f"{self._unit} {self._step}/{self._total_steps}", *bars, times, quality)
         speed = "  ".join(self._speed())
         second = self._phase_text() + (f"  ·  {speed}" if speed else "")
         lines: list[RenderableType] = [top, Text(second, style="dim", no_wrap=True, overflow="ellipsis")]
         if self._notice:
             lines.append(Text(self._notice, style="yellow"))
         return Group(*lines)
+
+
+def time_left(first: Mark | None, last: Mark | None, total: float, now: float) -> str:
+    """`about 0:12:30 left`, at the pace of the steps between two marks; empty where they are too few, or time is up."""
+    if first is None or last is None or last.step - first.step < FEWEST_STEPS:
+        return ""
+    pace = (last.time - first.time) / (last.step - first.step)
+    left = pace * (total - last.step) - (now - last.time)
+    return f"about {hms(left)} left" if left >= 1 else ""
 
 
 def _waiting(what: str) -> str:
@@ -146,7 +179,8 @@ def _kind(waiting_for: str) -> str:
     return re.sub(r"\d+", "", waiting_for)
 
 
-def _hms(seconds: float) -> str:
+def hms(seconds: float) -> str:
+    """`151.0` → `0:02:31`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

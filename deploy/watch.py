@@ -23,6 +23,7 @@ from rich.text import Text
 
 from deploy.health_numbers import Level
 from deploy.health_rules import findings, verdict
+from deploy.progress import Mark, time_left
 from deploy.run_files import RunData, RunReader
 from deploy.timeline import Span, merge_spans
 
@@ -113,7 +114,18 @@ def _head(data: RunData, now: float) -> RenderableType:
     bar = ProgressBar(total=max(total, 1), completed=step, width=28) if total > 0 else Text()
     of = f"/{total}" if total > 0 else ""
     line.add_row(Text(f"step {step:.0f}{of}", "bold"), bar, _state(data, now))
+    if not has_ended(data) and (left := _time_left(data, total, now)):
+        line.add_row("", left, "")
     return Panel(line, title=data.name, title_align="left")
+
+
+def _time_left(data: RunData, total: float, now: float) -> str:
+    """At the pace of the steps since the last start: time between a crash and its resume is none of a step."""
+    again = [event for event in data.events if event["kind"] in ("resume", "restart")]
+    step, since = (again[-1]["step"], again[-1]["time"]) if again else (0, 0.0)
+    loops = [each.span.start for each in data.spans if each.name == "rollout" and each.span.start >= since]
+    done = [Mark(row["step"], row["time"]) for row in data.steps if row["time"] >= since]
+    return time_left(Mark(step, loops[0]), done[-1], total, now) if loops and done else ""
 
 
 def _state(data: RunData, now: float) -> Text:

@@ -94,6 +94,7 @@ def test_a_restart_is_an_event_a_counter_and_a_line_in_the_log(
     assert "the learner failed, the run goes back to step 4 (checkpoint-4): rank 1 died" in caplog.text
     (event,) = (line for line in lines(run_config.run_dir / "events.jsonl") if line["kind"] == "restart")
     assert (event["step"], event["cause"]) == (4, "rank 1 died")
+    assert observer._progress._step == 4
     (metrics,) = lines(run_config.run_dir / "metrics.jsonl")
     assert (metrics["step"], metrics["train/restarts"]) == (4, 1)
 

@@ -42,11 +42,20 @@ def test_a_terminal_shows_health_and_what_is_waited_for() -> None:
     clock = Clock()
     with TrainProgress(60, console=console, clock=clock) as progress:
         progress.phase("rollout", "12 of 32 segments")
+        assert "left" not in text.getvalue()
         clock.now += 20
         progress.step(STEP)
         progress.step({"eval_rollout_f1": 0.587})
     shown = text.getvalue()
-    for part in ("step 12/60", "policy 6", "F1 0.612 (evaluation 0.587)", "loss 2.314", "3.2 rollouts/s"):
+    for part in (
+        "step 12/60",
+        "━",
+        "0:00:20, about 0:01:20 left",
+        "policy 6",
+        "F1 0.612 (evaluation 0.587)",
+        "loss 2.314",
+        "3.2 rollouts/s",
+    ):
         assert part in shown
     for part in ("410 tokens/s", "fill 0.93", "rollout 0:00:20, waiting for 12 of 32 segments"):
         assert part in shown
@@ -82,11 +91,39 @@ def test_another_thing_to_wait_for_in_the_same_phase_is_told(caplog: pytest.LogC
 def test_a_narrow_terminal_shows_the_score_and_the_loss_in_one_line() -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80, color_system=None)
-    with TrainProgress(60, console=console, clock=Clock()) as progress:
-        progress.step(STEP)
+    clock = Clock()
+    with TrainProgress(1000, console=console, clock=clock) as progress:
+        progress.phase("rollout", "32 of 32 segments")
+        clock.now += 120
+        progress.step(STEP | {"step": 120})
         progress.step({"eval_rollout_f1": 0.587})
     (line,) = [each for each in text.getvalue().splitlines() if "F1" in each][-1:]
-    assert "F1 0.612 (evaluation 0.587)  loss 2.314" in line
+    assert "step 120/1000  0:02:00, 0:14:40 left  F1 0.612 (evaluation 0.587)  loss 2.314" in line
+    assert len(line.replace("\x1b[?25l", "")) <= 80
+
+
+def test_the_time_left_is_told_from_two_steps_of_this_session_on_and_runs_down(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    console, _ = screen(terminal=False)
+    clock = Clock()
+    with TrainProgress(60, console=console, clock=clock) as progress:
+        progress.rewind(20)
+        clock.now += 1000  # a start, which is no step's time
+        progress.phase("rollout", "32 of 32 segments")
+        told = []
+        for step in (21, 22):
+            clock.now += 30
+            with caplog.at_level(logging.INFO, "rollmatch"):
+                progress.step({"step": step, "rollout/f1": 0.5, "loss/total": 1.0})
+            told.append(caplog.messages[-1].partition("about ")[2])
+        clock.now += 10
+        progress.step({"eval_rollout_f1": 0.5})
+        told.append(caplog.messages[-1].partition("about ")[2])
+        progress.rewind(20)
+        progress.step({"step": 20, "rollout/f1": 0.5, "loss/total": 1.0})
+        told.append(caplog.messages[-1].partition("about ")[2])
+    assert told == ["", "0:19:00 left", "0:18:50 left", ""]
 
 
 def test_a_notice_stays_below_the_live_lines_and_is_written_at_once_elsewhere(

@@ -44,6 +44,20 @@ def test_a_living_run_says_its_step_and_what_it_waits_for(tmp_path: Path) -> Non
     assert "is it still alive?" in shown(read_run(run), START + 900)
 
 
+def test_a_living_run_says_how_long_it_will_take_at_the_pace_since_its_last_start(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one", steps=20, finished=False, training__max_steps=50)
+    assert "about 0:04:52 left" in shown(read_run(run), START + 208)
+    with (run / "events.jsonl").open("a") as events:
+        events.write(json.dumps({"time": START + 5000, "kind": "resume", "step": 20}) + "\n")
+    assert "left" not in shown(read_run(run), START + 5008), "no step of this session is done"
+    with (run / "events.jsonl").open("a") as events, (run / "metrics.jsonl").open("a") as metrics:
+        span = {"time": START + 5106, "kind": "span", "lane": "driver", "name": "rollout"}
+        events.write(json.dumps(span | {"start": START + 5100, "end": START + 5106}) + "\n")
+        metrics.write(json.dumps({"step": 22, "time": START + 5140, "loss/total": 1.0}) + "\n")
+    assert "about 0:09:20 left" in shown(read_run(run), START + 5140)
+    assert "left" not in shown(read_run(write_run(tmp_path / "two", training__max_steps=50)), START + 208), "it ended"
+
+
 def test_busy_shares_are_those_of_the_newest_minute(tmp_path: Path) -> None:
     lines = shown(read_run(write_run(tmp_path / "one")), START).splitlines()
     shares = {line.split()[0]: line.split()[1] for line in lines if line.startswith(("actor-", "rank-"))}
