@@ -19,7 +19,8 @@ _STDERR = 2
 
 def say(text: str) -> None:
     """A line on stderr from within a signal handler: a log or a print may be what the signal came in the middle of."""
-    os.write(_STDERR, f"rollmatch: {text}\n".encode())
+    with contextlib.suppress(OSError):  # nobody reads any more, which must not keep the checkpoint from being written
+        os.write(_STDERR, f"rollmatch: {text}\n".encode())
 
 
 class StopSignals:

@@ -126,7 +126,9 @@ def _every_tile(run: RunData) -> Iterator[Tile]:
     _, trained = run.series("rollout/f1")
     if trained and not scores:
         yield Tile(
-            "F1, rollouts", f"{trained[0]:.3f} → {trained[-1]:.3f}", f"first, last window; best {max(trained):.3f}"
+            "F1, rollouts",
+            f"{trained[0]:.3f} → {trained[-1]:.3f}",
+            f"by shape; first, last window; best {max(trained):.3f}",
         )
     for metric, label in (("precision", "Precision"), ("recall", "Recall")):
         _, values = run.series(f"eval_rollout_{metric}")

@@ -38,3 +38,13 @@ def test_without_a_display_the_first_signal_writes_a_line(capfd: pytest.CaptureF
     with StopSignals() as signals, signals.stop(controller()):
         os.kill(os.getpid(), signal.SIGINT)
     assert capfd.readouterr().err == f"rollmatch: {STOPPING}\n"
+
+
+def test_a_stop_is_heeded_also_where_nobody_reads_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr("deploy.signals._STDERR", writer)
+    with StopSignals() as signals, signals.stop(loop := controller()):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert loop.stop
+    os.close(writer)
