@@ -115,11 +115,14 @@ def _room(config: RunConfig, learners: bool) -> Iterator[Finding]:
         return
     wanted = shares(config, learners=learners)
     asked, cores = totals(wanted), os.cpu_count()
-    if cores is not None and asked["CPU"] > cores:
+    actors = config.rollout.num_actors * config.cluster.cpus_per_actor
+    takes_turns = config.rollout.max_staleness == 0
+    at_once = max(actors, asked["CPU"] - actors) if takes_turns else asked["CPU"]
+    if cores is not None and at_once > cores:
         yield warning(
             "cluster.cpus_per_actor",
-            f"learner ranks and actors ask for {asked['CPU']:g} CPUs together and this machine has {cores} cores; CPUs "
-            "are logical, so the processes share the cores: lower cpus_per_actor and cpus_per_learner if that is slow",
+            f"what works at a time asks for {at_once:g} CPUs, and this machine has {cores} cores; CPUs are logical, so "
+            "the processes share the cores: lower cpus_per_actor and cpus_per_learner if that is slow",
         )
     gpus = _num_gpus() if asked.get("GPU") else 0
     problem = never_fits(wanted, [Node({"CPU": math.ceil(asked["CPU"]), "GPU": gpus}, {})])

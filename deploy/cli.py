@@ -1,7 +1,7 @@
 """The command line: `rollmatch COMMAND --config run.yaml [--base_config base.yaml] [dotted.key=value ...]`.
 
 Exit codes: 0 done; 1 the run failed; 2 the configuration or the data is wrong, which is found before anything is
-started, but for a checkpoint that does not fit; 130 interrupted.
+started; 130 interrupted.
 """
 
 from __future__ import annotations
