@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -89,6 +89,8 @@ def make_target(
     settings: MatchSettings,
     max_length: int = 10**6,
     desc_max_pairs: int | None = None,
+    suffix: str = SUFFIX_TEXT,
+    supervise_eos: bool = True,
 ) -> tuple[ParsedCompletion, MatchResult, Target]:
     """Parse, match and build, as an actor does."""
     ids = np.asarray(codec.encode(text), dtype=np.int32)
@@ -108,9 +110,15 @@ def make_target(
         completion=completion,
         parsed=parsed,
         match=result,
-        suffix_ids=codec.encode(SUFFIX_TEXT),
+        suffix_ids=codec.encode(suffix),
         codec=codec,
-        settings=TargetSettings(prefix_policy=policy, max_length=max_length, ot_iters=2, desc_max_pairs=desc_max_pairs),
+        settings=TargetSettings(
+            prefix_policy=policy,
+            supervise_eos=supervise_eos,
+            max_length=max_length,
+            ot_iters=2,
+            desc_max_pairs=desc_max_pairs,
+        ),
     )
     return parsed, result, target
 
@@ -137,9 +145,10 @@ def check_labels(target: Target, codec: TokenCodec) -> None:
     ids, bins = segment.input_ids.tolist(), codec.coord_bins
     tail = range(stats.prompt_len + stats.prefix_len, stats.prompt_len + stats.train_len)
     assert _text(ids[stats.prompt_len : tail.stop], codec) == target.train_text
+    assert _text(ids[tail.start : tail.stop], codec) == target.append_text
     labelled = {at for at, label in enumerate(segment.labels.tolist()) if label != IGNORE_INDEX}
     coords = set(segment.coord_positions[~segment.coord_in_prefix].tolist())
-    ignored = set(tail) - labelled - coords
+    ignored = {tail.start + at for at in _spelling_descs(ids[tail.start : tail.stop], target.append_text, codec)}
     assert labelled == (set(tail) - coords - ignored) | {tail.stop}
     assert all(segment.labels[at] == ids[at] for at in labelled)
     assert coords == {at for at in tail if ids[at] in bins}
@@ -147,6 +156,20 @@ def check_labels(target: Target, codec: TokenCodec) -> None:
     assert len(ignored) == stats.tail_ignored
     assert all(stats.prompt_len <= at < tail.start and ids[at] in bins for at, _ in _targets(segment, in_prefix=True))
     assert stats.matched_for_supervision + stats.fn_appended == stats.gt_objects
+
+
+def _spelling_descs(ids: Sequence[int], append_text: str, codec: TokenCodec) -> Iterator[int]:
+    """Positions of the tokens that hold a character of a description's value."""
+    opening, described, start = '"desc": ', set[int](), 0
+    while (at := append_text.find(opening, start)) >= 0:
+        _, start = json.JSONDecoder().raw_decode(append_text, at + len(opening))
+        described.update(range(at + len(opening) + 1, start - 1))
+    start = 0
+    for at, token_id in enumerate(ids):
+        end = start + len(codec.piece(token_id))
+        if not described.isdisjoint(range(start, end)):
+            yield at
+        start = end
 
 
 def _targets(segment: Any, *, in_prefix: bool) -> list[tuple[int, int]]:

@@ -103,3 +103,9 @@ def test_a_run_trains_each_segment_once_within_the_bound(seed: int, flush_last: 
     assert sorted([*trained, *carried]) == list(range(len(lengths))), "each exactly once, nothing lost"
     assert not (flush_last and carried)
     assert num_carried > 0, "or this run shows nothing"
+
+
+def test_what_fills_a_forward_exactly_to_the_ratio_is_trained() -> None:
+    packs = {"capacity": 10, "num_ranks": 2, "min_fill": 0.5}
+    assert plan_carry([9, 8, 10], **packs).carried == ()
+    assert plan_carry([9, 8, 9], **packs).carried == (2,)

@@ -278,3 +278,70 @@ def test_a_live_metric_is_no_event() -> None:
 
 def test_the_reference_page_of_metrics_is_current() -> None:
     assert DOCS.read_text(encoding="utf-8") == as_markdown(), "run python -m protocol.metric_table > docs/metrics.md"
+
+
+MIXED = (
+    dataclasses.replace(ONE, valid_predictions=4, gt_objects=5, cut_fallback=1),
+    dataclasses.replace(EXCLUDED, parse_truncated=0, repeat_terminated=1),
+    dataclasses.replace(EMPTY, parse_truncated=1, parse_dropped_invalid=3),
+    dataclasses.replace(EMPTY, fn_appended=1),
+)
+"""Sums differ and few rates are 0 or 1: one that is exchanged for another shows."""
+
+
+def test_each_number_of_training_is_that_of_its_counters() -> None:
+    metrics = RolloutTotals.of(MIXED).rollout_metrics(top_k=5)
+    expected = {
+        "segments": 4,
+        "gt_objects": 10,
+        "valid_pred_objects": 6,
+        "matched_for_supervision": 1,
+        "excluded_from_supervision": 1,
+        "fn_appended": 5,
+        "sample_valid_pred_rate": 2 / 4,
+        "sample_any_match_rate": 1 / 4,
+        "parse_dropped_invalid": 5,
+        "parse_truncated": 2,
+        "parse_truncated_rate": 2 / 4,
+        "parse_obj_total": 11,
+        "gating_rejections": 8,
+        "gating_rejection_rate": 8 / 30,
+        "prefix_coord_targets_total": 2,
+        "tail_ignore_frac": 2 / 10,
+        "cut_fallback": 1,
+        "duplicates": 2,
+        "duplicate_rate": 2 / 6,
+        "repeat_terminated": 1,
+        "gt_per_sample": 10 / 4,
+        "pred_per_sample": 6 / 4,
+        "fp_per_sample": 5 / 4,
+        "fn_per_sample": 9 / 4,
+        "prefix_len_mean": 6 / 4,
+        "decode_greedy": 2,
+        "decode_beam": 2,
+    }
+    assert {name: metrics[f"rollout/{name}"] for name in expected} == pytest.approx(expected)
+
+
+def test_each_number_of_an_evaluation_is_that_of_its_counters() -> None:
+    metrics = RolloutTotals.of(MIXED).evaluation_metrics()
+    expected = {
+        "precision": 2 / 6,
+        "recall": 2 / 10,
+        "f1": 2 / 8,
+        "fp": 4,
+        "fn": 8,
+        "pred_objects": 6,
+        "gt_objects": 10,
+        "matched": 2,
+        "gating_rejections": 8,
+        "parse_dropped_invalid": 5,
+        "parse_dropped_ambiguous": 0,
+        "parse_truncated_rate": 2 / 4,
+        "sample_valid_pred_rate": 2 / 4,
+        "sample_any_match_rate": 2 / 4,
+        "matched_maskiou_mean": 1.6 / 2,
+        "duplicate_rate": 2 / 6,
+        "samples": 4,
+    }
+    assert metrics == pytest.approx({f"eval_rollout_{name}": value for name, value in expected.items()})

@@ -174,6 +174,22 @@ def test_deep_nesting_and_long_runs_cost_linear_time_and_no_stack() -> None:
     assert parsed.max_index is None
 
 
+@pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ("[", "]")])
+def test_a_closed_value_of_any_depth_is_a_reject_and_no_error(opening: str, closing: str) -> None:
+    deep = opening * 50_000 + "1" + closing * 50_000
+    (reject,) = parse(CHAR.encode('{"object_1": {"desc": ' + deep + ", " + BOX + "}}"), CHAR).rejects
+    assert reject.reason is RejectReason.INVALID_JSON
+    assert "nested 50001 deep" in reject.detail
+
+
+def test_a_coordinate_beyond_the_last_bin_is_no_coordinate_token() -> None:
+    """0 to 999; one more would otherwise be named as a wrong number of tokens."""
+    for bin_, reason in ((999, None), (1000, RejectReason.GEOMETRY_FORM)):
+        box = ", ".join(f'"<|coord_{each}|>"' for each in (1, 2, 3, bin_))
+        parsed = parse(CHAR.encode('{"object_1": {"desc": "a" , "bbox_2d": [' + box + "]}}"), CHAR)
+        assert [reject.reason for reject in parsed.rejects] == ([reason] if reason else [])
+
+
 def test_an_integer_too_long_to_convert_is_a_reject_and_no_error() -> None:
     parsed = parse(CHAR.encode('{"object_1": {"desc": ' + "9" * 5_000 + "}}"), CHAR)
     assert [reject.reason for reject in parsed.rejects] == [RejectReason.INVALID_JSON]

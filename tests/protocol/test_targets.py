@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 
 from protocol.contracts import Shape
+from protocol.errors import ContractError
 from protocol.matching import MatchSettings
 from protocol.segments import IGNORE_INDEX
-from protocol.targets import PrefixPolicy, TargetSettings
+from protocol.targets import PrefixPolicy
 from tests.protocol.checks import check_labels, check_target, make_target
 from tests.protocol.codecs import CharCodec, qwen_codec
 from tests.protocol.strategies import EXAMPLES, TargetCase, answered, drawn, muddled, record_of
@@ -92,13 +93,23 @@ def test_an_oversize_target_has_counters_but_no_segment() -> None:
     assert longer.stats == fits.stats
 
 
-def test_without_eos_supervision_the_end_of_turn_has_no_label() -> None:
+def test_the_end_of_turn_is_supervised_and_what_follows_it_is_not() -> None:
     _, _, target = make_target("{}", TWO, CHAR, "rollout", MatchSettings())
     assert target.segment is not None
     end = target.stats.prompt_len + target.stats.train_len
     assert CHAR.piece(int(target.segment.labels[end])) == "<|im_end|>"
     assert target.segment.labels[end + 1] == IGNORE_INDEX
-    assert TargetSettings(max_length=1).supervise_eos
+
+
+@pytest.mark.parametrize("suffix", ["", "<|im_end|>\n"])
+def test_without_eos_supervision_the_end_of_turn_has_no_label_and_may_be_absent(suffix: str) -> None:
+    case = ("{}", TWO, CHAR, "rollout", MatchSettings())
+    _, _, target = make_target(*case, suffix=suffix, supervise_eos=False)
+    assert target.segment is not None
+    end = target.stats.prompt_len + target.stats.train_len
+    assert set(target.segment.labels[end:].tolist()) <= {IGNORE_INDEX}
+    with pytest.raises(ContractError, match="supervise_eos needs the end-of-turn token"):
+        make_target(*case, suffix="")
 
 
 @pytest.mark.parametrize("desc", ["<|im\\u005fend|>", "a <|image\\u005fpad|>", "half \ufffd"])
@@ -108,6 +119,14 @@ def test_a_desc_that_cannot_be_written_has_no_place_in_a_rebuilt_prefix(desc: st
     assert len(result.pairs) == 1
     assert (target.stats.excluded_from_supervision, target.stats.fn_appended) == (1, 2)
     assert list(json.loads(target.train_text)) == ["object_1", "object_2"]
+
+
+def test_a_match_that_has_no_place_in_the_prefix_is_excluded_and_the_others_are_supervised() -> None:
+    spelt = answer_of(("cat", CAT), ("red dog", DOG)).replace('"cat"', '"half \ufffd"')
+    _, result, target = make_target(spelt, TWO, CHAR, "matched", MatchSettings())
+    stats = target.stats
+    assert len(result.pairs) == 2
+    assert (stats.matched_for_supervision, stats.excluded_from_supervision, stats.fn_appended) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("policy", ["rollout", "matched"])
