@@ -3,7 +3,7 @@ that drain, continue or abort. What must hold in every one of them:
 
 - no segment is trained at version v that was begun before version v - max_staleness (`check_fresh` raises in the loop);
 - every request is trained exactly once, in request order, or quarantined, also where windows carry (`protocol.carry`);
-- nothing hangs, and the bounds of the buffer are kept.
+- nothing hangs (within `MAX_POLLS`), and the bounds of the buffer are kept.
 
 `python -m tests.actors.staleness_simulation --schedules 20000` runs more of them than the test does.
 """
@@ -32,6 +32,8 @@ from protocol.segments import SegmentMeta, SegmentStats
 from protocol.weights import WeightsManifest
 from tests.actors.test_controller import FakeKeeper, FakeLearner, FakeObserver, Records
 
+MAX_POLLS = 10_000
+"""That the loop waits for; the longest schedules take some 200."""
 SEGMENT_BYTES = 10
 CAPACITY = 120
 
@@ -58,6 +60,7 @@ class RandomPool:
         self._crash_rate, self._fail_rate = rng.choice([0.0, 0.02, 0.1]), rng.choice([0.0, 0.05])
         self.reports: list[LoadReport] = []
         self._version = 0
+        self._polls_left = MAX_POLLS
 
     def submit(self, requests: Sequence[RolloutRequest]) -> None:
         self._queue.extend(requests)
@@ -77,6 +80,8 @@ class RandomPool:
     def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
         outcomes: list[tuple[Outcome, Any]] = []
         time.sleep(0)  # the learner's thread takes no longer than it needs
+        self._polls_left -= timeout_s >= 1.0  # shorter ones are of a learner that works, and as many as it takes
+        assert self._polls_left, f"no end after {MAX_POLLS} polls: version {self._version}, {len(self._queue)} queued"
         for _ in range(self._rng.randint(0, 8)):
             self._event(self._rng.choice(self._actors), outcomes)
         return outcomes

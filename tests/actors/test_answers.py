@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -129,3 +130,20 @@ def test_what_ended_before_an_engine_failed_is_a_group_and_then_the_failure_is_r
     assert group(made) == [0]
     with pytest.raises(EngineError, match="the device is lost"):
         group(made)
+
+
+@pytest.mark.usefixtures("patient")
+def test_each_answer_is_told_with_the_seconds_from_its_own_expect_to_its_put(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`latency_s` of a recorded rollout, and of the report."""
+    now = 0.0
+    monkeypatch.setattr(answers, "time", SimpleNamespace(monotonic=lambda: now))
+    made = expecting(0)
+    now = 1.0
+    made.expect([request(1)])
+    now = 3.0
+    for record in (1, 0):
+        made.put(request(record), REFUSED)
+    now = 7.0  # how long it lies there is no part of it
+
+    taken = [*made.take_group(hold=True), *made.take_group(hold=True)]
+    assert {answered.request.key.record: seconds for answered, seconds in taken} == {0: 3.0, 1: 2.0}

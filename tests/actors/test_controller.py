@@ -552,3 +552,20 @@ def test_a_record_that_is_quarantined_again_after_a_resume_counts_once() -> None
     loop = build(max_steps=2, fails=lambda answered: answered == 2)
     loop.observer.quarantine = lambda outcome: False  # type: ignore[method-assign]
     assert loop.controller.run().quarantined == 0
+
+
+def test_actors_that_end_the_run_while_a_window_is_trained_end_it_at_once() -> None:
+    loop = build(max_steps=5)
+    pool, leaves, train_step = loop.controller._pool, threading.Event(), loop.learner.train_step
+    pool.__class__ = QuickPool
+
+    def fail_meanwhile(plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
+        pool.ends_the_run = True  # type: ignore[attr-defined]
+        leaves.wait(10)
+        return train_step(plan, segment_refs)
+
+    loop.learner.train_step = fail_meanwhile  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match="no actor is left"):
+        loop.controller.run()
+    assert loop.learner.trained == []
+    leaves.set()

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from actors.engine import EngineProgress
 from actors.member import ActorState, Member
+from actors.outcome import ActorReady, Outcome, Report
 from actors.pool import RolloutPool
 from actors.supervision import PoolSettings
+from protocol.contracts import Record, RequestKey, RolloutRequest
+from protocol.errors import EngineError
+from protocol.weights import SyncGroup, WeightsManifest
 
 LIMITS = PoolSettings(
     num_actors=1,
@@ -22,22 +28,42 @@ LIMITS = PoolSettings(
     max_restarts=5,
     max_retries=1,
 )
+READY = ActorReady(pid=1, version=0, start_seconds=1.0, warmup_tokens=0)
 
 
-class Asked:
-    """A remote method whose calls never end."""
+class Ref:
+    """A call that the test ends, or nobody."""
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.ended: Future[Any] = Future()
+
+    def future(self) -> Future[Any]:
+        return self.ended
+
+    def end(self, result: object) -> None:
+        self.ended.set_exception(result) if isinstance(result, Exception) else self.ended.set_result(result)
+
+
+class Remote:
+    """A remote method that returns so many objects; `calls` has those of each call."""
+
+    def __init__(self, num_returns: int = 1) -> None:
+        self.calls: list[tuple[Ref, ...]] = []
+        self._num_returns = num_returns
 
     def remote(self, *_: object) -> Any:
-        self.calls += 1
-        return SimpleNamespace(future=Future)
+        self.calls.append(tuple(Ref() for _ in range(self._num_returns)))
+        return self.calls[-1] if self._num_returns > 1 else self.calls[-1][0]
 
 
 @pytest.fixture
 def handle() -> Any:
-    return SimpleNamespace(start=Asked(), progress=Asked(), submit=Asked(), collect=Asked())
+    return remote_actor()
+
+
+def remote_actor() -> Any:
+    methods = ("start", "progress", "submit", "load_weights")
+    return SimpleNamespace(**{name: Remote() for name in methods}, collect=Remote(num_returns=2))
 
 
 def pool_of(member: Member, handle: Any) -> RolloutPool:
@@ -47,8 +73,8 @@ def pool_of(member: Member, handle: Any) -> RolloutPool:
     return pool
 
 
-def synced() -> Member:
-    member = Member("actor-0")
+def synced(name: str = "actor-0") -> Member:
+    member = Member(name)
     for state in (ActorState.STARTING, ActorState.STALE, ActorState.SYNCED):
         member.enter(state)
     return member
@@ -73,7 +99,7 @@ def test_an_actor_is_asked_once_it_was_silent_and_restarted_when_it_stays_so(
     member.progressed_at = pool._watched - LIMITS.stall_timeout_s / 2
     pool._watched -= 1
     pool.poll(0)
-    assert (member.state, handle.progress.calls) == (ActorState.SUSPECT, 1)
+    assert (member.state, len(handle.progress.calls)) == (ActorState.SUSPECT, 1)
     member.progressed_at -= LIMITS.stall_timeout_s
     pool._watched -= 1
     pool.poll(0)
@@ -86,8 +112,102 @@ def test_no_engine_starts_while_the_learner_has_the_device(handle: Any) -> None:
     pool.sleep()
     pool._watched -= 1
     pool.poll(0)
-    assert (member.state, handle.start.calls) == (ActorState.DEAD, 0)
+    assert (member.state, len(handle.start.calls)) == (ActorState.DEAD, 0)
     pool.submit([])
     pool._watched -= 1
     pool.poll(0)
-    assert (member.state, handle.start.calls) == (ActorState.STARTING, 1)
+    assert (member.state, len(handle.start.calls)) == (ActorState.STARTING, 1)
+
+
+def asked(number: int) -> RolloutRequest:
+    record = Record(index=number, source=f"t:{number}", images=("x",), width=8, height=8, objects=())
+    return RolloutRequest(key=RequestKey(number, 0), record=record, seed=0)
+
+
+def test_an_answer_ends_a_row_of_failures_and_its_actor_is_asked_for_the_next_group(handle: Any) -> None:
+    member = synced()
+    pool = pool_of(member, handle)
+    member.failures = LIMITS.max_restarts
+    pool.submit([asked(1), asked(2)])
+    progress = EngineProgress(version=0, num_steps=7, num_tokens=9, running=1, waiting=0, loading=0)
+    ((_, report),) = handle.collect.calls
+    report.end(Report(outcomes=(Outcome(key=asked(1).key, failure="gone"),), progress=progress))
+
+    assert [outcome.key for outcome, _ in pool.poll(0)] == [asked(1).key]
+    assert (member.failures, [*member.owed], member.progress) == (0, [asked(2).key], progress)
+    assert len(handle.collect.calls) == 2
+
+
+def starting_with(handle: Any, *results: object) -> RolloutPool:
+    """A pool of one actor, whose starts end with these results at once."""
+    left = iter(results)
+
+    def start(*_: object) -> Ref:
+        ref = Ref()
+        ref.end(next(left))
+        return ref
+
+    handle.start = SimpleNamespace(remote=start)
+    return RolloutPool(replace(LIMITS, restart_backoff_s=0.0), lambda _: handle, None)
+
+
+def test_an_engine_that_cannot_come_back_is_tried_again_and_ends_no_run_that_goes_on(
+    handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.kill", lambda _: None)
+    pool = starting_with(handle, READY, EngineError("out of memory"), READY)
+    assert pool.start() == [READY]
+    (member,) = pool._members
+    pool._fail(member, EngineError("killed"))
+    for _ in range(4):
+        pool._watched -= 1
+        pool.poll(0)
+    assert (member.state, member.failures) == (ActorState.STALE, 2)
+
+
+def test_an_engine_that_cannot_start_ends_a_run_that_begins(handle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.kill", lambda _: None)
+    with pytest.raises(EngineError, match="actor-0: its engine cannot start: no such folder"):
+        starting_with(handle, EngineError("no such folder")).start()
+
+
+def broadcast(version: int, *processes: str) -> WeightsManifest:
+    """A version that went to these processes, and that nobody can read later."""
+    offsets = {process: place for place, process in enumerate(processes, start=1)}
+    group = SyncGroup(generation=1, address="a", port=1, world_size=1 + len(offsets), offsets=offsets, timeout_s=1)
+    return WeightsManifest(version=version, full=True, tensors=(), bucket_checksums=(), changed_tensors=1, group=group)
+
+
+def pool_of_two() -> tuple[RolloutPool, Member, Member]:
+    first, second = synced("actor-0"), synced("actor-1")
+    first.handle, second.handle = remote_actor(), remote_actor()
+    pool = RolloutPool(replace(LIMITS, num_actors=2), lambda _: remote_actor(), None)
+    pool._members = [first, second]
+    return pool, first, second
+
+
+def test_a_broadcast_goes_in_part_to_engines_that_are_current_and_in_full_to_those_that_came_back() -> None:
+    pool, first, back = pool_of_two()
+    assert pool.recipients(full=True) == ["actor-0", "actor-1"], "nobody has anything before the first publish"
+    assert not pool.awaits_full
+
+    pool.published.update(broadcast(3, "actor-0", "actor-1"), [])
+    first.version = back.version = 3
+    assert (pool.recipients(full=False), pool.recipients(full=True)) == (["actor-0", "actor-1"], [])
+    assert not pool.awaits_full
+
+    back.version = None  # a new process
+    assert (pool.recipients(full=False), pool.recipients(full=True)) == (["actor-0"], ["actor-1"])
+    assert pool.awaits_full
+    assert not pool.synced
+
+    pool.publish(broadcast(3, "actor-1"), [])
+    assert (len(first.handle.load_weights.calls), len(back.handle.load_weights.calls)) == (0, 1)
+    assert not pool.awaits_full, "it is being sent what it lacks"
+
+
+def test_an_engine_that_came_back_waits_for_no_broadcast_where_the_version_can_be_fetched() -> None:
+    pool, first, _ = pool_of_two()
+    pool.published.update(replace(broadcast(3), group=None), [])
+    first.version = 3
+    assert not pool.awaits_full

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.engine import LoadReport
-from actors.published import PublishedWeights, load_metrics, publish_metrics
+from actors.published import PublishedWeights, check_attested, check_changed, load_metrics, publish_metrics
+from protocol.errors import NothingChangedError, SyncError
 from protocol.weights import TensorEntry, WeightsManifest
 
 
@@ -85,3 +86,25 @@ def test_load_metrics_take_the_slowest_engine_of_each_phase() -> None:
         for a, b, c in seconds
     ]
     assert load_metrics(reports) == {"sync/fetch_s": 2.0, "sync/load_s": 5.0, "sync/resume_s": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("version", "checksums"), [(2, ("a@1", "b@1")), (1, ("a@1", "b@0")), (1, ("a@1",)), (1, ("b@1", "a@1"))]
+)
+def test_an_engine_that_serves_another_version_or_other_bytes_is_refused(
+    version: int, checksums: tuple[str, ...]
+) -> None:
+    manifest, _ = publish(1, ["a", "b"])
+    served = LoadReport(version=1, bucket_checksums=("a@1", "b@1"), num_tensors=2, load_seconds=0.0)
+    check_attested("actor-0", served, manifest)
+    with pytest.raises(SyncError, match=f"actor-0: serves version {version}"):
+        check_attested("actor-0", replace(served, version=version, bucket_checksums=checksums), manifest)
+
+
+def test_a_publish_may_change_nothing_only_where_every_step_of_the_window_was_skipped() -> None:
+    manifest = replace(publish(1, ["a"])[0], changed_tensors=0)
+    check_changed(replace(manifest, extra={"optimizer_steps": 0.0}))
+    check_changed(replace(manifest, changed_tensors=1))
+    for extra in ({}, {"optimizer_steps": 1.0}):
+        with pytest.raises(NothingChangedError, match="0 of 1 published tensors"):
+            check_changed(replace(manifest, extra=extra))

@@ -103,3 +103,14 @@ def test_taking_all_ends_the_preparing_and_waits_for_nobody(waiting: WaitingRequ
         images.there.release(1)  # the one that was begun
         closing.result(TIMEOUT_S)
     assert images.done in ([0], []), "or none, if its thread had not begun"
+
+
+@pytest.mark.parametrize("more", [1, 3])
+def test_requests_that_come_back_are_behind_those_that_are_prepared_and_before_the_others(
+    waiting: WaitingRequests[str], more: int
+) -> None:
+    waiting.add((request(number), f"caller {number}") for number in range(6, 6 + more))
+    waiting.prepare_next(Images(there=9))
+    waiting.give_back([(asked, to) for asked, to, _ in waiting.take(idle=True)])
+    order = [each.request.key.record for each in waiting._queue]
+    assert order == [2, 3, 0, 1, *range(4, 6 + more)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,3 +141,51 @@ def test_a_checkpoint_does_not_wait_for_engines() -> None:
     loop.keeper.snapshot = save  # type: ignore[method-assign]
     loop.controller.run()
     assert order(loop)[:3] == ["train 4", "saved 1", "train 4"]
+
+
+def test_an_engine_that_comes_back_while_rollouts_are_awaited_gets_the_version_that_was_broadcast() -> None:
+    """The others would go on without it, and a run of one engine would wait for ever."""
+    loop = build(max_steps=1)
+    pool, published = loop.controller._pool, loop.learner.publish
+    versions: list[tuple[int, bool]] = []
+
+    def publish(version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
+        versions.append((version, full))
+        pool.awaits_full = False  # type: ignore[misc]
+        return published(version, full)
+
+    returns = iter([True])  # while the first rollouts are awaited, an actor comes back
+
+    def phase(name: str, waiting_for: str) -> None:
+        if name == "rollout":
+            pool.awaits_full = next(returns, False)  # type: ignore[misc]
+
+    loop.learner.publish, loop.observer.phase = publish, phase  # type: ignore[method-assign]
+    loop.controller.run()
+    assert versions == [(0, True), (0, True), (1, False)]
+
+
+def test_a_publish_tells_how_long_the_learner_took_and_how_long_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timeline draws both."""
+    loop, now, told = build(max_steps=1), 0.0, []
+    learner_publish, pool_publish = loop.learner.publish, loop.controller._pool.publish
+
+    def merged(version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
+        nonlocal now
+        now += 2.0
+        return learner_publish(version, full)
+
+    def loaded(manifest: WeightsManifest, refs: Sequence[Any]) -> None:
+        nonlocal now
+        now += 3.0
+        pool_publish(manifest, refs)
+
+    def tell(kind: str, **fields: Any) -> None:
+        if kind == "publish":
+            told.append((fields["version"], fields["learner_s"], fields["seconds"]))
+
+    monkeypatch.setattr("actors.weight_sync.time", SimpleNamespace(monotonic=lambda: now))
+    loop.learner.publish, loop.controller._pool.publish = merged, loaded  # type: ignore[method-assign]
+    loop.observer.event = tell  # type: ignore[method-assign]
+    loop.controller.run()
+    assert told == [(0, 2.0, 5.0), (1, 2.0, 5.0)]
