@@ -27,7 +27,7 @@ from protocol.records import read_records
 from protocol.weights import WeightsManifest
 from tests.actors import engine_contract as contract
 from tests.integration.conftest import ROOT
-from tests.learner.test_merge import Unpartitioned
+from tests.learner.merging import Unpartitioned
 
 pytestmark = pytest.mark.integration
 

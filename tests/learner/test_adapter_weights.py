@@ -16,7 +16,7 @@ from learner.publisher import Publisher
 from learner.settings import TunerSettings
 from protocol.weights import WeightsManifest
 from tests.learner import tiny
-from tests.learner.test_merge import Unpartitioned, disturbed
+from tests.learner.merging import Unpartitioned, disturbed
 
 LORA = TunerSettings(kind="lora", rank=4, alpha=8.0, use_rslora=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,37 @@ def test_what_a_crash_between_two_renames_left_gets_its_name_back(tmp_path: Path
         (tmp_path / name / "from").write_text(name)
     mend_folder(tmp_path)
     assert {path.name: (path / "from").read_text() for path in tmp_path.iterdir()} == {"a": ".a.replaced", "b": "b"}
+
+
+def test_what_an_earlier_crash_left_neither_stops_a_change_of_folders_nor_stays(tmp_path: Path) -> None:
+    for name in ("a", ".a.replaced", ".a.removed", ".a.writing"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of an earlier run").touch()
+    with replacing(tmp_path / "a") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["new"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a", ".a.removed"}
+    remove_folder(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_file_is_on_disk_before_the_folder_has_its_name_and_the_name_is_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def noted(handle: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{handle}")).relative_to(tmp_path)
+        synced.append((str(place), (tmp_path / "c").exists()))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with Checkpoint.writing(tmp_path / "c", 1, 0, {}) as folder:
+        (folder / "ranks").mkdir()
+        (folder / "ranks" / "0.pt").touch()
+
+    within = {".c.writing/trainer.json", ".c.writing/ranks", ".c.writing/ranks/0.pt"}
+    assert within <= {place for place, named in synced if not named}
+    assert synced[-1] == (".", True)
 
 
 def test_a_removed_folder_is_gone(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from learner.lm_head import SupervisedHead
 from learner.losses import (
+    LOGIT_LIMIT,
     LossScales,
     LossSums,
     StepCounts,
@@ -90,6 +91,16 @@ def test_a_soft_target_of_no_width_is_refused() -> None:
         coord_target(3, 0.0)
     with pytest.raises(ValueError, match="temperature must be > 0"):
         coord_terms(torch.zeros(1, 5), torch.tensor([1]), sigma=1.0, truncate=None, temperature=0.0)
+
+
+@pytest.mark.parametrize("huge", [3e4, math.inf, 1e4])
+def test_coordinate_logits_beyond_the_limit_count_as_the_limit(huge: float) -> None:
+    """Seen where a temperature brings them back into the range of a softmax."""
+    assert LOGIT_LIMIT == 1e4, "as the reference has it"
+    for sign in (1, -1):
+        logits = torch.tensor([[sign * huge, 0.0, math.nan, 0.0]])
+        terms = coord_terms(logits, torch.tensor([0]), sigma=2.0, truncate=0, temperature=1e4)
+        assert terms.soft_ce.item() == pytest.approx(math.log(math.exp(sign) + 3) - sign, rel=1e-6)
 
 
 def test_sums_add_up() -> None:
@@ -186,3 +197,21 @@ def test_broken_logits_make_the_loss_not_finite() -> None:
         data["hidden"], data["ce_ids"], data["bins"], LossScales(1.0, 1.0)
     )
     assert not np.isfinite(total.item())
+
+
+def test_half_precision_rows_give_their_losses_in_full_precision() -> None:
+    """Losses of bfloat16 have two digits, and a step adds thousands of them."""
+    head, data = head_and_targets()
+    head, hidden, loss = head.bfloat16(), data["hidden"].bfloat16(), LossSettings()
+    chunked = SupervisedHead(head, tuple(range(50, 1050)), loss, chunk_rows=3)
+    _, ce, coord = chunked(hidden, data["ce_ids"], data["bins"], LossScales(1.0, 1.0))
+    logits = head(hidden).float()
+    expected = torch.nn.functional.cross_entropy(logits[:7], data["ce_ids"], reduction="none")
+    terms = terms_of_full_logits(logits[7:, 50:1050], data["bins"], logits[7:], loss)
+    torch.testing.assert_close(ce, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(coord, weighted_coord(terms, loss), rtol=1e-5, atol=1e-5)
+
+
+def test_a_supervised_head_adds_nothing_to_a_checkpoint() -> None:
+    supervised = SupervisedHead(head_and_targets()[0], tuple(range(1000)), LossSettings())
+    assert [*supervised.state_dict(), *dict(supervised.named_parameters())] == []

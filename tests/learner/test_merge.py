@@ -6,64 +6,23 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Qwen3VLForConditionalGeneration
 
 from learner.collate import Batch, Vision, collate_packed
-from learner.export import check_names, names_on_disk, write_adapter, write_merged
+from learner.export import names_on_disk
 from learner.merge import MergedWeights, Rounding
-from learner.model import Policy, build_policy, trainable
+from learner.model import build_policy
 from learner.publisher import Publisher
-from learner.settings import LearnerSettings, TunerSettings
+from learner.settings import TunerSettings
 from protocol.checksums import bucket_checksum
-from protocol.errors import ConfigError
 from protocol.segments import Segment
 from protocol.weights import WeightsManifest
 from tests.integration.learner_cases import unpack
 from tests.learner import tiny
-
-LORA = TunerSettings(kind="lora", freeze_aligner=False)
-DORA = TunerSettings(kind="lora", freeze_aligner=False, use_dora=True)
-WITH_MODULE = TunerSettings(kind="lora", modules_to_save=("norm",), use_rslora=True)
-
-TIED = TunerSettings(kind="lora", modules_to_save=("lm_head",))
-TIED_BOTH = TunerSettings(kind="lora", modules_to_save=("lm_head", "embed_tokens"))
-
-
-class Unpartitioned:
-    """Every rank holds everything, as without an engine."""
-
-    @contextlib.contextmanager
-    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        yield
-
-    def full_precision(self, parameter: nn.Parameter) -> Tensor:
-        return parameter.detach().float()
-
-
-def disturbed(settings: LearnerSettings, scale: float = 0.05) -> Policy:
-    """A policy whose trained parameters have moved."""
-    policy = build_policy(settings)
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for _, parameter in trainable(policy):
-            parameter.add_(scale * torch.randn_like(parameter))
-    return policy.eval()
-
-
-def merged(policy: Policy, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    tensors = MergedWeights(policy, dtype).tensors(Unpartitioned(), Rounding(), only_changing=False)
-    return {name: tensor for name, tensor, _ in tensors}
-
-
-def exported(policy: Policy, start: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    folder.mkdir()
-    write_merged(folder, merged(policy, dtype).items(), start)
-    return folder
+from tests.learner.merging import DORA, LORA, TIED, WITH_MODULE, Unpartitioned, disturbed, exported, merged
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +54,14 @@ def test_names_and_untrained_weights_are_those_on_disk(checkpoint: Path, tuner: 
     assert weights.keys() == on_disk.keys()
     for name, tensor in on_disk.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("tuner", [LORA, TIED, tiny.FULL], ids=["lora", "tied", "full"])
+def test_the_names_that_a_start_is_checked_with_are_those_that_are_published(
+    checkpoint: Path, tuner: TunerSettings
+) -> None:
+    policy = build_policy(tiny.settings(checkpoint, tuner=tuner))
+    assert MergedWeights(policy, torch.float32).names() == [*merged(policy)]
 
 
 @pytest.mark.parametrize("tuner", [LORA, DORA], ids=["lora", "dora"])
@@ -154,35 +121,6 @@ def test_a_publish_reports_lost_updates_only_where_adapters_moved_something(chec
     assert 0.5 < shares[1] < 1
 
 
-@pytest.mark.parametrize("tuner", [DORA, TIED, TIED_BOTH], ids=["dora", "tied", "tied by both names"])
-def test_adapter_loads_in_plain_peft(checkpoint: Path, tmp_path: Path, tuner: TunerSettings) -> None:
-    policy = disturbed(tiny.settings(checkpoint, tuner=tuner))
-    write_adapter(tmp_path / "adapter", policy, Unpartitioned(), keep=True)
-    base = Qwen3VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="sdpa")
-    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
-    ours = dict(policy.core.named_parameters())
-    theirs = dict(loaded.get_base_model().named_parameters())
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.items())
-
-
-def test_export_is_a_checkpoint_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
-    policy = disturbed(tiny.settings(checkpoint))
-    folder = exported(policy, checkpoint, tmp_path / "merged", torch.bfloat16)
-    assert {path.name for path in checkpoint.iterdir()} == {path.name for path in folder.iterdir()}
-    again = build_policy(tiny.settings(folder, torch_dtype="bfloat16"))
-    for name, parameter in policy.named_parameters():
-        assert torch.equal(dict(again.named_parameters())[name], parameter.to(torch.bfloat16)), name
-
-
-def test_a_checkpoint_with_other_names_is_refused(checkpoint: Path) -> None:
-    names = names_on_disk(checkpoint)
-    assert names is not None
-    check_names(names, checkpoint, set())
-    with pytest.raises(ConfigError, match="disagree about 1 tensors"):
-        check_names(names | {"model.extra"}, checkpoint, set())
-
-
 def publish(publisher: Publisher, version: int, full: bool) -> tuple[WeightsManifest, dict[str, Tensor]]:
     *buckets, manifest = publisher.publish(version, full)
     assert isinstance(manifest, WeightsManifest)
@@ -236,6 +174,22 @@ def test_buckets_are_no_larger_than_asked_and_hold_the_tensors_own_memory(checkp
         assert [entry.num_bytes for entry in entries] == [array.nbytes for array in bucket]
         assert [entry.index for entry in entries] == list(range(len(bucket)))
         assert not any(array.flags.owndata for array in bucket), "the object store's copy is the only one"
+
+
+def test_a_publish_tells_the_optimizer_steps_since_the_one_before(checkpoint: Path) -> None:
+    """0 excuses one that changes nothing: every step of its window was skipped."""
+    policy = build_policy(tiny.settings(checkpoint, tuner=LORA))
+    publisher = Publisher(MergedWeights(policy, torch.float32), Unpartitioned(), 10**6, is_first=True)
+    publisher.remember()
+    told = []
+    for applied, full in ((0, True), (2, False), (0, False), (1, True), (0, True)):
+        publisher.steps_since_publish += applied
+        told.append(publish(publisher, len(told), full)[0].extra["optimizer_steps"])
+    assert told == [0, 2, 0, 1, 0]
+
+    publisher.steps_since_publish = 3
+    publisher.remember()  # a restored state is no optimizer step's
+    assert publish(publisher, 9, True)[0].extra["optimizer_steps"] == 0
 
 
 def test_other_ranks_publish_nothing(checkpoint: Path) -> None:
