@@ -1,4 +1,4 @@
-"""Which checkpoints a run writes, keeps and resumes from, and what it forgets when it goes back to one."""
+"""Which checkpoint a run resumes from, and what it forgets when it goes back to one."""
 
 from __future__ import annotations
 
@@ -57,46 +57,6 @@ def keeper(folder: Path, **training: Any) -> CheckpointKeeper:
 
 def names(folder: Path) -> list[str]:
     return [path.name for path in complete_checkpoints(folder / "r")]
-
-
-def test_saves_are_due_at_each_multiple_once(tmp_path: Path) -> None:
-    saves = keeper(tmp_path, save_steps=4)
-    due = []
-    for step in range(0, 13, 3):
-        if saves.due(step):
-            due.append(step)
-            saves.snapshot(state(step), position=0)()
-    assert due == [6, 9, 12], "the first step at or after 4, 8 and 12"
-
-
-def test_nothing_is_saved_before_the_delay(tmp_path: Path) -> None:
-    saves = keeper(tmp_path, save_steps=2, save_delay_steps=7)
-    assert [step for step in (2, 4, 6, 8) if saves.due(step)] == [8]
-
-
-def test_an_epoch_of_delay_counts_in_steps(tmp_path: Path) -> None:
-    saves = keeper(tmp_path, save_steps=2, save_delay_epochs=0.5)
-    assert [step for step in (2, 4, 6) if saves.due(step)] == [6], "100 records by 10 are 10 steps an epoch"
-
-
-def test_the_limit_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
-    saves = keeper(tmp_path, save_total_limit=2)
-    f1 = (0.5, 0.9, 0.7, 0.6)
-    for step in range(1, 5):
-        saves.snapshot(state(step, *f1[:step]), position=0)()
-    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
-    assert json.loads((tmp_path / "r" / "best.json").read_text()) == {
-        "checkpoint": "checkpoint-2",
-        "metric": "eval_rollout_f1",
-        "value": 0.9,
-    }
-
-
-def test_a_smaller_value_can_be_the_better_one(tmp_path: Path) -> None:
-    saves = keeper(tmp_path, greater_is_better=False)
-    for step in (1, 2):
-        saves.snapshot(state(step, *(0.5, 0.9)[:step]), position=0)()
-    assert json.loads((tmp_path / "r" / "best.json").read_text())["checkpoint"] == "checkpoint-1"
 
 
 def test_auto_resumes_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image, ImageColor
 
 from actors.outcome import Outcome
 from deploy.overlay import COLOURS, Mark, draw_sample, outlines
+from deploy.recorder import read_rollouts
 from deploy.rollout_log import RolloutLog
 from protocol.config import RunConfig, load_config
 from protocol.contracts import GroundTruth, MatchedPair, RequestKey, Shape
@@ -98,6 +99,26 @@ def test_dumps_keep_to_their_schedule_and_their_number(config: Callable[..., Run
     log.close()
     folder = tmp_path / "run" / "monitor_dumps"
     assert sorted(path.stem for path in folder.glob("*.json")) == ["step_000002", "step_000004"]
+
+
+def test_nothing_is_dumped_where_dumps_are_switched_off(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    log = RolloutLog(config(f"{MATCHING}.monitor_dump.enabled=false"))
+    log.outcome(answered(tmp_path, 17))
+    log.step(1, TRAINED)
+    log.close()
+    assert not (tmp_path / "run" / "monitor_dumps").exists()
+
+
+def test_rollouts_that_no_step_follows_are_recorded_at_the_end(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    log = RolloutLog(config())
+    log.outcome(answered(tmp_path, 17))
+    log.step(1, TRAINED)
+    log.outcome(answered(tmp_path, 18))
+    log.close()
+    found = [(rollout.trace.key.record, rollout.step) for rollout in read_rollouts(tmp_path / "run")]
+    assert found == [(17, 0), (18, 1)]
 
 
 def test_long_texts_are_clipped_and_say_so(config: Callable[..., RunConfig], tmp_path: Path) -> None:

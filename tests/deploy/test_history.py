@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,26 @@ def test_lines_after_the_checkpoint_go_and_what_happened_to_the_run_stays(tmp_pa
     assert read(events) == [{"kind": "publish", "version": 1}, {"kind": "restart"}, {"kind": "end"}]
     assert read(metrics) == [{"step": 1}, {"step": 1, "train/restarts": 1}]
     assert read(tmp_path / "quarantine.jsonl") == []
+
+
+def test_what_happened_to_the_run_before_the_checkpoint_is_not_told_twice(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    append(events, {"kind": "restart", "actor": "a"}, {"kind": "resume"}, {"kind": "publish"})
+    covered = lengths(tmp_path)
+    append(events, {"kind": "publish"}, {"kind": "restart", "actor": "b"})
+    cut_back(tmp_path, covered)
+    assert [line.get("actor", line["kind"]) for line in read(events)] == ["a", "resume", "publish", "b"]
+
+
+def test_what_a_checkpoint_counts_on_is_on_disk_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FILES:
+        append(tmp_path / name, {"kind": "publish"})
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name))
+    lengths(tmp_path)
+    assert sorted(synced) == sorted(FILES)
 
 
 def test_a_writer_that_is_open_goes_on_behind_the_cut(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,15 @@ def test_a_window_is_on_disk_at_once_with_its_keys_in_order(tmp_path: Path) -> N
     ledger.close()
 
 
+def test_a_window_is_synced_before_a_checkpoint_can_cover_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
+    ledger = Ledger(tmp_path)
+    ledger.write(TrainedWindow(first_step=1, last_step=1, version=0, segments=(segment(1),)))
+    ledger.close()
+    assert sizes == [(tmp_path / NAME).stat().st_size]
+
+
 def test_a_run_without_a_ledger_has_trained_nothing(tmp_path: Path) -> None:
     check_ledger(read_ledger(tmp_path), num_steps=0, num_trained=0)
 
@@ -58,6 +68,7 @@ def test_whole_windows_that_train_each_rollout_once_are_accepted() -> None:
     ("change", "message"),
     [
         (lambda w: w[1:], "a window has steps 3 to 4 where step 1 follows"),
+        (lambda w: [w[0], window(3, 2), w[1]], "a window has steps 3 to 2 where step 3 follows"),
         (lambda w: w[:1], "it ends at step 2, the checkpoint was written at step 4"),
         (lambda w: [*w, window(5, 6, "e", "f")], "it ends at step 6, the checkpoint was written at step 4"),
         (lambda w: [w[0], w[1]._replace(keys=("c", "a"))], "1 rollouts were trained more than once, the first is a"),

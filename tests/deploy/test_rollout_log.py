@@ -116,6 +116,14 @@ def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(tmp_
         list(read_rollouts(tmp_path))
 
 
+def test_a_line_that_holds_no_rollout_is_named(tmp_path: Path) -> None:
+    RolloutFile(tmp_path, 1 << 20).append([rollout(1)])
+    with (tmp_path / NAME).open("a") as file:
+        file.write('{"step": 1, "time": 1.0, "actor": "actor-0", "latency_s": 0.5}\n')
+    with pytest.raises(ConfigError, match=rf"{NAME}:2: is no recorded rollout"):
+        list(read_rollouts(tmp_path))
+
+
 def test_what_a_killed_writer_left_half_done_is_cut_off_by_the_next(tmp_path: Path) -> None:
     RolloutFile(tmp_path, 1 << 20).append([rollout(1), rollout(2)])
     whole = (tmp_path / NAME).read_bytes()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,6 +48,17 @@ def test_a_driver_on_another_machine_is_given_time_to_be_forgotten(tmp_path: Pat
             alone(tmp_path / "demo", lease_s=0.05),
         ):
             pytest.fail("two drivers have one folder")
+
+
+def test_a_driver_on_another_machine_that_is_forgotten_in_time_lets_the_run_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = ExitStack()
+    held.enter_context(alone(tmp_path / "demo"))
+    (tmp_path / ".demo.lock").write_text("process 7 on elsewhere\n")
+    monkeypatch.setattr(run_lock.time, "sleep", lambda _: held.close())
+    with alone(tmp_path / "demo", lease_s=60.0):
+        assert (tmp_path / ".demo.lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EAGAIN])
