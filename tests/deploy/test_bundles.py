@@ -26,6 +26,7 @@ def test_every_rank_and_every_actor_has_a_bundle_learners_first() -> None:
         "cluster.gpus_per_actor=2",
         "custom.extra.rollout_matching.vllm.tensor_parallel_size=2",
         "cluster.cpus_per_actor=3",
+        "cluster.cpus_per_learner=2",
     )
     learner, actor = shares(config)
     assert (learner.role, learner.count, learner.resources) == ("learner", 4, {"CPU": 2.0, "GPU": 1.0})
@@ -47,7 +48,7 @@ def test_an_evaluation_places_actors_only() -> None:
 
 
 def test_a_local_cluster_offers_what_the_run_places() -> None:
-    assert required_cpus(demo()) == 4
+    assert required_cpus(demo()) == 2
     assert required_cpus(demo("cluster.cpus_per_actor=0.25", "cluster.cpus_per_learner=0.5")) == 1
     assert never_fits(shares(demo()), [Node({"CPU": required_cpus(demo())}, {})]) is None
 
