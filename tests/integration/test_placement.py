@@ -30,7 +30,7 @@ def test_a_run_gets_all_of_its_room_or_says_why_not() -> None:
             options = placement.options("actor", 0)
             assert ray.get(where.options(**options).remote(), timeout=60)
             impatient = demo("cluster.autoscaling=true", "cluster.placement_timeout_s=1")
-            with pytest.raises(DeadlineError, match=r"wanted 4 CPU, available"):
+            with pytest.raises(DeadlineError, match=r"wanted 2 CPU, available"):
                 reserve(impatient).__enter__()
         with reserve(config):
             pass  # the first group gave its room back
