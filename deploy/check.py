@@ -115,7 +115,7 @@ def _room(config: RunConfig, learners: bool) -> Iterator[Finding]:
         return
     wanted = shares(config, learners=learners)
     asked, cores = totals(wanted), os.cpu_count()
-    actors = config.rollout.num_actors * config.cluster.cpus_per_actor
+    actors = totals([share for share in wanted if share.role == "actor"])["CPU"]
     takes_turns = config.rollout.max_staleness == 0
     at_once = max(actors, asked["CPU"] - actors) if takes_turns else asked["CPU"]
     if cores is not None and at_once > cores:

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from actors.member import ActorState
 from actors.outcome import Outcome
 from actors.status import ActorStatus
-from deploy.step_metrics import OVERSIZE
+from deploy.quarantine import ADVICE, kind_of
 from protocol.metric_series import RUN_LABEL, labels, series
 from protocol.metrics import METRICS, Metric, metric, repeats
 
@@ -32,18 +32,7 @@ SYNC_PHASES = tuple(
 OTHER = "other"
 PHASE_SECONDS = "run/phase_s"
 
-
-QUARANTINE_REASONS = (
-    "RecordError",
-    "ImageError",
-    "PromptTooLongError",
-    OVERSIZE,
-    "Placeholder",
-    "AnswerError",
-    "EngineKilled",
-    OTHER,
-)
-"""How an `Outcome.failure` may begin."""
+QUARANTINE_REASONS = (*ADVICE, OTHER)
 RESTART_REASONS = ("ActorLost", "DeadlineError", "EngineError", "SyncError", OTHER)
 """Classes of what `RolloutPool` restarts an actor for."""
 OUTCOME_REASONS = ("stop", "length", "failed")
@@ -106,7 +95,7 @@ class Exporter:
         reason = "failed" if outcome.failure is not None else outcome.finish_reason
         self.add("rollout/outcomes", 1, reason=reason if reason in OUTCOME_REASONS else "failed")
         if outcome.failure is not None:
-            kind = outcome.failure.partition(":")[0]
+            kind = kind_of(outcome.failure)
             self.add("quarantine/records", 1, reason=kind if kind in QUARANTINE_REASONS else OTHER)
         if outcome.meta is not None:
             self.observe("rollout/latency_s", outcome.latency_s)

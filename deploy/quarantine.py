@@ -22,7 +22,7 @@ ADVICE = {
     "AnswerError": "parsing or matching failed, a bug of ours: please report it with the actor's log",
     "EngineKilled": "engines die of these records: read the actors' logs in ray_logs, make the images smaller",
 }
-"""What to change for each reason; docs/runbook.md has more."""
+"""How an `Outcome.failure` may begin, and what to change then; docs/runbook.md has more."""
 MOST = 0.5
 """Share from which on a reason is the one to act on."""
 
@@ -62,7 +62,7 @@ class Quarantine:
         return True
 
     def _too_many(self) -> str:
-        counts = Counter(_kind(reason) for reason in self._reasons.values()).most_common()
+        counts = Counter(kind_of(reason) for reason in self._reasons.values()).most_common()
         told = ", ".join(f"{count} x {kind}" for kind, count in counts)
         kind, count = counts[0]
         advice = ADVICE.get(kind, "") if count > MOST * len(self._reasons) else ""
@@ -72,6 +72,6 @@ class Quarantine:
         )
 
 
-def _kind(reason: str) -> str:
+def kind_of(reason: str) -> str:
     """`Oversize: t.jsonl:2: ...` → `Oversize`."""
     return reason.partition(":")[0]
