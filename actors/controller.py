@@ -8,7 +8,7 @@
 | who waits | for what | who ends the wait |
 |---|---|---|
 | `_first_training` | `effective_batch_size` segments | rollout actors; their deadlines are the pool's |
-| `_meanwhile` | the learner's step, merged weights, checkpoint | the learner group, within its `step_timeout_s` |
+| `LearnerThread` | the learner's step, merged weights, checkpoint | the learner group, within its `step_timeout_s` |
 | `WeightSync.settle` | every actor's attestation | the actors; the pool's deadline; a stop |
 | admission | room: by staleness, and in the buffer | a version is attested; a window is released |
 
@@ -21,28 +21,29 @@ the actors answer them meanwhile, and load a version while the next window is tr
 
 A record that can never work is quarantined and replaced by the next one, so that a window is always exactly
 `effective_batch_size` rollouts.
+
+What ends a run though its learner is well (a stop, too many such records, too few engines) leaves a checkpoint of the
+window that it trains.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 from actors.buffer import Entry, SegmentBuffer
 from actors.evaluator import evaluate
 from actors.intake import Intake
+from actors.learner_thread import LearnerThread
 from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Planner, TrainedWindow
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from actors.weight_sync import WeightSync
 from protocol.contracts import Record
-from protocol.errors import Interrupted, SegmentsLost
+from protocol.errors import DataFailure, EngineError, Interrupted, SegmentsLost
 from protocol.metrics import packing_metrics, window_metrics, without_generation
 from protocol.segments import PackPlan
 
-T = TypeVar("T")
 MEANWHILE_S = 0.5
 """Longest wait for an answer while the learner works; its end wakes the loop at once."""
 
@@ -72,19 +73,20 @@ class Controller:
         self._plan = plan
         self._observer = observer
         self._keeper = keeper
-        self._learner_thread = ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._meanwhile = LearnerThread(self._take_in, pool.wake)
         self.state = state or LoopState()
         self._intake = Intake(settings, pool, buffer, requests, observer, self.state)
         self._sync = WeightSync(
-            settings, pool, learner, self._intake, observer, self.state, self._meanwhile, lambda: self.stop
+            settings, pool, learner, self._intake, observer, self.state, self._meanwhile, lambda: self._is_leaving
         )
         self._boundary = requests.position
         """Where a resume starts; moves between windows only."""
+        self._saved_step: int | None = None
         self.stop = False
         """Set from a signal handler: the loop finishes the window in training, saves and leaves."""
 
     def run(self) -> LoopState:
-        """Runs to `max_steps`. Interrupted, after a checkpoint, when `stop` was set."""
+        """To `max_steps`; or to a checkpoint, and Interrupted when `stop` was set, the failure of the actors' side."""
         try:
             self._sync.publish(full=True)
             self._begin()
@@ -92,11 +94,14 @@ class Controller:
                 self._leave_if_asked()  # where the next window is whole already, nothing below waits, and none looks
                 self._train_window()
             self._sync.settle()
-        except Interrupted:
-            self._save()
+            self._meanwhile.check()
+        except (Interrupted, DataFailure, EngineError) as ending:
+            self._meanwhile.failure = ending
+            if self._saved_step != self.state.step and (self.stop or self.state.trained):
+                self._save()
             raise
         finally:
-            self._learner_thread.shutdown(wait=False, cancel_futures=True)
+            self._meanwhile.close()
         return self.state
 
     def _begin(self) -> None:
@@ -130,12 +135,13 @@ class Controller:
         self._leave_device()
         self._observer.phase("save", f"the checkpoint of step {self.state.step}")
         write = self._keeper.snapshot(self.state, self._boundary)
-        if self.stop:
+        if self._is_leaving:
             path = write()  # answers still come, also of an evaluation that was left, and nobody wants them
         else:
             if not self._settings.takes_turns:
                 self._intake.admit()
-            path = self._meanwhile(write, to_its_end=True)
+            path = self._meanwhile(write)
+        self._saved_step = self.state.step
         self._observer.event("checkpoint", path=str(path), position=self._boundary)
 
     def _window(self) -> Iterator[dict[str, float]]:
@@ -185,21 +191,6 @@ class Controller:
         flush = self._intake.windows_left == 1 and not self._settings.packing_drop_last
         return self._plan(lengths, must_train=self.state.carried, flush=flush)
 
-    def _meanwhile(self, work: Callable[[], T], *, to_its_end: bool = False) -> T:
-        """The learner's `work`, while what the actors answer is taken in; `to_its_end`: also where that fails. A second
-        signal leaves at once all the same."""
-        future = self._learner_thread.submit(work)
-        future.add_done_callback(lambda _: self._pool.wake())
-        try:
-            while not future.done():
-                self._intake.take_in(timeout_s=MEANWHILE_S)
-                self._sync.look()
-        except Exception:
-            if to_its_end:
-                future.result()
-            raise
-        return future.result()
-
     def _train(self, entries: Sequence[Entry], plan: PackPlan) -> dict[str, float]:
         self._leave_device()
         started = time.monotonic()
@@ -239,11 +230,20 @@ class Controller:
         self._observer.phase("evaluate", f"{total - answered} of {total} validation rollouts")
         self._between_polls()
 
+    def _take_in(self) -> None:
+        self._intake.take_in(timeout_s=MEANWHILE_S)
+        self._sync.look()
+
     def _between_polls(self) -> None:
         self._sync.look()
         self._sync.catch_up()
         self._leave_if_asked()
 
+    @property
+    def _is_leaving(self) -> bool:
+        return self.stop or self._meanwhile.failure is not None
+
     def _leave_if_asked(self) -> None:
+        self._meanwhile.check()
         if self.stop:
             raise Interrupted(f"asked to stop at step {self.state.step}, version {self.state.version}")

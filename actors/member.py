@@ -77,8 +77,8 @@ class Member:
     collecting: Collect | None = None
     """The call that brings the next group of its answers; there while it owes any."""
     owed: dict[RequestKey, AnyRequest] = field(default_factory=dict)
-    alone: bool = False
-    """Its one request killed actors before: nothing else is sent until that is answered."""
+    num_suspects: int = 0
+    """Size of the group that it was sent, which killed actors before: nothing else is sent until all are answered."""
     heartbeat: Any = None
     heartbeat_sent: float = 0.0
     progress: EngineProgress | None = None
@@ -103,7 +103,7 @@ class Member:
 
     @property
     def takes_requests(self) -> bool:
-        return self.state is ActorState.SYNCED and not self.alone
+        return self.state is ActorState.SYNCED and not self.num_suspects
 
     @property
     def is_live(self) -> bool:
@@ -144,4 +144,4 @@ class Member:
         """Drops everything that belonged to a process that is gone."""
         self.handle = self.call = self.collecting = self.heartbeat = self.progress = self.version = None
         self.owed.clear()
-        self.alone = False
+        self.num_suspects = 0

@@ -38,7 +38,8 @@ class RolloutConfig(Section):
     """Seconds without a word of an actor after which it is asked how far its engine is; over hundreds of actors
     these calls add up in the driver."""
     max_retries: NonNegativeInt = 3
-    """Actors that may die with a request before it is sent alone; if that one dies too, the record is quarantined."""
+    """Actors that may die with a request before it is a suspect, sent with fewer others and at last alone; if that one
+    dies too, the record is quarantined."""
     max_restarts: NonNegativeInt = 5
     """Restarts of an actor in a row, without an answer in between, before it is given up."""
     min_healthy: PositiveInt = 1

@@ -21,7 +21,7 @@ from actors.loop import LoopSettings, LoopState, TrainedWindow
 from actors.outcome import Outcome
 from actors.requests import RequestStream
 from protocol.contracts import Record, RolloutRequest
-from protocol.errors import EngineError, Interrupted, NothingChangedError, SegmentsLost
+from protocol.errors import DataFailure, EngineError, Interrupted, NothingChangedError, SegmentsLost
 from protocol.packing import plan_packs
 from protocol.segments import PackPlan, SegmentMeta, SegmentStats
 from protocol.weights import TensorEntry, WeightsManifest
@@ -65,11 +65,11 @@ class FakePool:
 
     def _answer(self, request: RolloutRequest) -> tuple[Outcome, Any]:
         self._answered += 1
+        if self._fails(self._answered):
+            return Outcome(key=request.key, failure="ImageError: gone"), None
         if request.evaluates:
             stats = SegmentStats(gt_objects=2, valid_predictions=1)
             return Outcome(key=request.key, evaluated=stats, trace=b"kept" if request.traced else None), None
-        if self._fails(self._answered):
-            return Outcome(key=request.key, failure="ImageError: gone"), None
         meta = SegmentMeta(
             key=request.key,
             length=100,
@@ -554,18 +554,44 @@ def test_a_record_that_is_quarantined_again_after_a_resume_counts_once() -> None
     assert loop.controller.run().quarantined == 0
 
 
-def test_actors_that_end_the_run_while_a_window_is_trained_end_it_at_once() -> None:
-    loop = build(max_steps=5)
-    pool, leaves, train_step = loop.controller._pool, threading.Event(), loop.learner.train_step
+@pytest.mark.parametrize("max_steps", [5, 1])
+def test_where_actors_end_the_run_while_a_window_is_trained_the_window_is_in_a_checkpoint(max_steps: int) -> None:
+    loop = build(max_steps=max_steps, validation=0)
+    pool, train_step = loop.controller._pool, loop.learner.train_step
     pool.__class__ = QuickPool
 
     def fail_meanwhile(plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
         pool.ends_the_run = True  # type: ignore[attr-defined]
-        leaves.wait(10)
+        while loop.controller._meanwhile.failure is None:
+            time.sleep(0.01)
         return train_step(plan, segment_refs)
 
     loop.learner.train_step = fail_meanwhile  # type: ignore[method-assign]
     with pytest.raises(EngineError, match="no actor is left"):
         loop.controller.run()
-    assert loop.learner.trained == []
-    leaves.set()
+    assert len(loop.learner.trained) == 1
+    assert [(saved["step"], saved["version"], position) for saved, position in loop.keeper.saved] == [(1, 1, 4)]
+    assert "sync 1, 0 in flight" not in loop.log, "nothing is asked of engines that are gone"
+
+
+def test_a_validation_record_that_cannot_be_answered_ends_the_run_after_a_checkpoint() -> None:
+    before = 2 + 2 * 4 + 1  # the first evaluation, two windows, the first validation record
+    loop = build(max_steps=5, validation=2, eval_steps=2, fails=lambda answered: answered > before)
+    with pytest.raises(DataFailure, match="validation record"):
+        loop.controller.run()
+    assert [(saved["step"], position) for saved, position in loop.keeper.saved] == [(2, 8)]
+
+
+@pytest.mark.parametrize(("windows", "saved"), [(0, []), (2, [2])])
+def test_engines_that_end_the_run_between_windows_cost_none_that_was_trained(windows: int, saved: list[int]) -> None:
+    loop = build(max_steps=5)
+    pool = loop.controller._pool
+    pool.__class__ = QuickPool
+
+    def phase(name: str, waiting_for: str) -> None:
+        pool.ends_the_run = name == "rollout" and len(loop.learner.trained) == windows  # type: ignore[attr-defined]
+
+    loop.observer.phase = phase  # type: ignore[method-assign]
+    with pytest.raises(EngineError, match="no actor is left"):
+        loop.controller.run()
+    assert [remembered["step"] for remembered, _ in loop.keeper.saved] == saved
