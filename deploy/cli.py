@@ -85,6 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands.choices["train"].add_argument(
         "--resume", metavar="auto|PATH", help="go on from the newest checkpoint of the run, or from this one"
     )
+    commands.choices["check"].add_argument(
+        "--contact-sheet", type=Path, metavar="PICTURE", help="draw some records with their objects into this image"
+    )
     _add_plan(commands)
     _add_render(commands)
     evaluate = commands.choices["evaluate"]
@@ -95,10 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--attest_records", type=int, default=8, help="validation records that both engines answer (default 8)"
     )
     _add_submit(commands)
-    _add_import_coco(commands)
-    _add_replay(commands)
-    _add_report(commands)
-    _add_watch(commands)
+    _add_tools(commands)
     return parser
 
 
@@ -154,9 +154,15 @@ def _attest(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from deploy.check import check_run, print_findings
+    from deploy.contact_sheet import check_target, contact_sheet
+    from deploy.inputs import record_files
 
-    findings = check_run(_load(arguments))
+    check_target(arguments.contact_sheet)
+    config = _load(arguments)
+    findings = check_run(config)
     print_findings(findings)
+    if arguments.contact_sheet is not None:
+        contact_sheet(record_files(config), arguments.contact_sheet)
     return WRONG_INPUT if any(finding.is_error for finding in findings) else DONE
 
 
@@ -207,40 +213,20 @@ def _submit(arguments: argparse.Namespace) -> int:
     return submit(_load(arguments), arguments)
 
 
-def _add_import_coco(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from deploy.import_coco import add_arguments, run
+def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Commands without a run file."""
+    from deploy import import_coco, replay, watch
+    from deploy.report import command as report
 
-    text = "turn COCO or LVIS instance files into training records"
-    parser = commands.add_parser("import-coco", help=text, description=text)
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_replay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from deploy.replay import add_arguments, run
-
-    text = "show every decision about one recorded rollout; no engine needed"
-    parser = commands.add_parser("replay", help=text, description=text)
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from deploy.report.command import add_arguments, run
-
-    text = "write one HTML file about a run, or about several side by side"
-    parser = commands.add_parser("report", help=text, description=text)
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from deploy.watch import add_arguments, run
-
-    text = "follow a run's health in the terminal; ends with the run"
-    parser = commands.add_parser("watch", help=text, description=text)
-    add_arguments(parser)
-    parser.set_defaults(run=run)
+    for name, tool, text in (
+        ("import-coco", import_coco, "turn COCO or LVIS instance files into training records"),
+        ("replay", replay, "show every decision about one recorded rollout; no engine needed"),
+        ("report", report, "write one HTML file about a run, or about several side by side"),
+        ("watch", watch, "follow a run's health in the terminal; ends with the run"),
+    ):
+        parser = commands.add_parser(name, help=text, description=text)
+        tool.add_arguments(parser)
+        parser.set_defaults(run=tool.run)
 
 
 if __name__ == "__main__":

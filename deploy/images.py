@@ -1,37 +1,18 @@
-"""Pictures, opened with PIL: what an import looks at and writes, and the overlays of a contact sheet."""
+"""What an import looks at and writes of images."""
 
 from __future__ import annotations
 
 import math
 import os
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 
 from protocol.coco import ImageFile, Rule
 from protocol.coco.importer import IMAGE_MULTIPLE
-from protocol.contracts import Record
 from protocol.errors import ConfigError
-from protocol.norm1000 import to_pixels
 from protocol.record_lines import DEEP_MODES, IMAGE_FORMATS
-
-SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-"""What a contact sheet may be written as."""
-_LABEL_HEIGHT = 14
-_COLOURS = (
-    "#e6194b",
-    "#3cb44b",
-    "#4363d8",
-    "#f58231",
-    "#911eb4",
-    "#008080",
-    "#9a6324",
-    "#f032e6",
-    "#808000",
-    "#46f0f0",
-)
 
 
 def check_image(path: Path, width: int, height: int) -> ImageFile | Rule:
@@ -103,38 +84,3 @@ class Resizer:
         else:
             target = self._folder / f"outside-{zlib.crc32(os.fsencode(source.parent)):08x}" / source.name
         return target if target.suffix.lower() in (".jpg", ".jpeg", ".png") else target.with_name(f"{target.name}.png")
-
-
-def draw_overlay(record: Record) -> Image.Image:
-    """The record's image with every shape and description drawn on it."""
-    with Image.open(record.images[0], formats=IMAGE_FORMATS) as opened:
-        image = opened.convert("RGB")
-    draw = ImageDraw.Draw(image)
-    for truth in record.objects:
-        colour = _COLOURS[zlib.crc32(truth.desc.encode()) % len(_COLOURS)]
-        pixels = to_pixels(truth.shape.bins, image.width, image.height)
-        points = list(zip(pixels[0::2], pixels[1::2], strict=True))
-        if truth.shape.geometry == "bbox_2d":
-            (x1, x2), (y1, y2) = (sorted(values) for values in zip(*points, strict=True))
-            draw.rectangle((x1, y1, x2, y2), outline=colour, width=2)
-        else:
-            draw.polygon(points, outline=colour, width=2)
-        corner = (points[0][0] + 3, points[0][1] + 1)
-        draw.rectangle(draw.textbbox(corner, truth.desc), fill="white")
-        draw.text(corner, truth.desc, fill=colour)
-    return image
-
-
-def contact_sheet(records: Sequence[Record], path: Path, *, columns: int = 4, cell: int = 360) -> None:
-    """Overlays of the records on one page, each with its place in the file; `cell` is a picture's width in pixels."""
-    pictures = [ImageOps.contain(draw_overlay(record), (cell, 2 * cell)) for record in records]
-    starts = range(0, len(records), columns)
-    heights = [max(picture.height for picture in pictures[at : at + columns]) + _LABEL_HEIGHT for at in starts]
-    sheet = Image.new("RGB", (columns * cell, sum(heights)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for at, (record, picture) in enumerate(zip(records, pictures, strict=True)):
-        left, top = at % columns * cell, sum(heights[: at // columns])
-        sheet.paste(picture, (left, top + _LABEL_HEIGHT))
-        draw.text((left + 3, top + 1), f"{Path(record.source).name}  {len(record.objects)} objects", fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy.images import SHEET_SUFFIXES, Resizer, check_image, contact_sheet
+from deploy.contact_sheet import check_target, contact_sheet
+from deploy.images import Resizer, check_image
 from protocol.coco import Effect, ImportOptions, ImportSummary, Rule, ShapeOptions, import_coco
-from protocol.contracts import Record
 from protocol.errors import ConfigError, RecordError
 from protocol.records import RecordFile
 
@@ -71,7 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.instances}: no image was imported and no file was written, the table says why{is_missing}"
         )
     if arguments.contact_sheet is not None:
-        contact_sheet(sample_records(summary), arguments.contact_sheet)
+        files = [RecordFile(path) for path, (records, _) in summary.written.items() if records]
+        contact_sheet(files, arguments.contact_sheet)
     print(json.dumps(as_json(summary)))
     return 0
 
@@ -84,11 +85,7 @@ def check_targets(arguments: argparse.Namespace) -> None:
         raise ConfigError("--max-pixels: only copies of images are resized; name their folder with --write-images too")
     if arguments.write_images is not None and arguments.write_images.is_file():
         raise ConfigError(f"--write-images: {arguments.write_images} is a file; name a folder for the copies")
-    sheet = arguments.contact_sheet
-    if sheet is not None and (sheet.suffix.lower() not in SHEET_SUFFIXES or sheet.is_dir()):
-        raise ConfigError(
-            f"--contact-sheet: {sheet} is no picture; name a file that ends in {', '.join(SHEET_SUFFIXES)}"
-        )
+    check_target(arguments.contact_sheet)
 
 
 def box_hint(summary: ImportSummary) -> str | None:
@@ -197,21 +194,6 @@ def descs_table(summary: ImportSummary) -> Table:
     if len(entries) > _MOST_DESCS:
         table.add_row(f"{len(entries) - _MOST_DESCS} more", str(sum(count for _, count in entries[_MOST_DESCS:])))
     return table
-
-
-def sample_records(summary: ImportSummary, count: int = 12) -> Sequence[Record]:
-    """Records from all over the files that were written."""
-    files = [RecordFile(path) for path, (records, _) in summary.written.items() if records]
-    total = sum(map(len, files))
-    records = []
-    for step in range(min(count, total)):
-        row = step * total // min(count, total)
-        for file in files:
-            if row < len(file):
-                records.append(file[row])
-                break
-            row -= len(file)
-    return records
 
 
 def as_json(summary: ImportSummary) -> dict[str, object]:

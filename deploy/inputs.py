@@ -37,6 +37,11 @@ def validation_records(config: RunConfig) -> list[Record]:
     return [records[int(row)] for row in sample_with_replacement(len(records), custom.val_sample_limit)]
 
 
+def record_files(config: RunConfig) -> list[RecordFile]:
+    """Both files of a run, whole, as far as it names them; RecordError where one cannot be read."""
+    return [RecordFile(path) for path in (config.custom.train_jsonl, config.custom.val_jsonl) if path is not None]
+
+
 def training_records(config: RunConfig) -> RecordFile:
     """The training set by position; no record is read yet."""
     custom = config.custom

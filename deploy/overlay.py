@@ -13,7 +13,6 @@ from protocol.contracts import GroundTruth, MatchedPair, Shape
 from protocol.norm1000 import to_pixels
 from protocol.record_lines import IMAGE_FORMATS
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _LEGEND_PX = 24
 _FONT_PX = 12
 
@@ -62,12 +61,13 @@ def draw_sample(path: str | Path, drawn: Sequence[Outline], *, width: int = 640)
     page = Image.new("RGB", (width, image.height + _LEGEND_PX), "white")
     page.paste(image)
     painter = ImageDraw.Draw(page)
-    font = ImageFont.load_default(size=_FONT_PX)
     for each in drawn:
-        _outline(painter, each, image.size)
+        thick = 4 if each.mark in (Mark.FOUND, Mark.MISSED) else 2
+        draw_shape(painter, each.shape, image.size, COLOURS[each.mark], thick)
     for each in drawn:
-        _label(painter, each, image.size, font)
-    _legend(painter, image.size, font)
+        ink = "black" if each.mark is Mark.SPURIOUS else "white"
+        draw_label(painter, each.label, each.shape, image.size, COLOURS[each.mark], ink)
+    _legend(painter, image.size)
     return page
 
 
@@ -81,29 +81,33 @@ def _points(shape: Shape, size: tuple[int, int]) -> list[tuple[float, float]]:
     return points
 
 
-def _outline(painter: ImageDraw.ImageDraw, each: Outline, size: tuple[int, int]) -> None:
-    points = _points(each.shape, size)
-    thick = 4 if each.mark in (Mark.FOUND, Mark.MISSED) else 2
-    if each.shape.geometry == "bbox_2d":
-        painter.rectangle((*points[0], *points[1]), outline=COLOURS[each.mark], width=thick)
+def draw_shape(painter: ImageDraw.ImageDraw, shape: Shape, size: tuple[int, int], colour: str, thick: int) -> None:
+    """The outline of a shape on an image of that size."""
+    points = _points(shape, size)
+    if shape.geometry == "bbox_2d":
+        painter.rectangle((*points[0], *points[1]), outline=colour, width=thick)
     else:
-        painter.polygon(points, outline=COLOURS[each.mark], width=thick)
+        painter.polygon(points, outline=colour, width=thick)
 
 
-def _label(painter: ImageDraw.ImageDraw, each: Outline, size: tuple[int, int], font: Font) -> None:
-    if not each.label:
+def draw_label(
+    painter: ImageDraw.ImageDraw, label: str, shape: Shape, size: tuple[int, int], paper: str, ink: str
+) -> None:
+    """A label at the highest corner of a shape, within the image."""
+    if not label:
         return
-    left, top = min(_points(each.shape, size), key=lambda point: (point[1], point[0]))
-    box = painter.textbbox((left + 3, top + 2), each.label, font=font)
+    font = ImageFont.load_default(size=_FONT_PX)
+    left, top = min(_points(shape, size), key=lambda point: (point[1], point[0]))
+    box = painter.textbbox((left + 3, top + 2), label, font=font)
     shift = min(0.0, size[0] - 2 - box[2]), min(0.0, size[1] - 2 - box[3])
     place = (left + 3 + shift[0], top + 2 + shift[1])
-    box = painter.textbbox(place, each.label, font=font)
-    painter.rectangle((box[0] - 2, box[1] - 1, box[2] + 2, box[3] + 1), fill=COLOURS[each.mark])
-    painter.text(place, each.label, fill="black" if each.mark is Mark.SPURIOUS else "white", font=font)
+    box = painter.textbbox(place, label, font=font)
+    painter.rectangle((box[0] - 2, box[1] - 1, box[2] + 2, box[3] + 1), fill=paper)
+    painter.text(place, label, fill=ink, font=font)
 
 
-def _legend(painter: ImageDraw.ImageDraw, size: tuple[int, int], font: Font) -> None:
-    left = 6.0
+def _legend(painter: ImageDraw.ImageDraw, size: tuple[int, int]) -> None:
+    left, font = 6.0, ImageFont.load_default(size=_FONT_PX)
     for mark in Mark:
         painter.rectangle((left, size[1] + 7, left + 10, size[1] + 17), fill=COLOURS[mark])
         painter.text((left + 14, size[1] + 5), mark, fill="#333333", font=font)
