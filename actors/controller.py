@@ -44,9 +44,6 @@ from protocol.errors import DataFailure, EngineError, Interrupted, SegmentsLost
 from protocol.metrics import packing_metrics, window_metrics, without_generation
 from protocol.segments import PackPlan
 
-MEANWHILE_S = 0.5
-"""Longest wait for an answer while the learner works; its end wakes the loop at once."""
-
 
 class Controller:
     """Owns the order of events, and nothing else: no tensors, no files."""
@@ -73,14 +70,16 @@ class Controller:
         self._plan = plan
         self._observer = observer
         self._keeper = keeper
-        self._meanwhile = LearnerThread(self._take_in, pool.wake)
+        self._learner_thread = LearnerThread(self._take_in, pool.wake)
         self.state = state or LoopState()
         self._intake = Intake(settings, pool, buffer, requests, observer, self.state)
         self._sync = WeightSync(
-            settings, pool, learner, self._intake, observer, self.state, self._meanwhile, lambda: self._is_leaving
+            settings, pool, learner, self._intake, observer, self.state, self._learner_thread, lambda: self._is_leaving
         )
         self._boundary = requests.position
         """Where a resume starts; moves between windows only."""
+        self._whole_step = self.state.step
+        """What the files and the boundary have got to: the last step of a window."""
         self._saved_step: int | None = None
         self.stop = False
         """Set from a signal handler: the loop finishes the window in training, saves and leaves."""
@@ -94,14 +93,14 @@ class Controller:
                 self._leave_if_asked()  # where the next window is whole already, nothing below waits, and none looks
                 self._train_window()
             self._sync.settle()
-            self._meanwhile.check()
+            self._learner_thread.check()
         except (Interrupted, DataFailure, EngineError) as ending:
-            self._meanwhile.failure = ending
-            if self._saved_step != self.state.step and (self.stop or self.state.trained):
+            self._learner_thread.failure = ending
+            if self.state.step == self._whole_step != self._saved_step and (self.stop or self.state.trained):
                 self._save()
             raise
         finally:
-            self._meanwhile.close()
+            self._learner_thread.close()
         return self.state
 
     def _begin(self) -> None:
@@ -116,7 +115,7 @@ class Controller:
     def _train_window(self) -> None:
         for metrics in self._window():
             self._observer.step(self.state.step, metrics)
-        self._boundary = self._intake.boundary
+        self._boundary, self._whole_step = self._intake.boundary, self.state.step
         if self._evaluation_due():
             self._evaluate()
         if self._keeper.due(self.state.step) or (self._settings.save_last and self._is_last):
@@ -140,7 +139,7 @@ class Controller:
         else:
             if not self._settings.takes_turns:
                 self._intake.admit()
-            path = self._meanwhile(write)
+            path = self._learner_thread(write)
         self._saved_step = self.state.step
         self._observer.event("checkpoint", path=str(path), position=self._boundary)
 
@@ -195,7 +194,7 @@ class Controller:
         self._leave_device()
         started = time.monotonic()
         self._observer.phase("train", "the learner's optimizer step")
-        result = self._meanwhile(lambda: self._learner.train_step(plan, [entry.ref for entry in entries]))
+        result = self._learner_thread(lambda: self._learner.train_step(plan, [entry.ref for entry in entries]))
         seconds = time.monotonic() - started
         self._observer.event("optimizer_step", seconds=seconds, busy_s=result.busy_s)
         settings, lengths = self._settings, [entry.meta.length for entry in entries]
@@ -230,8 +229,8 @@ class Controller:
         self._observer.phase("evaluate", f"{total - answered} of {total} validation rollouts")
         self._between_polls()
 
-    def _take_in(self) -> None:
-        self._intake.take_in(timeout_s=MEANWHILE_S)
+    def _take_in(self, timeout_s: float) -> None:
+        self._intake.take_in(timeout_s)
         self._sync.look()
 
     def _between_polls(self) -> None:
@@ -241,9 +240,9 @@ class Controller:
 
     @property
     def _is_leaving(self) -> bool:
-        return self.stop or self._meanwhile.failure is not None
+        return self.stop or self._learner_thread.failure is not None
 
     def _leave_if_asked(self) -> None:
-        self._meanwhile.check()
+        self._learner_thread.check()
         if self.stop:
             raise Interrupted(f"asked to stop at step {self.state.step}, version {self.state.version}")

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+LOOK_S = 0.5
+"""Longest wait for an answer while the learner works; its end wakes the loop at once."""
 
 log = logging.getLogger("rollmatch.loop")
 
@@ -20,25 +22,29 @@ log = logging.getLogger("rollmatch.loop")
 class LearnerThread:
     """Called with work, returns its result. One piece of work at a time."""
 
-    def __init__(self, take_in: Callable[[], object], wake: Callable[[], None]) -> None:
-        """`take_in` waits for answers, not for long; `wake` ends its wait, from any thread."""
+    def __init__(self, take_in: Callable[[float], object], wake: Callable[[], None]) -> None:
+        """`take_in` waits so many seconds for answers; `wake` ends its wait, from any thread."""
         self._take_in = take_in
         self._wake = wake
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="learner")
         self.failure: Exception | None = None
-        """What taking in ended with. Nothing is taken in any more, and the work at hand is done to its end."""
+        """What taking in ended with. Nothing is taken in any more, and the window at hand is finished without it."""
 
     def __call__(self, work: Callable[[], T]) -> T:
         """Raises what the work raises. A second signal leaves at once."""
         future = self._executor.submit(work)
         future.add_done_callback(lambda _: self._wake())
         while not future.done() and self.failure is None:
-            try:
-                self._take_in()
-            except Exception as failure:
-                log.error("the run ends when its learner has finished what it does: %s", failure)
-                self.failure = failure
+            self.take_in(LOOK_S)
         return future.result()
+
+    def take_in(self, timeout_s: float = 1.0) -> None:
+        """What the actors answer, within a window: an exception waits in `failure` until that is whole."""
+        try:
+            self._take_in(timeout_s)
+        except Exception as failure:
+            log.error("the run ends when its window is whole: %s", failure)
+            self.failure = failure
 
     def check(self) -> None:
         """Raises what taking in ended with, if it did."""

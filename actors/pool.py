@@ -157,15 +157,19 @@ class RolloutPool:
         return any(member.is_live for member in self._members)
 
     def sleep(self) -> None:
-        """Every live engine leaves its device; one that does not within the sync's deadline is restarted. None starts
-        before the next publish or request, because the learner has the device."""
+        """Every engine leaves its device; one that does not within the sync's deadline is restarted. None starts or
+        loads before the next publish or request, because the learner has the device."""
         self._away = True
-        calls = [(member, member.handle.sleep.remote()) for member in self._members if member.is_live]
+        for member in self._members:
+            if member.call is not None:  # an engine that is still to start or load would come back
+                left_s = max(0.0, member.call.deadline - time.monotonic())
+                self._await(member, member.call.ref, left_s, member.call.what)
+        calls = [
+            (member, member.handle.sleep.remote()) for member in self._members if member.state is not ActorState.DEAD
+        ]
         for member, call in calls:
-            try:
-                get(call, self._settings.sync_timeout_s, f"{member.name} to leave its device (sync.timeout_s)")
-            except InfrastructureFailure as error:
-                self._fail(member, error)
+            what = f"{member.name} to leave its device (sync.timeout_s)"
+            self._await(member, call, self._settings.sync_timeout_s, what)
 
     def serve_start_checkpoint(self) -> None:
         """Lets the engines answer with the checkpoint they started from: evaluation without a learner."""
@@ -182,6 +186,12 @@ class RolloutPool:
             member.forget()
         self._members.clear()
 
+    def _await(self, member: Member, ref: Any, limit_s: float, what: str) -> None:
+        try:
+            get(ref, limit_s, what)
+        except (InfrastructureFailure, SyncError) as error:
+            self._fail(member, error)
+
     def _is_current(self, member: Member) -> bool:
         return member.call is None and member.version == self.published.version
 
@@ -193,8 +203,8 @@ class RolloutPool:
         elif ref == member.heartbeat:
             member.heard(ended.result(f"a heartbeat of {member.name}"))
         elif member.call is not None and ref == member.call.ref:
-            call, member.call = member.call, None
-            answer = ended.result(call.what)
+            call, answer = member.call, ended.result(member.call.what)
+            member.call = None
             if call.manifest is None:
                 self._on_started(member, answer)
             else:
@@ -218,7 +228,7 @@ class RolloutPool:
         member.enter(ActorState.STALE)
         if self._serves_start:
             member.enter(ActorState.SYNCED)
-        elif self.published.can_be_fetched:
+        elif self.published.can_be_fetched and not self._away:
             self._calls.load([member], *self.published.full())
 
     def _on_loaded(self, member: Member, report: LoadReport, manifest: WeightsManifest) -> None:
@@ -256,7 +266,8 @@ class RolloutPool:
         cannot_start = member.state is ActorState.STARTING and not isinstance(cause, ActorLost | DeadlineError)
         member.enter(ActorState.DEAD)
         ray.kill(member.handle)
-        self._queue.give_back(member, cause)
+        by_request = member.call is None and not isinstance(cause, SyncError)
+        self._queue.give_back(member, cause, by_request=by_request)
         member.forget()
         if cannot_start and not self._started:
             raise EngineError(f"{member.name}: its engine cannot start: {cause}") from cause

@@ -26,7 +26,6 @@ from math import isqrt
 from actors.member import Member
 from actors.outcome import Outcome
 from protocol.contracts import RequestKey
-from protocol.errors import SyncError
 from protocol.unread import AnyRequest
 
 ONE_BY_ONE = 16
@@ -88,12 +87,12 @@ class RequestQueue:
         if not member.owed:
             member.num_suspects = 0
 
-    def give_back(self, member: Member, cause: Exception) -> None:
-        """Takes over what a dead member owed. No request is to blame for a load that failed."""
+    def give_back(self, member: Member, cause: Exception, *, by_request: bool) -> None:
+        """Takes over what a dead member owed. `by_request`: one of them may have ended it, which a load did not."""
         owed, num_suspects = list(member.owed.values()), member.num_suspects
         member.owed.clear()
         member.num_suspects = 0
-        if isinstance(cause, SyncError):
+        if not by_request:
             self._suspects.extendleft([owed] if num_suspects else [])
             self._queue.extendleft([] if num_suspects else reversed(owed))
             return

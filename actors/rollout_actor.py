@@ -33,7 +33,7 @@ from protocol.errors import ContractError, EngineError, RecordError
 from protocol.matching import count_duplicates, match
 from protocol.parsing import parse
 from protocol.segments import Segment, SegmentMeta, SegmentStats
-from protocol.targets import build_target
+from protocol.targets import Target, build_target
 from protocol.traces import RolloutTrace
 from protocol.unread import AnyRequest
 from protocol.vocab import TokenCodec
@@ -162,24 +162,25 @@ class RolloutActor:
     def _outcome(self, request: AnyRequest, answer: Answer | RecordError) -> tuple[Segment | None, Outcome]:
         if not isinstance(answer, Completion):
             return None, Outcome(key=request.key, failure=f"{type(answer).__name__}: {answer}")
+        self._check_version(request, answer)
         try:
             return self._finish(request.read(), answer)
-        except ContractError:
-            raise
         except Exception as error:  # restarting the engine would not help: the record is set aside with its reason
             log.exception("%s: %s", request.source, WHY_NO_TARGET)
             return None, Outcome(key=request.key, failure=f"AnswerError: {request.source}: {WHY_NO_TARGET}: {error!r}")
 
-    def _finish(self, request: RolloutRequest, completion: Completion) -> tuple[Segment | None, Outcome]:
-        """Parse, match, target: everything that turns tokens into a segment."""
+    @staticmethod
+    def _check_version(request: AnyRequest, completion: Completion) -> None:
         if completion.first_version < request.min_version:
             raise ContractError(
                 f"{request.key}: answered by version {completion.first_version}, {request.min_version} or newer was "
                 "asked for; the pool gave a request to an engine that it had not synced"
             )
+
+    def _finish(self, request: RolloutRequest, completion: Completion) -> tuple[Segment | None, Outcome]:
+        """Parse, match, target: everything that turns tokens into a segment."""
         started = time.monotonic()
-        settings = self._settings
-        record = request.record
+        settings, record = self._settings, request.record
         parsed = parse(completion.token_ids, self._codec)
         matched = match([p.shape for p in parsed.predictions], [t.shape for t in record.objects], settings.match)
         parsed_at = time.monotonic()
@@ -214,13 +215,20 @@ class RolloutActor:
             outcome = replace(outcome, trace=trace.encode())
         if request.evaluates:
             return None, replace(outcome, evaluated=stats)
-        if target.segment is None:
-            lengths = f"encoded {stats.encoded_len} tokens, limit {settings.target.max_length}"
-            return None, replace(outcome, failure=f"Oversize: {record.source}: {lengths}; raise global_max_length")
-        if np.isin(target.segment.input_ids[len(completion.prompt_token_ids) :], self._placeholder_ids).any():
-            why = "the answer holds an image's placeholder, which the learner would take for an image"
-            return None, replace(outcome, failure=f"Placeholder: {record.source}: {why}; look at it with replay")
+        if problem := self._problem(target, record.source):
+            return None, replace(outcome, failure=problem)
+        assert target.segment is not None, "an oversize target is a problem"
         return target.segment, replace(outcome, meta=_meta(target.segment, stats, completion))
+
+    def _problem(self, target: Target, source: str) -> str:
+        """Why a target cannot be trained on; empty where it can."""
+        if target.segment is None:
+            lengths = f"encoded {target.stats.encoded_len} tokens, limit {self._settings.target.max_length}"
+            return f"Oversize: {source}: {lengths}; raise global_max_length"
+        if np.isin(target.segment.input_ids[target.segment.prompt_len :], self._placeholder_ids).any():
+            why = "the answer holds an image's placeholder, which the learner would take for an image"
+            return f"Placeholder: {source}: {why}; look at it with replay"
+        return ""
 
 
 def _meta(segment: Segment, stats: SegmentStats, completion: Completion) -> SegmentMeta:

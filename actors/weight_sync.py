@@ -20,17 +20,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from actors.intake import Intake
+from actors.learner_thread import LearnerThread
 from actors.loop import Learner, LoopSettings, LoopState, Observer
 from actors.pool import RolloutPool
 from actors.published import check_changed, load_metrics, publish_metrics
 from protocol.errors import NothingChangedError
 from protocol.weights import WeightsManifest
-
-Published = tuple[WeightsManifest, list[Any]]
-Meanwhile = Callable[[Callable[[], Published]], Published]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,18 +51,18 @@ class WeightSync:
         intake: Intake,
         observer: Observer,
         state: LoopState,
-        meanwhile: Meanwhile,
-        is_leaving: Callable[[], bool] = lambda: False,
+        learner_thread: LearnerThread,
+        is_leaving: Callable[[], bool],
     ) -> None:
-        """`meanwhile` runs the learner's work in its thread, and takes in what the actors answer. `is_leaving`: the run
-        was asked to stop, and nobody will ask the engines again: it must not depend on them any more."""
+        """`is_leaving`: the run ends with this window, and nobody will ask the engines again: it must not depend on
+        them any more."""
         self._settings = settings
         self._pool = pool
         self._learner = learner
         self._intake = intake
         self._observer = observer
         self._state = state
-        self._meanwhile = meanwhile
+        self._learner_thread = learner_thread
         self._is_leaving = is_leaving
         self._on_its_way: OnItsWay | None = None
         self._attested: dict[str, float] = {}
@@ -83,27 +80,29 @@ class WeightSync:
             )
         self.settle()
         version = self._state.version if full else self._state.version + 1
-        if self._is_leaving() and not full:
-            self._state.version = version  # a resume sends it, in full
-            return {"policy/version": float(version)} | self._attested
+        published = {} if self._is_leaving() else self._send(version, full)  # a resume sends it, in full
+        self._state.version = version
+        return {"policy/version": float(version)} | published | self._attested
+
+    def _send(self, version: int, full: bool) -> dict[str, float]:
         self._observer.phase("sync", f"the learner's weights of version {version}")
         started = time.monotonic()
-        manifest, refs = self._meanwhile(lambda: self._learner.publish(version, full))
+        manifest, refs = self._learner_thread(lambda: self._learner.publish(version, full))
         learner_s = time.monotonic() - started
         if not full and self._settings.learning:
             check_changed(manifest)
-        self._pool.publish(manifest, refs)
-        self._state.version = version
-        self._on_its_way = OnItsWay(manifest=manifest, started=started, learner_s=learner_s)
-        if not self._may_train_meanwhile(manifest, full):
-            self.settle()
-        return {"policy/version": float(version)} | publish_metrics(manifest) | self._attested
+        if not self._is_leaving():  # else the engines would load while the learner saves, perhaps on their device
+            self._pool.publish(manifest, refs)
+            self._on_its_way = OnItsWay(manifest=manifest, started=started, learner_s=learner_s)
+            if not self._may_train_meanwhile(manifest, full):
+                self.settle()
+        return publish_metrics(manifest)
 
     def settle(self) -> None:
         """Waits until every live engine has attested what is on its way, or the run is asked to stop."""
         while self._on_its_way is not None and not self._is_leaving():
             self._observer.phase("sync", f"version {self._on_its_way.manifest.version} on every engine")
-            self._intake.take_in()
+            self._learner_thread.take_in()
             self.catch_up()
             self.look()
 

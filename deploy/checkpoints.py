@@ -24,7 +24,7 @@ from deploy.history import check_lengths, copy_history, cut_back, lengths
 from deploy.ledger import NAME as LEDGER
 from deploy.ledger import check_ledger, read_ledger
 from deploy.resume_settings import check_settings, settings_of
-from learner.checkpoint import META, Checkpoint, mend_folder, remove_folder, replace_folder
+from learner.checkpoint import META, Checkpoint, mend_folder, remember, remove_folder, replace_folder
 from learner.settings import LearnerSettings
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
@@ -82,7 +82,8 @@ class CheckpointKeeper:
         return step // self._every > self._last // self._every
 
     def snapshot(self, state: LoopState, position: int) -> Callable[[], Path]:
-        """What writes `checkpoint-STEP`, unless it is there, updates `best.json` and removes what is beyond the limit.
+        """What writes `checkpoint-STEP`, or only what it remembers where it is there, updates `best.json` and removes
+        what is beyond the limit.
 
         The checkpoint remembers the loop and the run's files as they are now: both may go on while it is written.
         """
@@ -93,7 +94,9 @@ class CheckpointKeeper:
     def _write(self, remembered: dict[str, Any]) -> Path:
         step = remembered["step"]
         path = self._run_dir / f"checkpoint-{step}"
-        if step != self._last or not _is_complete(path):
+        if step == self._last and _is_complete(path):
+            remember(path, remembered)  # it may have been written before the evaluation of its step
+        else:
             self._learner.save_checkpoint(path, remembered)
         self._last = step
         self._prune({path.name, self._note_best(remembered["evaluations"]) or path.name})

@@ -16,11 +16,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from protocol.errors import ConfigError
+from protocol.whole_file import write_whole
 
 FORMAT = 3
 META = "trainer.json"
@@ -35,9 +36,9 @@ class Checkpoint:
     extra: dict[str, Any]
     """The driver's values, JSON only."""
 
-    @staticmethod
+    @classmethod
     @contextlib.contextmanager
-    def writing(path: Path, num_ranks: int, zero_stage: int, extra: dict[str, Any]) -> Iterator[Path]:
+    def writing(cls, path: Path, num_ranks: int, zero_stage: int, extra: dict[str, Any]) -> Iterator[Path]:
         """Yields the folder that the ranks write to; it becomes `path` when the block ends without an error.
 
         A folder that an earlier crash left behind under the temporary name is removed. `path` itself appears whole or
@@ -46,8 +47,8 @@ class Checkpoint:
         path = path.absolute()
         with replacing(path) as folder:
             yield folder
-            meta = {"format": FORMAT, "num_ranks": num_ranks, "zero_stage": zero_stage, "extra": extra}
-            (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+            saved = cls(num_ranks=num_ranks, zero_stage=zero_stage, extra=extra)
+            (folder / META).write_text(saved._as_text(), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
@@ -65,6 +66,9 @@ class Checkpoint:
             )
         return cls(num_ranks=meta["num_ranks"], zero_stage=meta["zero_stage"], extra=meta["extra"])
 
+    def _as_text(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
     def check_shape(self, path: Path, num_ranks: int, zero_stage: int) -> None:
         """ConfigError where a run of this shape cannot take the state over.
 
@@ -78,6 +82,11 @@ class Checkpoint:
                 "anew, to the same stage: set cluster.num_learners and deepspeed.config as they were, or start from "
                 "its merged export"
             )
+
+
+def remember(path: Path, extra: dict[str, Any]) -> None:
+    """Puts the driver's values of a whole checkpoint anew; the ranks' state stays as it is."""
+    write_whole(path / META, replace(Checkpoint.read(path), extra=extra)._as_text())
 
 
 def check_signature(path: Path, saved: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -562,7 +562,7 @@ def test_where_actors_end_the_run_while_a_window_is_trained_the_window_is_in_a_c
 
     def fail_meanwhile(plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
         pool.ends_the_run = True  # type: ignore[attr-defined]
-        while loop.controller._meanwhile.failure is None:
+        while loop.controller._learner_thread.failure is None:
             time.sleep(0.01)
         return train_step(plan, segment_refs)
 

@@ -16,9 +16,11 @@ from actors.outcome import ActorReady, Outcome, Report
 from actors.pool import RolloutPool
 from actors.supervision import PoolSettings
 from protocol.contracts import Record, RequestKey, RolloutRequest
-from protocol.errors import EngineError
+from protocol.errors import DeadlineError, EngineError
 from protocol.weights import SyncGroup, WeightsManifest
 
+GROUP = SyncGroup(generation=1, address="a", port=1, world_size=2, offsets={"actor-0": 1}, timeout_s=1)
+"""Of a load that Ray's object store has no part in."""
 LIMITS = PoolSettings(
     num_actors=1,
     max_in_flight_per_actor=8,
@@ -211,3 +213,56 @@ def test_an_engine_that_came_back_waits_for_no_broadcast_where_the_version_can_b
     pool.published.update(replace(broadcast(3), group=None), [])
     first.version = 3
     assert not pool.awaits_full
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [DeadlineError("gave up waiting for actor-0 to load version 4"), EngineError("CUDA out of memory")],
+    ids=["overdue", "failed"],
+)
+def test_no_request_is_blamed_for_a_load_that_fails_in_whatever_way(
+    failure: Exception, handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.kill", lambda _: None)
+    member = synced()
+    pool = pool_of(member, handle)
+    record = Record(index=0, source="t:1", images=("x.png",), width=8, height=8, objects=())
+    asked = RolloutRequest(key=RequestKey(0), record=record, seed=0)
+    manifest = WeightsManifest(version=4, full=True, tensors=(), bucket_checksums=(), changed_tensors=1)
+    for _ in range(3):
+        member.state, member.handle = ActorState.SYNCED, handle
+        pool.submit([] if pool.num_open else [asked])
+        pool._calls.load([member], replace(manifest, group=replace(GROUP, offsets={member.process: 1})), [])
+        if isinstance(failure, DeadlineError):
+            assert member.call is not None
+            member.call.deadline, pool._watched = 0.0, pool._watched - 1
+        else:
+            handle.load_weights.calls[-1][0].end(failure)
+        assert pool.poll(0) == []
+        assert member.state is ActorState.DEAD
+    assert pool.num_queued == 1
+    assert not pool._queue._suspects
+
+
+def test_engines_that_start_or_load_are_awaited_before_they_leave_the_device(
+    handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that runs beside the call to leave would bring the engine back beside the learner."""
+    order: list[Any] = []
+    monkeypatch.setattr("actors.pool.get", lambda ref, *_: order.append(ref))
+    handle.sleep = Remote()
+    loading, starting = synced("actor-0"), Member("actor-1")
+    pool = pool_of(loading, handle)
+    pool._members.append(starting)
+    manifest = WeightsManifest(version=4, full=True, tensors=(), bucket_checksums=(), changed_tensors=1, group=GROUP)
+    pool._calls.load([loading], manifest, [])
+    pool._calls.start(starting)
+    awaited = [member.call.ref for member in (loading, starting) if member.call is not None]
+    pool.sleep()
+    assert order == [*awaited, *(ref for (ref,) in handle.sleep.calls)]
+    assert len(handle.sleep.calls) == 2
+
+    handle.start.calls[0][0].end(READY)
+    pool.published.update(replace(manifest, group=None), [])
+    pool.poll(0)
+    assert (starting.state, len(handle.load_weights.calls)) == (ActorState.STALE, 1), "it loads with the next publish"

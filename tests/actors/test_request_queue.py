@@ -48,7 +48,7 @@ def test_without_retries_a_request_shares_its_actor_until_that_dies() -> None:
     queue, member = queue_of(3, max_in_flight=64, max_retries=0), synced()
     assert planned(queue, member) == {"actor-0": [0, 1, 2]}
 
-    queue.give_back(member, EngineError("gone"))
+    queue.give_back(member, EngineError("gone"), by_request=True)
     assert planned(queue, member) == {"actor-0": [0]}, "who killed it is found by sending one alone"
 
 
@@ -56,7 +56,7 @@ def test_what_a_dead_actor_owed_goes_to_the_front_in_its_old_order() -> None:
     member = synced()
     queue = queue_of(5, max_retries=2)
     assert planned(queue, member) == {"actor-0": [0, 1, 2]}
-    queue.give_back(member, EngineError("x"))
+    queue.give_back(member, EngineError("x"), by_request=True)
     assert planned(queue, member) == {"actor-0": [0, 1, 2]}
 
 
@@ -64,13 +64,13 @@ def test_a_request_that_killed_actors_is_sent_alone_and_blamed_only_then() -> No
     member, other = synced("a"), synced("b")
     queue = queue_of(2)
     assert planned(queue, member) == {"a": [0, 1]}
-    queue.give_back(member, EngineError("x"))
+    queue.give_back(member, EngineError("x"), by_request=True)
     assert planned(queue, member, other) == {"a": [0], "b": [1]}
     assert (member.num_suspects, other.num_suspects) == (1, 1)
     queue.submit([request(2)])
     assert planned(queue, member, other) == {}, "nobody joins them"
     queue.answered(member, RequestKey(0, 0))
-    queue.give_back(other, EngineError("x"))
+    queue.give_back(other, EngineError("x"), by_request=True)
     (blamed,) = queue.blamed()
     assert blamed.key.record == 1
     assert blamed.failure is not None
@@ -81,11 +81,11 @@ def test_a_request_that_killed_actors_is_sent_alone_and_blamed_only_then() -> No
 def test_no_request_is_blamed_for_a_load_that_failed() -> None:
     queue, member = queue_of(2, max_in_flight=64), synced()
     planned(queue, member)
-    queue.give_back(member, SyncError("serves version 3, published was 4"))
+    queue.give_back(member, SyncError("serves version 3, published was 4"), by_request=False)
     assert planned(queue, member) == {"actor-0": [0, 1]}, "it is no death of theirs"
-    queue.give_back(member, EngineError("x"))
+    queue.give_back(member, EngineError("x"), by_request=True)
     assert planned(queue, member) == {"actor-0": [0]}
-    queue.give_back(member, SyncError("serves version 3, published was 4"))
+    queue.give_back(member, SyncError("serves version 3, published was 4"), by_request=False)
     assert queue.blamed() == []
     assert planned(queue, member) == {"actor-0": [0]}
 
@@ -110,7 +110,7 @@ def deaths_until_answered(queue: RequestQueue, members: list[Member], killers: s
             owed = [key.record for key in member.owed]
             if killers.intersection(owed):
                 deaths.update(owed)
-                queue.give_back(member, EngineError("gone"))
+                queue.give_back(member, EngineError("gone"), by_request=True)
             for key in list(member.owed):
                 queue.answered(member, key)
     return deaths, rounds
@@ -146,12 +146,12 @@ def test_a_killer_among_256_costs_its_neighbours_a_few_rounds() -> None:
 def test_what_is_left_of_a_group_is_blamed_only_when_it_was_sent_alone() -> None:
     queue, member = queue_of(20, max_in_flight=20), synced()
     planned(queue, member)
-    queue.give_back(member, EngineError("x"))
+    queue.give_back(member, EngineError("x"), by_request=True)
     assert planned(queue, member) == {"actor-0": [0, 1, 2, 3]}
     for number in (0, 1, 3):
         queue.answered(member, RequestKey(number, 0))
         assert not member.takes_requests
-    queue.give_back(member, EngineError("x"))
+    queue.give_back(member, EngineError("x"), by_request=True)
     assert queue.blamed() == []
     assert planned(queue, member) == {"actor-0": [2]}
     queue.answered(member, RequestKey(2, 0))
@@ -161,7 +161,7 @@ def test_what_is_left_of_a_group_is_blamed_only_when_it_was_sent_alone() -> None
 def test_a_load_that_fails_does_not_split_a_group() -> None:
     queue, member = queue_of(20, max_in_flight=20), synced()
     planned(queue, member)
-    queue.give_back(member, EngineError("x"))
+    queue.give_back(member, EngineError("x"), by_request=True)
     planned(queue, member)
-    queue.give_back(member, SyncError("serves version 3, published was 4"))
+    queue.give_back(member, SyncError("serves version 3, published was 4"), by_request=False)
     assert planned(queue, member) == {"actor-0": [0, 1, 2, 3]}

@@ -138,12 +138,13 @@ def test_an_answer_that_writes_an_images_placeholder_is_no_target(actor: Callabl
     assert not np.isin(segment.input_ids[segment.prompt_len :], made._placeholder_ids).any()
 
 
+@pytest.mark.parametrize("bug", [ZeroDivisionError("no predictions"), ContractError("no predictions")])
 def test_a_bug_that_one_answer_meets_costs_its_record_and_no_engine(
-    actor: Callable[..., RolloutActor], monkeypatch: pytest.MonkeyPatch
+    bug: Exception, actor: Callable[..., RolloutActor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def trips(predictions: Any, truths: Any, settings: Any) -> Any:
         if not predictions:
-            raise ZeroDivisionError("no predictions")
+            raise bug
         return match(predictions, truths, settings)
 
     monkeypatch.setattr("actors.rollout_actor.match", trips)
@@ -153,7 +154,7 @@ def test_a_bug_that_one_answer_meets_costs_its_record_and_no_engine(
     (failure,) = [outcome.failure for outcome in outcomes if outcome.key.record == 0]
     assert failure is not None
     assert failure.startswith("AnswerError: ")
-    assert "ZeroDivisionError('no predictions')" in failure
+    assert repr(bug) in failure
 
 
 def test_an_image_that_cannot_be_read_fails_alone(actor: Callable[..., RolloutActor]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from actors.loop import LoopState
 from protocol.contracts import RolloutRequest
-from protocol.errors import Interrupted
+from protocol.errors import EngineError, Interrupted
 from protocol.weights import SyncGroup, WeightsManifest
 from tests.actors.test_controller import FakePool, Loop, build
 
@@ -126,6 +126,45 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_engines_that_do_not_come_
     with pytest.raises(Interrupted, match="step 2, version 2"):
         loop.controller.run()
     assert [window.last_step for window in loop.observer.windows] == [1, 2]
+    assert [(saved["step"], saved["version"]) for saved, _ in loop.keeper.saved] == [(2, 2)]
+
+
+class GoneInLoad(SlowToLoad):
+    """The last engine is given up while it loads version 2."""
+
+    def poll(self, timeout_s: float = 1.0) -> list[Any]:
+        if self.version == 2 and not self.synced:
+            raise EngineError("0 of 1 actors are left")
+        return super().poll(timeout_s)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_engines_that_end_the_run_in_a_load_leave_a_checkpoint_that_fits_its_files(max_staleness: int) -> None:
+    loop = slow_to_load(max_staleness=max_staleness, max_steps=6)
+    loop.controller._pool.__class__ = GoneInLoad
+    with pytest.raises(EngineError, match="0 of 1 actors"):
+        loop.controller.run()
+    ((saved, position),) = loop.keeper.saved
+    assert (saved["step"], saved["version"]) in {(2, 2), (3, 3)}
+    assert [window.last_step for window in loop.observer.windows] == [*range(1, saved["step"] + 1)]
+    assert [step for step, _ in loop.observer.steps] == [*range(1, saved["step"] + 1)]
+    assert saved["trained"] == position == 4 * saved["step"]
+
+
+@pytest.mark.parametrize("takes_turns", [False, True])
+def test_what_is_merged_when_the_run_is_asked_to_stop_is_not_sent(takes_turns: bool) -> None:
+    """The learner saves next, perhaps on the device on which the engines would load."""
+    loop = slow_to_load(max_staleness=0, takes_turns=takes_turns, max_steps=5)
+    publish = loop.learner.publish
+
+    def merge(version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
+        loop.controller.stop |= version == 2
+        return publish(version, full)
+
+    loop.learner.publish = merge  # type: ignore[method-assign]
+    with pytest.raises(Interrupted, match="step 2, version 2"):
+        loop.controller.run()
+    assert not [line for line in loop.log if line.startswith("sync 2")]
     assert [(saved["step"], saved["version"]) for saved, _ in loop.keeper.saved] == [(2, 2)]
 
 

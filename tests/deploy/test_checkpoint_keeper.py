@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from deploy.checkpoints import ResumePoint
 from tests.deploy.test_checkpoints import keeper, names, state
 
 
@@ -54,3 +55,14 @@ def test_a_smaller_value_can_be_the_better_one(tmp_path: Path) -> None:
     for step in (1, 2):
         saves.snapshot(state(step, *(0.5, 0.9)[:step]), position=0)()
     assert json.loads((tmp_path / "r" / "best.json").read_text())["checkpoint"] == "checkpoint-1"
+
+
+def test_a_checkpoint_remembers_the_evaluation_that_was_made_up_for_after_it(tmp_path: Path) -> None:
+    saves = keeper(tmp_path)
+    path = saves.snapshot(state(2, 0.5), position=20)()
+    (tmp_path / "r" / "metrics.jsonl").write_text("{}\n")
+    saves.snapshot(state(2, 0.5, 0.9), position=20)()
+    point = ResumePoint.read(path)
+    assert [step for step, _ in point.state.evaluations] == [1, 2]
+    assert point.lengths["metrics.jsonl"] == 3
+    assert json.loads((tmp_path / "r" / "best.json").read_text())["value"] == 0.9
