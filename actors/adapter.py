@@ -15,11 +15,11 @@ from typing import Any
 
 from actors.weight_buckets import tensor_views, verify_buckets
 from protocol.config import RunConfig
-from protocol.errors import ConfigError, SyncError
+from protocol.errors import SyncError
 from protocol.weights import Bucket, WeightsManifest
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Largest ranks that vLLM can be started for."""
+"""Largest ranks that vLLM can be started for; the configuration's rules refuse more than the last."""
 
 
 def lora_options(config: RunConfig) -> dict[str, Any]:
@@ -27,8 +27,6 @@ def lora_options(config: RunConfig) -> dict[str, Any]:
     if not config.matching.vllm.enable_lora:
         return {}
     tuner = config.tuner
-    if tuner.lora_rank > RANKS[-1]:
-        raise ConfigError(f"tuner.lora_rank: is {tuner.lora_rank}, vLLM serves up to {RANKS[-1]}; lower it")
     return {
         "max_lora_rank": next(rank for rank in RANKS if rank >= tuner.lora_rank),
         "max_loras": 1,

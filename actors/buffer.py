@@ -39,7 +39,7 @@ class EntryState(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
-    """One buffered segment. `state` and `lease` are written by `SegmentBuffer` alone."""
+    """One buffered segment. `state` is written by `SegmentBuffer` alone."""
 
     order: int
     """Position of its request in the run; smaller is older."""
@@ -47,8 +47,6 @@ class Entry:
     ref: Any
     """Where the segment lies: an object reference, or the segment itself in a test."""
     state: EntryState = field(default=EntryState.READY, init=False)
-    lease: int | None = field(default=None, init=False)
-    """Number of the `take` that holds it; None while READY."""
     since: float = field(default_factory=time.monotonic, init=False)
     """Monotonic time of its `put`."""
 
@@ -72,7 +70,6 @@ class SegmentBuffer:
         self._overdraft = 0
         """Bytes beyond the bound that lost segments may come back with: later requests were admitted beside their true
         sizes, and now they may be of any size again."""
-        self._num_leases = 0
 
     def put(self, meta: SegmentMeta, ref: Any, *, order: int) -> Entry:
         """Store a finished segment as READY.
@@ -111,11 +108,10 @@ class SegmentBuffer:
                 f"buffer: asked for {count} segments, {self.num_takable(oldest_running)} of {len(self._ready)} READY "
                 f"ones are older than the running request {oldest_running}; the planner waits for num_takable"
             )
-        self._num_leases += 1
         taken = [self._entries[order] for order in self._ready[:count]]
         del self._ready[:count]
         for entry in taken:
-            entry.state, entry.lease = EntryState.TAKEN, self._num_leases
+            entry.state = EntryState.TAKEN
         return taken
 
     def num_takable(self, oldest_running: int | None = None) -> int:
@@ -128,7 +124,6 @@ class SegmentBuffer:
         for entry in self._owned(entries):
             del self._entries[entry.order], self._keys[entry.meta.key]
             self._num_bytes -= entry.meta.num_bytes
-            entry.lease = None
 
     def lose(self, entries: Iterable[Entry]) -> None:
         """`release` of segments that are gone and will be asked for again."""
@@ -139,7 +134,7 @@ class SegmentBuffer:
     def requeue(self, entries: Iterable[Entry]) -> None:
         """Give leased entries back as READY, at their old place in the order. Raises as `release` does."""
         for entry in self._owned(entries):
-            entry.state, entry.lease = EntryState.READY, None
+            entry.state = EntryState.READY
             insort(self._ready, entry.order)
 
     def _owned(self, entries: Iterable[Entry]) -> list[Entry]:
@@ -153,10 +148,6 @@ class SegmentBuffer:
         if len({entry.order for entry in owned}) != len(owned):
             raise ContractError(f"buffer: {len(owned)} entries name one twice; hand over each leased entry once")
         return owned
-
-    @property
-    def num_ready(self) -> int:
-        return len(self._ready)
 
     @property
     def num_taken(self) -> int:

@@ -41,7 +41,7 @@ from actors.requests import RequestStream
 from actors.weight_sync import WeightSync
 from protocol.contracts import Record
 from protocol.errors import DataFailure, EngineError, Interrupted, SegmentsLost
-from protocol.metrics import packing_metrics, window_metrics, without_generation
+from protocol.event_metrics import packing_metrics, window_metrics, without_generation
 from protocol.segments import PackPlan
 
 

@@ -29,15 +29,12 @@ class LoadReport:
     version: int
     bucket_checksums: tuple[str, ...]
     """Recomputed from the bytes that were handed to the model's loader."""
-    num_tensors: int
     load_seconds: float
     """Checking the bytes and loading them."""
     resume_seconds: float = 0.0
     """From loaded to ready for the next request: dropping what older weights had computed."""
     fetch_seconds: float = 0.0
     """Getting the buckets from the object store."""
-    wait_seconds: float = 0.0
-    """Until running requests let the engine load."""
     engine: str = ""
     """Name of its slot in the pool, which fills it in, as it does `ended`."""
     ended: float = 0.0
@@ -61,17 +58,12 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineProgress:
-    """Counters that grow while the engine works, and what it holds now: a heartbeat, or part of a group's report."""
+    """Whether the engine works, and on how much: a heartbeat, or part of a group's report."""
 
-    version: int
     num_steps: int
     """Scheduler steps and weight loads since the start."""
-    num_tokens: int
-    """Tokens of finished answers since the start."""
     running: int
-    waiting: int
-    loading: int
-    """Weight loads that wait for running requests."""
+    """Requests."""
 
 
 class RolloutEngine(Protocol):

@@ -74,8 +74,6 @@ class EngineLoop:
         self._loads: deque[_Load] = deque()
         self._ready: Future[None] = Future()
         self._steps = 0
-        self._tokens = 0
-        self._version = 0
         self._failure: EngineError | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -109,14 +107,7 @@ class EngineLoop:
     @property
     def progress(self) -> EngineProgress:
         """What a heartbeat reports."""
-        return EngineProgress(
-            version=self._version,
-            num_steps=self._steps,
-            num_tokens=self._tokens,
-            running=len(self._running),
-            waiting=len(self._waiting),
-            loading=len(self._loads),
-        )
+        return EngineProgress(num_steps=self._steps, running=len(self._running))
 
     def close(self) -> None:
         """Ends the thread after the step it is in; what was not answered fails with EngineError. Idempotent."""
@@ -138,7 +129,6 @@ class EngineLoop:
             return
         self._ready.set_result(None)
         try:
-            self._version = engine.version
             while not self._closing:
                 self._turn(engine)
             self._fail(EngineError("the engine was closed before it answered; its owner ended the actor"))
@@ -161,7 +151,6 @@ class EngineLoop:
         if self._running:
             for completion in engine.step():
                 request, deliver = self._running.pop(completion.key)
-                self._tokens += len(completion.token_ids)
                 deliver(request, completion)
             self._steps += 1
 
@@ -190,7 +179,6 @@ class EngineLoop:
 
     def _load(self, engine: RolloutEngine, load: _Load) -> None:
         _fulfil(load.done, lambda: engine.load_weights(load.manifest, load.buckets))
-        self._version = engine.version
         self._steps += 1
 
     def _sleep(self, engine: RolloutEngine) -> None:

@@ -11,7 +11,8 @@ from actors.outcome import Outcome
 from actors.pool import RolloutPool
 from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest
 from protocol.errors import DataFailure
-from protocol.metrics import RolloutTotals, evaluation_timing
+from protocol.event_metrics import evaluation_timing
+from protocol.metrics import RolloutTotals
 from protocol.segments import SegmentStats
 
 

@@ -132,7 +132,6 @@ class HfEngine:
         return LoadReport(
             version=self._version,
             bucket_checksums=checksums,
-            num_tensors=len(manifest.tensors),
             load_seconds=time.monotonic() - started,
         )
 

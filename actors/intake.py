@@ -20,7 +20,8 @@ from actors.outcome import Outcome
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from protocol.contracts import RequestKey
-from protocol.metrics import RolloutTotals, generation_metrics, policy_metrics
+from protocol.event_metrics import generation_metrics, policy_metrics
+from protocol.metrics import RolloutTotals
 from protocol.segments import SegmentMeta
 from protocol.staleness import admissible, admission_staleness, check_fresh
 

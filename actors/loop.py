@@ -18,9 +18,6 @@ class StepOutcome(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
     @property
-    def skipped(self) -> bool: ...
-
-    @property
     def busy_s(self) -> Sequence[float]:
         """Seconds that each rank worked within the step."""
         ...

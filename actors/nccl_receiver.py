@@ -12,8 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
-from protocol.checksums import bucket_checksum
-from protocol.errors import SyncError
+from actors.weight_buckets import verify_bucket
 from protocol.sync_group import layout
 from protocol.weights import SyncGroup, TensorEntry, WeightsManifest
 
@@ -47,7 +46,9 @@ class NcclReceiver:
             tensors = list(entries)
             offsets, total = layout([entry.num_bytes for entry in tensors])
             buffer = end.receive(total)
-            digests.append(_checked(manifest, number, tensors, offsets, buffer))
+            host = buffer.cpu().numpy()
+            arrays = (host[at : at + entry.num_bytes] for at, entry in zip(offsets, tensors, strict=True))
+            digests.append(verify_bucket(manifest, number, tuple(arrays)))
             load(_views(tensors, offsets, buffer))
         return tuple(digests)
 
@@ -61,20 +62,6 @@ class NcclReceiver:
             self.close()
             self._end, self._generation = self._open(group), group.generation
         return self._end
-
-
-def _checked(
-    manifest: WeightsManifest, number: int, tensors: Sequence[TensorEntry], offsets: Sequence[int], buffer: torch.Tensor
-) -> str:
-    host = buffer.cpu().numpy()
-    arrays = (host[at : at + entry.num_bytes] for at, entry in zip(offsets, tensors, strict=True))
-    digest = bucket_checksum(tuple(arrays))
-    if digest != manifest.bucket_checksums[number]:
-        raise SyncError(
-            f"version {manifest.version}: weight bucket {number} of {len(manifest.bucket_checksums)} arrived with "
-            "another checksum over NCCL; restart this engine, or write sync.backend: object_store"
-        )
-    return digest
 
 
 def _views(

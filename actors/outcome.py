@@ -1,4 +1,4 @@
-"""What an actor tells the driver: that it is ready, and what became of each request."""
+"""What an actor tells the driver of its requests: what became of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ class Outcome:
     evaluated: SegmentStats | None = None
     failure: str | None = None
     """Why this record can never work: `reason: detail` for the quarantine file."""
-    last_version: int = 0
     new_tokens: int = 0
     finish_reason: str = ""
     parse_match_s: float = 0.0
@@ -31,16 +30,6 @@ class Outcome:
     """An encoded `RolloutTrace`, where `ActorSettings.trace` and the request ask for it."""
     actor: str = ""
     """Name of its slot in the pool."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActorReady:
-    """First answer of an actor."""
-
-    pid: int
-    version: int
-    start_seconds: float
-    warmup_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

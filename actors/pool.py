@@ -30,7 +30,7 @@ import ray
 from actors.engine import LoadReport
 from actors.member import ActorState, Member
 from actors.member_calls import MemberCalls
-from actors.outcome import ActorReady, Outcome, Report
+from actors.outcome import Outcome, Report
 from actors.published import PublishedWeights, check_attested
 from actors.ray_calls import ActorLost, Ended, get
 from actors.request_queue import RequestQueue
@@ -59,13 +59,12 @@ class RolloutPool:
         self._watched = time.monotonic()
         self._away = False
         """The engines were told to leave their device, and have not been asked for anything since."""
-        self._ready: list[ActorReady] = []
         self._started = self._serves_start = False
         self.published = PublishedWeights()
         self.reports: list[LoadReport] = []
         """Attestations of the version that was published last."""
 
-    def start(self) -> list[ActorReady]:
+    def start(self) -> None:
         """Starts all engines at once and waits for them.
 
         Lost processes and deadlines are retried like later ones. What `start` itself raises (a checkpoint that cannot
@@ -77,7 +76,6 @@ class RolloutPool:
         while any(m.state in (ActorState.STARTING, ActorState.DEAD) and not m.given_up for m in self._members):
             self.poll()
         self._started = True
-        return self._ready
 
     def submit(self, requests: Sequence[AnyRequest]) -> None:
         """Queues requests and hands out what fits."""
@@ -89,11 +87,6 @@ class RolloutPool:
     def num_queued(self) -> int:
         """Requests that no actor owes yet."""
         return len(self._queue)
-
-    @property
-    def num_open(self) -> int:
-        """Requests queued or owed."""
-        return len(self._queue) + sum(len(member.owed) for member in self._members)
 
     @property
     def oldest_request_s(self) -> float:
@@ -221,9 +214,8 @@ class RolloutPool:
             yield outcome, SegmentRef(group, next(position)) if outcome.meta is not None else None
         self._calls.collect(member, hold=not self._queue)
 
-    def _on_started(self, member: Member, ready: ActorReady) -> None:
-        self._ready.append(ready)
-        member.pid = ready.pid
+    def _on_started(self, member: Member, pid: int) -> None:
+        member.pid = pid
         member.moved()
         member.enter(ActorState.STALE)
         if self._serves_start:

@@ -26,7 +26,7 @@ from actors.desc_monitor import DescMonitor
 from actors.engine import EngineProgress, LoadReport, RolloutEngine
 from actors.engine_loop import Answer, EngineLoop, InFlight
 from actors.engines import build_engine
-from actors.outcome import ActorReady, Group, Outcome, Report
+from actors.outcome import Group, Outcome, Report
 from actors.settings import ActorSettings
 from protocol.contracts import Completion, RolloutRequest
 from protocol.errors import ContractError, EngineError, RecordError
@@ -73,25 +73,20 @@ class RolloutActor:
         self._placeholder_ids: Sequence[int] = ()
 
     @served(concurrency_group="control")
-    def start(self, warmup: RolloutRequest | None, name: str = "") -> ActorReady:
-        """Builds the engine and answers one request, which warms caches up. Slow: the caller sets the deadline.
+    def start(self, warmup: RolloutRequest | None, name: str = "") -> int:
+        """Builds the engine and answers one request, which warms caches up; returns the process id. Slow: the caller
+        sets the deadline.
 
         `name`: of its slot in the pool, for its outcomes.
         """
-        started, self._name = time.monotonic(), name
+        self._name = name
         self._descs = DescMonitor(self._settings.descs)
         self.loop = EngineLoop(self._open(), self._settings.decode.batch_size)
         self.loop.start()
-        tokens = 0
         if warmup is not None:
             self.submit([warmup])
-            tokens = sum(outcome.new_tokens for outcome in self.collect()[1].outcomes)
-        return ActorReady(
-            pid=os.getpid(),
-            version=self.loop.progress.version,
-            start_seconds=time.monotonic() - started,
-            warmup_tokens=tokens,
-        )
+            self.collect()
+        return os.getpid()
 
     @served(num_returns=0, enable_task_events=False)
     def submit(self, requests: Sequence[AnyRequest]) -> None:
@@ -131,10 +126,8 @@ class RolloutActor:
         manifest, refs = published
         started = time.monotonic()
         buckets: list[Bucket] = ray.get(refs)
-        fetched = time.monotonic()
-        report = self.loop.load_weights(manifest, buckets, in_flight)
-        waited = time.monotonic() - fetched - report.load_seconds
-        return replace(report, fetch_seconds=fetched - started, wait_seconds=waited)
+        fetch_s = time.monotonic() - started
+        return replace(self.loop.load_weights(manifest, buckets, in_flight), fetch_seconds=fetch_s)
 
     @served(concurrency_group="control")
     def sleep(self) -> None:
@@ -185,7 +178,6 @@ class RolloutActor:
         matched = match([p.shape for p in parsed.predictions], [t.shape for t in record.objects], settings.match)
         parsed_at = time.monotonic()
         target = build_target(
-            key=request.key,
             record=record,
             completion=completion,
             parsed=parsed,
@@ -204,7 +196,6 @@ class RolloutActor:
         )
         outcome = Outcome(
             key=request.key,
-            last_version=completion.last_version,
             new_tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
             parse_match_s=parsed_at - started,
@@ -218,7 +209,7 @@ class RolloutActor:
         if problem := self._problem(target, record.source):
             return None, replace(outcome, failure=problem)
         assert target.segment is not None, "an oversize target is a problem"
-        return target.segment, replace(outcome, meta=_meta(target.segment, stats, completion))
+        return target.segment, replace(outcome, meta=_meta(target.segment, stats))
 
     def _problem(self, target: Target, source: str) -> str:
         """Why a target cannot be trained on; empty where it can."""
@@ -231,7 +222,7 @@ class RolloutActor:
         return ""
 
 
-def _meta(segment: Segment, stats: SegmentStats, completion: Completion) -> SegmentMeta:
+def _meta(segment: Segment, stats: SegmentStats) -> SegmentMeta:
     arrays = (segment.input_ids, segment.labels, segment.coord_positions, segment.coord_bins, segment.coord_in_prefix)
     return SegmentMeta(
         key=segment.key,
@@ -239,7 +230,5 @@ def _meta(segment: Segment, stats: SegmentStats, completion: Completion) -> Segm
         num_bytes=sum(array.nbytes for array in arrays),
         first_version=segment.first_version,
         last_version=segment.last_version,
-        new_tokens=len(completion.token_ids),
-        finish_reason=completion.finish_reason,
         stats=stats,
     )

@@ -140,7 +140,6 @@ class ScriptedEngine:
         return LoadReport(
             version=self._version,
             bucket_checksums=checksums,
-            num_tensors=len(manifest.tensors),
             load_seconds=self._pace.load_s,
         )
 

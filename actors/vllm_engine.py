@@ -165,7 +165,6 @@ class VllmEngine:
         return LoadReport(
             version=self.version,
             bucket_checksums=received,
-            num_tensors=len(manifest.tensors),
             load_seconds=loaded - started,
             resume_seconds=time.monotonic() - loaded,
         )

@@ -29,7 +29,7 @@ def verify_bucket(manifest: WeightsManifest, number: int, bucket: Bucket) -> str
     if digest != manifest.bucket_checksums[number]:
         raise SyncError(
             f"version {manifest.version}: weight bucket {number} of {len(manifest.bucket_checksums)} arrived with "
-            "another checksum; the object store or the network changed bytes: restart this engine"
+            "another checksum; what carried it (sync.backend) changed bytes: restart this engine"
         )
     return digest
 

@@ -114,7 +114,6 @@ def measure(scene: Scene, codec: TokenCodec) -> dict[str, Any]:
 
     def target() -> object:
         return build_target(
-            key=_KEY,
             record=scene.record,
             completion=completion,
             parsed=parsed,

@@ -17,7 +17,6 @@ from protocol.weights import TensorEntry, WeightsManifest
 class TimedStep:
     """An optimizer step that took its time."""
 
-    skipped = False
     busy_s: tuple[float, ...] = ()
 
     def metrics(self) -> dict[str, float]:

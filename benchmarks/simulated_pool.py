@@ -58,8 +58,7 @@ class FrugalActor(SimulatedActor):
             "first_version": completion.first_version,
             "last_version": completion.last_version,
         }
-        outcome = replace(outcome, key=request.key, last_version=completion.last_version)
-        return replace(segment, **own), replace(outcome, meta=replace(outcome.meta, **own))
+        return replace(segment, **own), replace(outcome, key=request.key, meta=replace(outcome.meta, **own))
 
 
 class Host:

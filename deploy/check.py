@@ -88,15 +88,8 @@ def _raised(call: Callable[[], object]) -> Iterator[Finding]:
 
 
 def _deepspeed(config: RunConfig) -> Iterator[Finding]:
-    offload = config.matching.offload
-    found = [*_raised(lambda: read_json(config.deepspeed.resolve(), config.model.torch_dtype, offload.parts))]
-    yield from found
-    if not found and offload.active and config.deepspeed.zero_stage() == 0:
-        yield error(
-            "custom.extra.rollout_matching.offload",
-            "DeepSpeed can offload states with ZeRO stages 1, 2 and 3 only, got stage 0 from deepspeed.config; "
-            "raise the stage, or set offload.enabled to false",
-        )
+    dtype, moved = config.model.torch_dtype, config.matching.offload.parts
+    yield from _raised(lambda: read_json(config.deepspeed.resolve(), dtype, moved))
 
 
 def _machine(config: RunConfig) -> Iterator[Finding]:

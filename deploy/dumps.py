@@ -31,6 +31,7 @@ from protocol.contracts import GroundTruth, Shape
 from protocol.parsing import caret
 from protocol.prompts import resolve_prompts
 from protocol.replay import Replay
+from protocol.segments import SegmentStats
 from protocol.serialization import assistant_text
 
 log = logging.getLogger("rollmatch")
@@ -138,7 +139,7 @@ class MonitorDumps:
             ],
             "rejects": [{"key": r.key, "reason": r.reason, "detail": r.detail} for r in parsed.rejects],
             "match": _match(seen),
-            "stats": _stats(seen),
+            "stats": _stats(rollout.trace.stats),
         }
 
     def _messages(self, image: str, truths: Sequence[GroundTruth]) -> list[dict[str, Any]]:
@@ -181,9 +182,8 @@ def _match(seen: Replay) -> dict[str, Any]:
     }
 
 
-def _stats(seen: Replay) -> dict[str, Any]:
+def _stats(stats: SegmentStats) -> dict[str, Any]:
     """All counters, and the rates of this sample; a match here is a supervised pair, as in the training metrics."""
-    stats = seen.target.stats
     matched, predicted, truths = stats.matched_for_supervision, stats.valid_predictions, stats.gt_objects
     return asdict(stats) | {
         "valid_pred_objects": predicted,

@@ -20,8 +20,9 @@ from actors.member import ActorState
 from actors.outcome import Outcome
 from actors.status import ActorStatus
 from deploy.quarantine import ADVICE, kind_of
-from protocol.metric_series import RUN_LABEL, labels, series
-from protocol.metrics import METRICS, Metric, metric, repeats
+from protocol.event_metrics import repeats
+from protocol.metric_series import RUN_LABEL, Metric, labels, series
+from protocol.metric_table import METRICS, metric
 
 PHASES = ("start", "rollout", "train", "sync", "evaluate", "save")
 SYNC_PHASES = tuple(

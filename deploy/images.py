@@ -27,18 +27,18 @@ def check_image(path: Path, width: int, height: int) -> ImageFile | Rule:
     return ImageFile(path, width, height) if size == (width, height) else Rule.IMAGE_OTHER_SIZE
 
 
-def fit_size(width: int, height: int, *, max_pixels: int, multiple: int = IMAGE_MULTIPLE) -> tuple[int, int]:
-    """The nearest size with sides that are multiples of `multiple`, of 4 to `max_pixels / multiple²` cells.
+def fit_size(width: int, height: int, *, max_pixels: int) -> tuple[int, int]:
+    """The nearest size with sides that are multiples of IMAGE_MULTIPLE, of 4 cells to `max_pixels`.
 
     `fit_size(640, 427, max_pixels=786432)` → (640, 416). Bins are relative to the sides, so they stay as they are.
     """
     scale = min(1.0, math.sqrt(max_pixels / (width * height)))
-    sides = [max(1, round(side * scale / multiple)) for side in (width, height)]
-    while sides[0] * sides[1] * multiple**2 > max_pixels and max(sides) > 1:
+    sides = [max(1, round(side * scale / IMAGE_MULTIPLE)) for side in (width, height)]
+    while sides[0] * sides[1] * IMAGE_MULTIPLE**2 > max_pixels and max(sides) > 1:
         sides[sides.index(max(sides))] -= 1
     while sides[0] * sides[1] < 4:
         sides[sides.index(min(sides))] += 1
-    return sides[0] * multiple, sides[1] * multiple
+    return sides[0] * IMAGE_MULTIPLE, sides[1] * IMAGE_MULTIPLE
 
 
 class Resizer:

@@ -72,7 +72,6 @@ class ModelShape:
     num_kv_heads: int
     head_dim: int
     inner: int
-    vocabulary: int
     parts: tuple[Part, ...]
 
     @property
@@ -92,7 +91,6 @@ class ModelShape:
             num_kv_heads=text["num_key_value_heads"],
             head_dim=text.get("head_dim", hidden // heads),
             inner=text["intermediate_size"],
-            vocabulary=text["vocab_size"],
             parts=(*_language(text, tied=config.get("tie_word_embeddings", True)), *_vision(vision)),
         )
 

@@ -15,7 +15,6 @@ from deploy.background import BackgroundWriter
 from deploy.dumps import MonitorDumps
 from deploy.recorder import RecordedRollout, RolloutFile, append_evaluated
 from protocol.config import RunConfig
-from protocol.dump_schedule import dump_due
 
 
 class RolloutLog:
@@ -68,15 +67,8 @@ class RolloutLog:
         return self._writer.take_counters()
 
     def _dump_due(self, global_step: int) -> bool:
-        monitor, training = self._monitor, self._training
-        first = training.logging_first_step if monitor.dump_first_step is None else monitor.dump_first_step
-        return monitor.enabled and dump_due(
-            global_step,
-            every_steps=monitor.every(training.logging_steps),
-            first_step=first,
-            num_written=self._num_dumps,
-            max_events=monitor.max_events,
-        )
+        steps, first = self._training.logging_steps, self._training.logging_first_step
+        return self._monitor.due(global_step, self._num_dumps, logging_steps=steps, logging_first_step=first)
 
     def _record(self, rollouts: list[RecordedRollout]) -> None:
         if rollouts and self._file is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from protocol.event_metrics import repeats
 from protocol.metric_names import BY_NAME
-from protocol.metrics import repeats
 
 Write = Callable[[int, Mapping[str, float]], None]
 

@@ -58,9 +58,9 @@ def print_health(run_dir: Path, *, console: Console | None = None) -> None:
             console.print(title + Text(finding.text[:1].upper() + finding.text[1:]))
 
 
-def print_metrics(metrics: Mapping[str, float], *, title: str = "Evaluation", console: Console | None = None) -> None:
+def print_metrics(metrics: Mapping[str, float], *, console: Console | None = None) -> None:
     """All metrics of one evaluation, in their own order."""
-    table = Table(title=title)
+    table = Table(title="Evaluation")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in without_empty_shares(metrics).items():

@@ -29,7 +29,7 @@ from typing import Any, Protocol, Self
 from deploy.background import BackgroundWriter
 from protocol.config import RunConfig
 from protocol.errors import ConfigError
-from protocol.metrics import assert_known
+from protocol.metric_table import assert_known
 from protocol.whole_file import write_whole
 
 SUMMARY = "summary.json"

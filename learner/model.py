@@ -60,7 +60,7 @@ class Policy(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.core = core
         self._adapter = () if adapter is None else (adapter,)
-        self.head = SupervisedHead(_plain_head(core.lm_head), coord_ids.ids, settings.loss, settings.head_chunk_rows)
+        self.head = SupervisedHead(_plain_head(core.lm_head), coord_ids.ids, settings.loss)
 
     @property
     def adapter(self) -> peft.PeftModel | None:

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from protocol.errors import ConfigError
 from protocol.prompts import resolve_prompts
 
 if TYPE_CHECKING:  # importing the configuration costs pydantic, which a rank does not need
@@ -118,8 +117,6 @@ class LearnerSettings:
     """Publish the adapter itself, not merged weights (SPEC A18)."""
     offload: tuple[str, ...] = ()
     """What goes to host memory between a publish and the next training step: `model`, `optimizer` (SPEC A19)."""
-    head_chunk_rows: int = 0
-    """Rows of logits alive at once; 0 picks a chunk of about 224 MiB."""
     num_threads: int = 1
     """Torch threads of a rank on CPU."""
     image_threads: int = 2
@@ -129,20 +126,10 @@ class LearnerSettings:
     collective_timeout_s: float = 600.0
 
     @classmethod
-    def from_config(cls, config: RunConfig, num_steps: int | None = None) -> LearnerSettings:
-        """The learner's view of a run.
-
-        Args:
-            num_steps: optimizer steps of the run, where `training.max_steps: -1` leaves them to the data
-                (`RunConfig.num_optimizer_steps`).
-        """
+    def from_config(cls, config: RunConfig, num_steps: int) -> LearnerSettings:
+        """The learner's view of a run of `num_steps` optimizer steps (`RunConfig.num_optimizer_steps`)."""
         system_prompt, user_prompt = resolve_prompts(config)
-        training, steps = config.training, config.training.max_steps if num_steps is None else num_steps
-        if steps < 0:
-            raise ConfigError(
-                f"training.max_steps: is {steps}, and the schedule needs the number of optimizer steps; "
-                "hand over RunConfig.num_optimizer_steps(number of records), or set max_steps"
-            )
+        training = config.training
         return cls(
             model=_model(config.model.model),
             system_prompt=system_prompt,
@@ -152,7 +139,7 @@ class LearnerSettings:
             loss=LossSettings(**asdict(config.coord_loss), normalization=training.loss_normalization),
             tuner=_tuner(config.tuner),
             optimizer=_optimizer(training),
-            schedule=_schedule(training, steps),
+            schedule=_schedule(training, num_steps),
             deepspeed=config.deepspeed.resolve(),
             max_skipped_steps=training.max_skipped_steps,
             seed=training.seed,

@@ -24,11 +24,6 @@ class DescCounts(NamedTuple):
     exact: int
     """Pairs where they are equal."""
 
-    @property
-    def exact_accuracy(self) -> float:
-        """1.0 without pairs (SPEC 16)."""
-        return self.exact / self.total if self.total else 1.0
-
 
 def count_exact(pairs: Iterable[tuple[str, str]]) -> DescCounts:
     """Compares (predicted, true) descriptions after normalisation."""

@@ -5,7 +5,6 @@
     ├── RecordError(ValueError)        a line of a data file is wrong; names file and line
     ├── ContractError(ValueError)      one side handed the other something that breaks contracts.py or segments.py
     │   └── PromptMismatchError        engine and learner disagree about the prompt's token ids
-    ├── WindowError(RuntimeError)      a window is trained again with other samples, or more of them, than it holds
     ├── DataFailure                    the same input fails on every machine: quarantine it, count it, do not retry
     │   ├── ImageError                 the image is missing, unreadable or of another size
     │   └── PromptTooLongError         the prompt alone leaves no room for an answer
@@ -43,10 +42,6 @@ class ContractError(RollmatchError, ValueError):
 
 class PromptMismatchError(ContractError):
     """The engine's prompt ids differ from the learner's: template, image size or processor files drifted apart."""
-
-
-class WindowError(RollmatchError, RuntimeError):
-    """An M-step was offered samples that its window does not hold (SPEC 14)."""
 
 
 class DataFailure(RollmatchError):

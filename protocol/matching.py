@@ -14,7 +14,7 @@ from protocol.geometry import FloatArray, Int64Array, ShapeTable, overlap_ious, 
 
 _FORBIDDEN = 1e6
 """Cost of a pair that may not match."""
-_DUPLICATE_IOU = 0.9
+_DUPLICATE_IOU, _DUPLICATE_RESOLUTION = 0.9, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +125,21 @@ def _assign(costs: FloatArray, fp_cost: float, fn_cost: float) -> tuple[MatchedP
     return tuple(pairs)
 
 
-def count_duplicates(
-    predictions: Sequence[Prediction], *, min_iou: float = _DUPLICATE_IOU, resolution: int = 256
-) -> int:
-    """Predictions that repeat an earlier one: same normalised desc and mask IoU >= `min_iou` (A20)."""
+def count_duplicates(predictions: Sequence[Prediction]) -> int:
+    """Predictions that repeat an earlier one: same normalised desc and mask IoU >= 0.9 (A20)."""
     groups: dict[str, list[Shape]] = {}
     for prediction in predictions:
         groups.setdefault(normalise_desc(prediction.desc), []).append(prediction.shape)
-    return sum(_count_repeats(shapes, min_iou, resolution) for shapes in groups.values() if len(shapes) > 1)
+    return sum(_count_repeats(shapes) for shapes in groups.values() if len(shapes) > 1)
 
 
-def _count_repeats(shapes: Sequence[Shape], min_iou: float, resolution: int) -> int:
+def _count_repeats(shapes: Sequence[Shape]) -> int:
     # Equal shapes repeat each other even where they have no area, and so no IoU: a model that degenerates writes such.
     first: dict[Shape, int] = {}
     for at, shape in enumerate(shapes):
         first.setdefault(shape, at)
-    table = ShapeTable.of(tuple(first), resolution)
+    table = ShapeTable.of(tuple(first), _DUPLICATE_RESOLUTION)
     later, earlier = np.tril_indices(len(first), -1)
-    close = pair_ious(table, table, later, earlier) >= min_iou
+    close = pair_ious(table, table, later, earlier) >= _DUPLICATE_IOU
     # The first of its kind repeats one of another kind that came before it; `first` is in order of appearance.
     return len(shapes) - len(first) + len(np.unique(later[close]))

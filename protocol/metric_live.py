@@ -5,9 +5,9 @@ They are on `/metrics` only. The events' metrics, which are everywhere, are in `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 
-from .metric_names import Kind, Label, Metric
+from .metric_series import Metric, add_rows
 
 LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 """Seconds: from a demo's rollout to the deadline of an optimizer step."""
@@ -18,20 +18,7 @@ LIVE: dict[str, Metric] = {}
 """Metric by name."""
 
 
-def _add(
-    kind: Kind,
-    unit: str,
-    rows: Mapping[str, str | tuple[str, str]],
-    *labels: Label,
-    buckets: tuple[float, ...] = (),
-) -> None:
-    for name, text in rows.items():
-        meaning, alarm = (text, "") if isinstance(text, str) else text
-        assert name not in LIVE, f"{name} is in the table twice"
-        LIVE[name] = Metric(
-            name=name, unit=unit, kind=kind, meaning=meaning, alarm=alarm, labels=labels, buckets=buckets
-        )
-
+_add = partial(add_rows, LIVE)
 
 _add(
     "gauge",

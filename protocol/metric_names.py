@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
-Kind = Literal["counter", "gauge", "histogram"]
-Label = Literal["actor", "reason", "phase"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """One line of the table."""
-
-    name: str
-    unit: str
-    """`1` for counts and shares."""
-    kind: Kind
-    """`counter`: the event's own number, adds up over events; `gauge`: the value of the moment; `histogram`: one
-    observation per thing."""
-    meaning: str
-    alarm: str = ""
-    """What to do when it looks bad; empty when nobody needs to be told."""
-    labels: tuple[Label, ...] = ()
-    """Prometheus labels beside `run`."""
-    buckets: tuple[float, ...] = ()
-    """Upper bounds of a histogram's buckets, ascending."""
-
+from .metric_series import Metric, add_rows
 
 BY_NAME: dict[str, Metric] = {}
 """Metric by name, grouped by kind and unit."""
 
-
-def _add(kind: Kind, unit: str, rows: Mapping[str, str | tuple[str, str]]) -> None:
-    """Rows are `name: meaning` or `name: (meaning, alarm)`."""
-    for name, text in rows.items():
-        meaning, alarm = (text, "") if isinstance(text, str) else text
-        assert name not in BY_NAME, f"{name} is in the table twice"
-        BY_NAME[name] = Metric(name=name, unit=unit, kind=kind, meaning=meaning, alarm=alarm)
-
+_add = partial(add_rows, BY_NAME)
 
 _add(
     "counter",

@@ -1,4 +1,4 @@
-"""How a metric of the table is called in Prometheus: `rollmatch_*`, base units as suffix, counters `_total`.
+"""One metric of the table, and how it is called in Prometheus: `rollmatch_*`, base units as suffix, counters `_total`.
 
 time/step_s               seconds   gauge    rollmatch_time_step_seconds
 rollout/segments          1         counter  rollmatch_rollout_segments_total
@@ -9,13 +9,53 @@ eval_rollout_f1           1         gauge    rollmatch_eval_rollout_f1
 from __future__ import annotations
 
 import re
-
-from .metric_names import Metric
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 PREFIX = "rollmatch"
 RUN_LABEL = "run"
 """On every series: the run's name, so that one Prometheus may scrape several."""
 _BASE_UNITS = ("seconds", "bytes", "tokens")
+
+Kind = Literal["counter", "gauge", "histogram"]
+Label = Literal["actor", "reason", "phase"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One line of the table."""
+
+    name: str
+    unit: str
+    """`1` for counts and shares."""
+    kind: Kind
+    """`counter`: the event's own number, adds up over events; `gauge`: the value of the moment; `histogram`: one
+    observation per thing."""
+    meaning: str
+    alarm: str = ""
+    """What to do when it looks bad; empty when nobody needs to be told."""
+    labels: tuple[Label, ...] = ()
+    """Prometheus labels beside `run`."""
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram's buckets, ascending."""
+
+
+def add_rows(
+    table: dict[str, Metric],
+    kind: Kind,
+    unit: str,
+    rows: Mapping[str, str | tuple[str, str]],
+    *labels: Label,
+    buckets: tuple[float, ...] = (),
+) -> None:
+    """Rows are `name: meaning` or `name: (meaning, alarm)`."""
+    for name, text in rows.items():
+        meaning, alarm = (text, "") if isinstance(text, str) else text
+        assert name not in table, f"{name} is in the table twice"
+        table[name] = Metric(
+            name=name, unit=unit, kind=kind, meaning=meaning, alarm=alarm, labels=labels, buckets=buckets
+        )
 
 
 def series(metric: Metric) -> str:

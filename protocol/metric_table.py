@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from .errors import ConfigError, ContractError
 from .metric_live import LIVE
-from .metric_names import BY_NAME, Metric
-from .metric_series import labels, series
+from .metric_names import BY_NAME
+from .metric_series import Metric, labels, series
 
 EVENTS: tuple[Metric, ...] = tuple(BY_NAME.values())
 """What an event may hold: these names are in JSONL, TensorBoard and Prometheus."""
@@ -36,18 +36,14 @@ def assert_known(names: Iterable[str]) -> None:
         )
 
 
-def is_evaluation_metric(name: str) -> bool:
-    """Whether an evaluation produces `name`, e.g. `eval_rollout_f1`: what may select the best checkpoint."""
-    return name.startswith("eval_") and name in BY_NAME
-
-
-def check_evaluation_metric(name: str, *, path: str = "training.metric_for_best_model") -> None:
-    """Refuse at start what no evaluation produces: ConfigError with the dotted `path` and the nearest known name."""
-    if not is_evaluation_metric(name):
-        known = [known for known in BY_NAME if known.startswith("eval_")]
+def check_evaluation_metric(name: str) -> None:
+    """Refuse at start what no evaluation produces and so cannot select the best checkpoint: ConfigError with the
+    nearest known name."""
+    known = [known for known in BY_NAME if known.startswith("eval_")]
+    if name not in known:
         raise ConfigError(
-            f"{path}: {name!r} is no evaluation metric{_nearest(name, known)}; set it to a name with the prefix eval_ "
-            "from docs/metrics.md, such as eval_rollout_f1"
+            f"training.metric_for_best_model: {name!r} is no evaluation metric{_nearest(name, known)}; set it to a "
+            "name with the prefix eval_ from docs/metrics.md, such as eval_rollout_f1"
         )
 
 

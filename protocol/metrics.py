@@ -11,37 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 
-from .event_metrics import (
-    evaluation_timing,
-    generation_metrics,
-    packing_metrics,
-    percentile,
-    policy_metrics,
-    rate,
-    repeats,
-    window_metrics,
-    without_generation,
-)
-from .metric_names import Metric
-from .metric_table import METRICS, assert_known, check_evaluation_metric, is_evaluation_metric, metric
+from .event_metrics import percentile, rate
 from .segments import SegmentStats
-
-__all__ = [
-    "METRICS",
-    "Metric",
-    "RolloutTotals",
-    "assert_known",
-    "check_evaluation_metric",
-    "evaluation_timing",
-    "generation_metrics",
-    "is_evaluation_metric",
-    "metric",
-    "packing_metrics",
-    "policy_metrics",
-    "repeats",
-    "window_metrics",
-    "without_generation",
-]
 
 _SUMMED = tuple(each.name for each in fields(SegmentStats) if each.name != "decode_mode")
 _NUMBERS = attrgetter(*_SUMMED)
@@ -81,18 +52,6 @@ class RolloutTotals:
             sums={name: sum(column) for name, column in columns.items()},
             modes=Counter(row.decode_mode for row in rows),
             lengths={name: appended if name == "append" else [*columns[f"{name}_len"]] for name in _LENGTHS},
-        )
-
-    def __add__(self, other: RolloutTotals) -> RolloutTotals:
-        """The totals of both; neither operand changes."""
-        return RolloutTotals(
-            num_segments=self.num_segments + other.num_segments,
-            with_prediction=self.with_prediction + other.with_prediction,
-            with_supervised=self.with_supervised + other.with_supervised,
-            with_pair=self.with_pair + other.with_pair,
-            sums={name: self.sums[name] + other.sums[name] for name in _SUMMED},
-            modes=self.modes + other.modes,
-            lengths={name: self.lengths[name] + other.lengths[name] for name in _LENGTHS},
         )
 
     def rollout_metrics(self, top_k: int, *, desc_enabled: bool = False) -> dict[str, float]:

@@ -25,9 +25,9 @@ import numpy.typing as npt
 
 from .bins import Bins, best_fit, by_length, first_fit, min_bins
 from .segments import PackPlan
-from .selection import check_insert, drain, fifo_pack, select_pack
+from .selection import drain, fifo_pack, select_pack
 
-__all__ = ["check_insert", "cost", "drain", "fifo_pack", "padded_plan", "plan_packs", "select_pack"]
+__all__ = ["cost", "drain", "fifo_pack", "padded_plan", "plan_packs", "select_pack"]
 
 ATTENTION_TOKENS = 54_000
 """Length at which a segment's attention costs as much as its linear layers: 2 * 8e9 FLOPs per token in the linear

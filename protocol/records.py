@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -24,12 +23,9 @@ from protocol.unread import RecordLine
 VALIDATION_SAMPLE_SEED = 53
 _CHUNK_BYTES = 1 << 20
 _NEWLINE = 10
-_KNOWN_DATASETS = ("lvis", "coco", "refcoco", "refcoco+", "refcocog", "vg")
 
 
-def read_records(
-    path: str | Path, *, limit: int | None = None, ordering: Ordering = "sorted", root: str | Path | None = None
-) -> Iterator[Record]:
+def read_records(path: str | Path, *, limit: int | None = None, root: str | Path | None = None) -> Iterator[Record]:
     """The records in file order, one line in memory at a time; `limit` keeps the first ones.
 
     Args:
@@ -44,9 +40,7 @@ def read_records(
             if index == limit or (not line.strip() and _only_blank(file)):
                 return
             source = f"{path}:{index + 1}"
-            yield parse_record(
-                line, index=index, source=source, root=folder, confined_to=_confined_to(), ordering=ordering
-            )
+            yield parse_record(line, index=index, source=source, root=folder, confined_to=_confined_to())
 
 
 class RecordFile:
@@ -58,14 +52,12 @@ class RecordFile:
         *,
         limit: int | None = None,
         ordering: Ordering = "sorted",
-        root: str | Path | None = None,
         seed: int = DATASET_SEED,
     ) -> None:
         """Finds where each line starts; looks at no line's content.
 
         Args:
             limit: keep the first records only.
-            root: folder that relative image paths count from; None: ROOT_IMAGE_DIR, or the file's own.
             seed: of the object order when `ordering` is `random`.
 
         Raises:
@@ -73,7 +65,7 @@ class RecordFile:
         """
         self._path = str(path)
         self._ordering: Ordering = ordering
-        self._root = _root(path, root)
+        self._root = _root(path, None)
         self._confined_to = _confined_to()
         self._seed = seed
         self._offsets, self._stamp = _line_offsets(path, limit)
@@ -168,21 +160,7 @@ def epoch_permutation(num_records: int, seed: int, epoch: int) -> npt.NDArray[np
     return np.array(rows, dtype=np.int64)
 
 
-def sample_with_replacement(num_records: int, count: int, seed: int = VALIDATION_SAMPLE_SEED) -> npt.NDArray[np.int64]:
+def sample_with_replacement(num_records: int, count: int) -> npt.NDArray[np.int64]:
     """[count] rows drawn with replacement, for `custom.val_sample_with_replacement`."""
-    generator = random.Random(seed)
+    generator = random.Random(VALIDATION_SAMPLE_SEED)
     return np.array([generator.randrange(num_records) for _ in range(count)], dtype=np.int64)
-
-
-def dataset_name(path: str | Path) -> str:
-    """The first known name that stands in the path, else the file's name without suffix (SPEC 2.4).
-
-    In the runbook's order, so that ids agree: a path with `refcoco` is called `coco`.
-    """
-    lowered = str(path).lower()
-    return next((name for name in _KNOWN_DATASETS if name in lowered), Path(path).stem)
-
-
-def sample_id(dataset: str, index: int) -> int:
-    """One number for a row of a data set: 16 bits of the name's CRC over 32 bits of row (SPEC 2.4)."""
-    return (zlib.crc32(dataset.encode("utf-8")) & 0xFFFF) << 32 | index

@@ -41,32 +41,6 @@ class RepeatSettings:
     """Object keys; None: no limit."""
 
 
-def judge_repeats(
-    token_ids: Sequence[int], prompt_len: int, num_object_keys: int, settings: RepeatSettings
-) -> RepeatReason | None:
-    """Why the row must end now, or None: the definition, which `RepeatGuard` computes step by step.
-
-    Args:
-        token_ids: prompt and generated tokens; a run of equal tokens may reach back into the prompt.
-        prompt_len: tokens of the prompt, padding included.
-        num_object_keys: keys in the generated text so far.
-    """
-    num_new = len(token_ids) - prompt_len
-    if num_new < settings.min_new_tokens:
-        return None
-    if settings.max_object_keys is not None and num_object_keys >= settings.max_object_keys:
-        return RepeatReason.OBJECT_KEYS
-    run = settings.max_consecutive_token_repeats
-    if 0 < run <= len(token_ids) and len(set(token_ids[-run:])) == 1:
-        return RepeatReason.TOKEN_RUN
-    size, repeats = settings.ngram_size, settings.ngram_repeats
-    if size > 0 and repeats >= 2 and num_new >= size * repeats:
-        tail = list(token_ids[-size * repeats :])
-        if tail == tail[:size] * repeats:
-            return RepeatReason.NGRAM
-    return None
-
-
 class KeyCounter:
     """Counts object keys in text that arrives piece by piece."""
 
@@ -87,7 +61,7 @@ class KeyCounter:
 
 
 class RepeatGuard:
-    """Watches one row: `judge_repeats`, token by token, in constant time. A reason, once given, stays."""
+    """Watches one row, token by token, in constant time. A reason, once given, stays."""
 
     def __init__(self, settings: RepeatSettings, prompt_ids: Sequence[int]) -> None:
         self._settings = settings
@@ -98,10 +72,6 @@ class RepeatGuard:
         self._keys = KeyCounter()
         self.num_new = 0
         self.reason: RepeatReason | None = None
-
-    @property
-    def num_object_keys(self) -> int:
-        return self._keys.count
 
     def feed(self, token_id: int, piece: str) -> RepeatReason | None:
         """Takes one token and its text; the verdict after it."""

@@ -123,7 +123,6 @@ def replay(
 
     def build(settings: TargetSettings) -> Target:
         return build_target(
-            key=key,
             record=record,
             completion=completion,
             parsed=parsed,

@@ -104,8 +104,6 @@ class SegmentMeta:
     num_bytes: int
     first_version: int
     last_version: int
-    new_tokens: int
-    finish_reason: str
     stats: SegmentStats
 
 

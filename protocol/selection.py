@@ -36,7 +36,7 @@ def select_pack(lengths: Sequence[int], capacity: int) -> tuple[int, ...]:
     if lengths[0] <= 0 or max(lengths) > capacity:
         raise ValueError(
             f"packing: the oldest length is {lengths[0]} and the longest {max(lengths)}, expected 1..{capacity}; "
-            "check_insert refuses such segments, so the buffer was changed without it"
+            "the rollout side quarantines longer segments (SPEC A5), or raise global_max_length"
         )
     baseline = fifo_pack(lengths, capacity)
     room = capacity - lengths[0]
@@ -63,24 +63,3 @@ def drain(lengths: Sequence[int], capacity: int) -> Bins:
         taken = set(chosen)
         left = [position for index, position in enumerate(left) if index not in taken]
     return packs
-
-
-def check_insert(buffered: Sequence[int], new: Sequence[int], *, capacity: int, packing_buffer: int) -> None:
-    """Whether `new` lengths may join a rank's buffer (SPEC 13); the caller changes nothing when this raises.
-
-    `packing_buffer` 0 means unlimited here. Raises ValueError for a length above `capacity` and for an overflow.
-    """
-    if capacity <= 0:
-        raise ValueError(f"packing: capacity must be > 0 tokens, got {capacity}; set global_max_length")
-    longest = max(new, default=0)
-    if longest > capacity:
-        raise ValueError(
-            f"packing: a segment has {longest} tokens, the capacity is {capacity}; the rollout side quarantines it "
-            "(SPEC A5), or raise global_max_length"
-        )
-    total = len(buffered) + len(new)
-    if 0 < packing_buffer < total:
-        raise ValueError(
-            f"training.packing_buffer: {len(buffered)} segments and {len(new)} new ones exceed {packing_buffer}; raise "
-            "it, or lower per_device_train_batch_size so that packs keep up with what is inserted"
-        )

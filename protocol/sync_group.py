@@ -22,7 +22,6 @@ class GroupPlanner:
 
     def __init__(self, ranks_per_engine: int, timeout_s: float, rendezvous: Callable[[], tuple[str, int]]) -> None:
         self._ranks = ranks_per_engine
-        self._timeout_s = timeout_s
         self._rendezvous = rendezvous
         self._members: tuple[str, ...] | None = None
         self._group = SyncGroup(generation=0, address="", port=0, world_size=1, offsets={}, timeout_s=timeout_s)

@@ -14,8 +14,7 @@ from typing import Literal
 import numpy as np
 
 from protocol.appending import append_fragment, covered_tokens, desc_spans
-from protocol.contracts import Completion, IntArray, MatchResult, ParsedCompletion, Record, RequestKey
-from protocol.desc import count_exact
+from protocol.contracts import Completion, IntArray, MatchResult, ParsedCompletion, Record
 from protocol.errors import ContractError
 from protocol.labels import RowSpans, label_row
 from protocol.pieces import piece_table
@@ -40,8 +39,6 @@ class TargetSettings:
     ot_cost: str = "l2"
     ot_epsilon: float = 10.0
     ot_iters: int = 30
-    desc_max_pairs: int | None = 64
-    """Matched pairs whose descriptions are compared, the first ones; None: all (SPEC 16)."""
 
     @property
     def transport(self) -> TransportSettings:
@@ -66,7 +63,6 @@ class Target:
 
 def build_target(
     *,
-    key: RequestKey,
     record: Record,
     completion: Completion,
     parsed: ParsedCompletion,
@@ -110,9 +106,9 @@ def build_target(
     )
     oversize = len(row.input_ids) > settings.max_length
     return Target(
-        segment=None if oversize else _segment(key, record, completion, row, codec, settings.supervise_eos),
+        segment=None if oversize else _segment(record, completion, row, codec, settings.supervise_eos),
         stats=replace(
-            _stats(record, parsed, match, row, settings.desc_max_pairs),
+            _stats(record, parsed, match, row),
             matched_for_supervision=len(supervised),
             excluded_from_supervision=len(match.pairs) - len(supervised),
             fn_appended=len(missing),
@@ -144,7 +140,7 @@ def _desc_tokens(append_ids: Sequence[int], codec: TokenCodec) -> list[int]:
 
 
 def _segment(
-    key: RequestKey, record: Record, completion: Completion, row: _TeacherRow, codec: TokenCodec, supervise_eos: bool
+    record: Record, completion: Completion, row: _TeacherRow, codec: TokenCodec, supervise_eos: bool
 ) -> Segment:
     labels = label_row(
         row.input_ids,
@@ -155,7 +151,7 @@ def _segment(
         supervise_eos=supervise_eos,
     )
     return Segment(
-        key=key,
+        key=completion.key,
         input_ids=row.input_ids,
         labels=labels.labels,
         coord_positions=labels.coord_positions,
@@ -168,13 +164,8 @@ def _segment(
     )
 
 
-def _stats(
-    record: Record, parsed: ParsedCompletion, match: MatchResult, row: _TeacherRow, desc_max_pairs: int | None
-) -> SegmentStats:
-    exact = count_exact(
-        (parsed.predictions[pair.prediction].desc, record.objects[pair.ground_truth].desc)
-        for pair in match.pairs[:desc_max_pairs]
-    )
+def _stats(record: Record, parsed: ParsedCompletion, match: MatchResult, row: _TeacherRow) -> SegmentStats:
+    """What is known here; the actor adds how descriptions compare and how the answer was decoded."""
     return SegmentStats(
         gt_objects=len(record.objects),
         valid_predictions=len(parsed.predictions),
@@ -191,6 +182,4 @@ def _stats(
         prefix_len=row.spans.prefix_len,
         train_len=row.spans.train_len,
         encoded_len=len(row.input_ids),
-        desc_pairs_total=exact.total,
-        desc_exact_ok=exact.exact,
     )

@@ -164,11 +164,11 @@ def smooth_coordinates(model: Qwen3VLForConditionalGeneration, first_id: int) ->
     table[first_id : first_id + NUM_BINS, : width // 2] = waves
 
 
-def build(folder: Path, seed: int = 0) -> None:
+def build(folder: Path) -> None:
     """Writes the whole untrained checkpoint."""
     tokenizer = build_tokenizer()
     write_processor(folder, tokenizer)
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(model_config(tokenizer))
     first_id = tokenizer.token_to_id(coord_token(0))
     assert first_id is not None, "build_tokenizer added it"

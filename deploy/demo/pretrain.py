@@ -98,7 +98,6 @@ def train(
     first: int,
     log: Path,
     stage: str,
-    out: Path,
     stop: int | None = None,
 ) -> None:
     """One stage: AdamW, linear warm-up, linear decay over `steps`; leaves at `stop` where that is earlier."""
@@ -162,7 +161,6 @@ def main() -> None:
                 first=0,
                 log=log,
                 stage="complete",
-                out=out,
             )
             model.save_pretrained(out / "complete")
         else:
@@ -177,7 +175,6 @@ def main() -> None:
             first=first,
             log=log,
             stage="incomplete",
-            out=out,
         )
         model.to(torch.bfloat16).save_pretrained(out)
 

@@ -29,7 +29,6 @@ COLOURS = {
     "purple": (142, 68, 173),
     "white": (245, 245, 245),
 }
-BOX_SHAPES = ("circle", "square", "bar")
 POLYGON_SHAPES = ("triangle", "diamond")
 
 
@@ -139,7 +138,7 @@ def scene_row(scene: Scene, image_path: str) -> dict[str, object]:
     return {"images": [image_path], "width": width, "height": height, "objects": objects}
 
 
-def write_scenes(folder: Path, name: str, count: int, seed: int, settings: SceneSettings = SceneSettings()) -> Path:
+def write_scenes(folder: Path, name: str, count: int, seed: int) -> Path:
     """Writes `folder/name.jsonl` and its PNGs; returns the JSONL's path. Rewrites nothing that is already complete."""
     target = folder / f"{name}.jsonl"
     if target.exists() and sum(1 for _ in target.open()) == count:
@@ -148,7 +147,7 @@ def write_scenes(folder: Path, name: str, count: int, seed: int, settings: Scene
     partial = target.with_suffix(".jsonl.partial")
     with partial.open("w") as lines:
         for index in range(count):
-            scene = draw_scene(seed, index, settings)
+            scene = draw_scene(seed, index)
             scene.image.save(folder / name / f"{index:06d}.png", compress_level=1)
             lines.write(json.dumps(scene_row(scene, f"{name}/{index:06d}.png")) + "\n")
     partial.rename(target)

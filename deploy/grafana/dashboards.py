@@ -37,33 +37,31 @@ def named(prefix: str, *names: str) -> list[tuple[str, str]]:
     return [(of(prefix + name), f"{{{{run}}}} {name}") for name in names]
 
 
-def detection(width: int = 8) -> Panel:
+def detection() -> Panel:
     """What the run is about."""
     text = "Of the training rollouts. Recall up and precision down: the model says more, not better."
-    return shares("F1, precision, recall", *named("rollout/", "f1", "precision", "recall"), text=text, width=width)
+    return shares("F1, precision, recall", *named("rollout/", "f1", "precision", "recall"), text=text)
 
 
-def format_health(width: int = 8) -> Panel:
+def format_health() -> Panel:
     """Rates that rise when rollouts degenerate."""
     names = ("parse_truncated_rate", "parse_obj_drop_frac", "duplicate_rate")
     text = "Truncated rollouts, rejected objects, near-duplicates: alarms, not decoration (docs/runbook.md)."
-    return shares("Truncated, rejected, duplicates", *named("rollout/", *names), text=text, width=width)
+    return shares("Truncated, rejected, duplicates", *named("rollout/", *names), text=text)
 
 
-def evaluation(width: int = 8) -> Panel:
+def evaluation() -> Panel:
     """The same scores on unseen records."""
-    return shares("Evaluation", *named("eval_rollout_", "f1", "precision", "recall"), width=width)
+    return shares("Evaluation", *named("eval_rollout_", "f1", "precision", "recall"))
 
 
-def busy(width: int = 8) -> Panel:
+def busy() -> Panel:
     """Where the loop's time goes."""
     text = "Share of wall time per phase of the loop; rollout: the learner waits."
-    return Panel(
-        "Time by phase", [(PHASE_SHARE, "{{phase}}")], unit="percentunit", width=width, stacked=True, text=text
-    )
+    return Panel("Time by phase", [(PHASE_SHARE, "{{phase}}")], unit="percentunit", stacked=True, text=text)
 
 
-def actor_states(width: int = 12) -> Panel:
+def actor_states(width: int) -> Panel:
     """Number of actors per state."""
     query = f"sum by (run, phase) ({of('actor/state')})"
     return Panel("Actors by state", [(query, "{{run}} {{phase}}")], width=width, stacked=True)

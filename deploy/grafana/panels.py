@@ -6,11 +6,11 @@ Expressions are made from the metric table, so a metric that is renamed breaks t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from protocol.metric_series import series
-from protocol.metrics import metric
+from protocol.metric_table import metric
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 WIDTH = 24
@@ -23,9 +23,9 @@ def of(name: str, where: str = "") -> str:
     return f"{series(metric(name))}{{{_chosen(where)}}}"
 
 
-def rate_of(name: str, where: str = "") -> str:
+def rate_of(name: str) -> str:
     """Increase per second of a counter."""
-    return f"rate({of(name, where)}[{RATE}])"
+    return f"rate({of(name)}[{RATE}])"
 
 
 def quantile_of(share: float, name: str, by: str = "") -> str:
@@ -61,7 +61,6 @@ class Panel:
     height: int = 7
     text: str = ""
     """Shown behind the panel's (i)."""
-    options: dict[str, Any] = field(default_factory=dict)
     stacked: bool = False
     lowest: float | None = None
     highest: float | None = None
@@ -77,7 +76,7 @@ class Panel:
             "gridPos": {"x": x, "y": y, "w": self.width, "h": self.height},
             "targets": [self._target(index, *query) for index, query in enumerate(self.queries)],
             "fieldConfig": {"defaults": self._defaults(), "overrides": []},
-            "options": _OPTIONS.get(self.kind, {}) | self.options,
+            "options": _OPTIONS.get(self.kind, {}),
         }
 
     def _target(self, index: int, expression: str, legend: str) -> dict[str, Any]:

@@ -35,10 +35,12 @@ class Chart(NamedTuple):
 
 def charts(runs: Sequence[RunData]) -> list[Chart]:
     """Every chart that the runs have numbers for."""
-    return [chart for chart in _all(runs) if chart.figure["data"]]
+    every = (*_learning(runs), *_pace(runs), *_recorded(runs), *_words(runs))
+    return [chart for chart in every if chart.figure["data"]]
 
 
-def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
+def _learning(runs: Sequence[RunData]) -> Iterator[Chart]:
+    """Whether the model gets better, and what it is taught."""
     scores = _evaluated(runs, _lines(runs, {"rollout/f1": "rollouts"}, y_range=[0, 1]), "eval_rollout_f1")
     yield Chart("f1", "F1", "By shape alone. Line: rollouts as they are trained on. Diamonds: evaluation.", scores)
     yield Chart(
@@ -76,6 +78,10 @@ def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
         "Each should stay near zero. Act above 5 % truncated, 10 % rejected, 10 % repeated.",
         _lines(runs, shares, from_zero=True, percent=True),
     )
+
+
+def _pace(runs: Sequence[RunData]) -> Iterator[Chart]:
+    """How fast it goes, and where the time is spent."""
     yield Chart(
         "throughput",
         "Throughput",
@@ -93,6 +99,10 @@ def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
         "Tokens over capacity, over all ranks.",
         _lines(runs, {"packing/post_rollout_fill": "fill"}, y_range=[0, 1]),
     )
+
+
+def _recorded(runs: Sequence[RunData]) -> Iterator[Chart]:
+    """What single rollouts are like."""
     yield Chart(
         "lengths",
         "Rollout lengths",
@@ -110,6 +120,10 @@ def _all(runs: Sequence[RunData]) -> Iterator[Chart]:
             "Published versions by which a window's oldest rollout lags behind.",
             _lines(runs, {"policy/staleness_max": "staleness"}, from_zero=True),
         )
+
+
+def _words(runs: Sequence[RunData]) -> Iterator[Chart]:
+    """What the answers say beside shapes."""
     descs = {
         "rollout/desc_exact_acc_on_matched": "same words",
         "rollout/desc_sem_acc_on_matched": "same meaning",

@@ -29,12 +29,17 @@ class Problem(NamedTuple):
     message: str
     """`<what, with got and expected>; <what to change>`."""
 
+    @property
+    def path(self) -> str:
+        """The first of `paths`."""
+        return self.paths[0]
+
 
 class RuleError(ValueError):
     """Raised by a section's own cross-field rules, with paths relative to that section."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__(" | ".join(f"{problem.paths[0]}: {problem.message}" for problem in problems))
+        super().__init__(" | ".join(f"{problem.path}: {problem.message}" for problem in problems))
         self.problems = tuple(problems)
 
 

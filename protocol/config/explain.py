@@ -6,12 +6,12 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from protocol.config.base import RuleError, Section
+from protocol.config.base import Problem, RuleError, Section
 
 REMOVED = {
     "prompts": "prompts are set with custom.system_prompt and custom.user_prompt; remove the section",
@@ -70,40 +70,29 @@ BOUNDS = {
 }
 
 
-class Finding(NamedTuple):
-    """One wrong setting; `paths` are all settings that are involved, `path` the first."""
-
-    paths: tuple[str, ...]
-    message: str
-
-    @property
-    def path(self) -> str:
-        return self.paths[0]
-
-
-def explain(error: ValidationError, section: type[Section]) -> list[Finding]:
-    """The findings of a validation, one per setting."""
-    findings: dict[str, Finding] = {}
+def explain(error: ValidationError, section: type[Section]) -> list[Problem]:
+    """What a validation found wrong, once per setting."""
+    problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
-        for finding in _findings(detail, section):
-            findings.setdefault(finding.path, finding)
-    return list(findings.values())
+        for problem in _problems(detail, section):
+            problems.setdefault(problem.path, problem)
+    return list(problems.values())
 
 
-def _findings(detail: ErrorDetails, section: type[Section]) -> Iterator[Finding]:
+def _problems(detail: ErrorDetails, section: type[Section]) -> Iterator[Problem]:
     keys = _real_keys(detail["loc"], section)
     path = ".".join(keys)
     rule = detail.get("ctx", {}).get("error")
     if isinstance(rule, RuleError):
         for problem in rule.problems:
             absolute = tuple(".".join((*keys, relative)) if keys else relative for relative in problem.paths)
-            yield Finding(absolute, problem.message)
+            yield Problem(absolute, problem.message)
     elif detail["type"] == "extra_forbidden":
-        yield Finding((path,), _unknown(path, keys, section))
+        yield Problem((path,), _unknown(path, keys, section))
     elif detail["type"] == "missing":
-        yield Finding((path,), f"is required; set it ({_doc(keys, section)})")
+        yield Problem((path,), f"is required; set it ({_doc(keys, section)})")
     else:
-        yield Finding((path,), f"must be {_expected(detail)}, got {_shown(detail['input'])}; {_advice(keys, section)}")
+        yield Problem((path,), f"must be {_expected(detail)}, got {_shown(detail['input'])}; {_advice(keys, section)}")
 
 
 def _real_keys(location: Sequence[str | int], section: type[Section]) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from protocol.config.base import Section
-from protocol.config.explain import Finding, explain, neutralise
+from protocol.config.base import Problem, Section
+from protocol.config.explain import explain, neutralise
 from protocol.config.layers import COMMAND_LINE, Layers, add_file, add_overrides
 from protocol.config.run import RunConfig
 from protocol.config.sections import DebugConfig
@@ -60,30 +60,30 @@ def _build(section: type[S], layers: Layers, prefix: str = "") -> S:
     """Validates again without what was wrong, so that a typo does not hide a rule between sections."""
     values = copy.deepcopy(layers.values)
     _apply_debug(values, layers)
-    found: list[Finding] = []
+    found: list[Problem] = []
     for _ in range(8):
         try:
             built = section.model_validate(values)
         except ValidationError as error:
-            new = [finding for finding in explain(error, section) if not _known(finding, found)]
+            new = [problem for problem in explain(error, section) if not _known(problem, found)]
             found += new
             if not new:
                 break
-            for path in (path for finding in new for path in finding.paths):
+            for path in (path for problem in new for path in problem.paths):
                 neutralise(values, path.split("."), section)
         else:
             if not found:
                 return built
             break
-    shown = {finding.path: finding for finding in found}.values()
-    lines = [_line(finding, layers, prefix) for finding in shown]
+    shown = {problem.path: problem for problem in found}.values()
+    lines = [_line(problem, layers, prefix) for problem in shown]
     raise ConfigError(lines[0] if len(lines) == 1 else f"{len(lines)} settings are wrong\n" + "\n".join(lines))
 
 
-def _known(finding: Finding, found: Sequence[Finding]) -> bool:
+def _known(problem: Problem, found: Sequence[Problem]) -> bool:
     """True where a reported error touches the same setting: it would only be an echo."""
     reported = {path for other in found for path in other.paths}
-    return any(_overlap(path, other) for path in finding.paths for other in reported)
+    return any(_overlap(path, other) for path in problem.paths for other in reported)
 
 
 def _overlap(path: str, other: str) -> bool:
@@ -104,6 +104,6 @@ def _apply_debug(values: dict[str, Any], layers: Layers) -> None:
             layers.sources[f"{section}.{name}"] = layers.source_of(f"debug.{name}")
 
 
-def _line(finding: Finding, layers: Layers, prefix: str) -> str:
-    path = f"{prefix}.{finding.path}" if prefix else finding.path
-    return f"{path}: {finding.message} ({layers.source_of(finding.path)})"
+def _line(problem: Problem, layers: Layers, prefix: str) -> str:
+    path = f"{prefix}.{problem.path}" if prefix else problem.path
+    return f"{path}: {problem.message} ({layers.source_of(problem.path)})"

@@ -119,9 +119,11 @@ class MonitorDumpConfig(Section):
     out_dir: str | None = None
     """Folder of the dumps. Null: `<run folder>/monitor_dumps`."""
 
-    def every(self, logging_steps: int) -> int:
-        """Optimizer steps between two dumps."""
-        return self.every_steps or logging_steps or 1
+    def due(self, step: int, num_written: int, *, logging_steps: int, logging_first_step: bool) -> bool:
+        """Whether a step with fresh rollouts dumps its samples: `step` others and `num_written` dumps are behind it."""
+        first = logging_first_step if self.dump_first_step is None else self.dump_first_step
+        has_room = not self.max_events or num_written < self.max_events
+        return self.enabled and has_room and step % (self.every_steps or logging_steps) == 0 and (first or step > 0)
 
 
 class RolloutMatchingConfig(Section):

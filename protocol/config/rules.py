@@ -1,4 +1,4 @@
-"""Rules between sections of a run file. Each yields problems; none of them reads a file."""
+"""Rules between sections of a run file. Each yields problems. Only `_offload` reads a file, DeepSpeed's."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from protocol.config.base import Problem
+from protocol.errors import ConfigError
 from protocol.segments import segment_bytes
 
 if TYPE_CHECKING:
     from protocol.config.run import RunConfig
 
 MATCHING = "custom.extra.rollout_matching"
+MOST_SERVED_RANK = 512
+"""The last of `actors.adapter.RANKS`."""
 
 
 def cross_problems(config: RunConfig) -> Iterator[Problem]:
@@ -72,6 +75,9 @@ def _adapter(config: RunConfig) -> Iterator[Problem]:
     if config.matching.rollout_backend != "vllm":
         message = f"needs rollout_backend vllm, got {config.matching.rollout_backend}; set it to false (merged weights)"
         yield Problem((path, f"{MATCHING}.rollout_backend"), message)
+    if tuner.lora_rank > MOST_SERVED_RANK:
+        message = f"is {tuner.lora_rank}, and vLLM serves adapters up to {MOST_SERVED_RANK}; lower it"
+        yield Problem(("tuner.lora_rank", path), message)
     if tuner.use_dora or tuner.modules_to_save:
         which = "tuner.use_dora" if tuner.use_dora else "tuner.modules_to_save"
         message = f"cannot serve an adapter with {which}, which vLLM does not read; set it to false (merged weights)"
@@ -197,7 +203,10 @@ def _offload(config: RunConfig) -> Iterator[Problem]:
     offload, deepspeed = config.matching.offload, config.deepspeed
     if not offload.active:
         return
-    stage = deepspeed.zero_stage()
+    try:
+        stage = deepspeed.zero_stage()
+    except ConfigError:  # the file or its stage is wrong: `rollmatch check` names it
+        return
     if stage == 0:
         why = "DeepSpeed can offload states with ZeRO only, got stage 0"
     elif stage == 1 and config.model.torch_dtype == "bfloat16":

@@ -116,12 +116,6 @@ class RunConfig(Section):
         given = self.matching.monitor_dump.out_dir
         return self.run_dir / "monitor_dumps" if given is None else Path(given)
 
-    @property
-    def bf16(self) -> bool:
-        """Whether the learner computes in bfloat16."""
-        given = self.training.bf16
-        return self.model.torch_dtype == "bfloat16" if given is None else given
-
     def num_optimizer_steps(self, num_records: int) -> int:
         """Optimizer steps of the run: `max_steps`, or what `num_train_epochs` over `num_records` records give."""
         if self.training.max_steps >= 0:

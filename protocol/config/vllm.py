@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from protocol.config.base import NonNegativeFloat, NonNegativeInt, PositiveInt, Problem, Section, require
 
-OWN_KEYS = frozenset({"max_model_len", "dtype", "sleep_level", "infer_batch_size"})
-"""Fields that are not vLLM engine arguments, or that the engine settings carry on their own."""
+OWN_KEYS = frozenset({"max_model_len", "dtype", "sleep_level", "infer_batch_size", "swap_space"})
+"""Fields that are not vLLM engine arguments (any more), or that the engine settings carry on their own."""
 
 
 class VllmConfig(Section):
@@ -70,9 +70,8 @@ class VllmConfig(Section):
         return data
 
     def engine_options(self) -> dict[str, Any]:
-        """What is set here, under vLLM's own names for its engine arguments; `swap_space` has none any more."""
-        skipped = OWN_KEYS | {"swap_space"}
-        values = {name: getattr(self, name) for name in type(self).model_fields if name not in skipped}
+        """What is set here, under vLLM's own names for its engine arguments."""
+        values = {name: getattr(self, name) for name in type(self).model_fields if name not in OWN_KEYS}
         if self.infer_batch_size is not None and self.infer_batch_size > 0:
             values["max_num_seqs"] = min(self.max_num_seqs, self.infer_batch_size)
         return {"load_format": "safetensors"} | {name: value for name, value in values.items() if value is not None}

@@ -67,7 +67,7 @@ class RandomPool:
 
     def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         self._version = manifest.version
-        self.reports = [LoadReport(version=manifest.version, bucket_checksums=(), num_tensors=1, load_seconds=0.0)]
+        self.reports = [LoadReport(version=manifest.version, bucket_checksums=(), load_seconds=0.0)]
         for actor in self._actors:
             actor.loading = manifest.version
 
@@ -131,8 +131,6 @@ def meta(key: RequestKey, length: int, first: int, last: int) -> SegmentMeta:
         num_bytes=SEGMENT_BYTES,
         first_version=first,
         last_version=last,
-        new_tokens=50,
-        finish_reason="stop",
         stats=SegmentStats(train_len=50),
     )
 

@@ -76,8 +76,6 @@ class FakePool:
             num_bytes=10,
             first_version=self.version,
             last_version=self.version,
-            new_tokens=50,
-            finish_reason="stop",
             stats=SegmentStats(train_len=50),
         )
         return Outcome(key=request.key, meta=meta, new_tokens=50), f"ref of {request.key}"
@@ -89,14 +87,13 @@ class FakePool:
         self._log.append(f"sync {manifest.version}, {self.num_open} in flight")
         self.version = manifest.version
         self.published.version = manifest.version
-        self.reports = [LoadReport(version=manifest.version, bucket_checksums=(), num_tensors=1, load_seconds=0.0)]
+        self.reports = [LoadReport(version=manifest.version, bucket_checksums=(), load_seconds=0.0)]
 
     synced = True
     awaits_full = False
 
 
 class FakeStep:
-    skipped = False
     busy_s = (0.5,)
 
     def metrics(self) -> dict[str, float]:

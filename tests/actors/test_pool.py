@@ -12,7 +12,7 @@ import pytest
 
 from actors.engine import EngineProgress
 from actors.member import ActorState, Member
-from actors.outcome import ActorReady, Outcome, Report
+from actors.outcome import Outcome, Report
 from actors.pool import RolloutPool
 from actors.supervision import PoolSettings
 from protocol.contracts import Record, RequestKey, RolloutRequest
@@ -30,7 +30,7 @@ LIMITS = PoolSettings(
     max_restarts=5,
     max_retries=1,
 )
-READY = ActorReady(pid=1, version=0, start_seconds=1.0, warmup_tokens=0)
+PID = 1
 
 
 class Ref:
@@ -131,7 +131,7 @@ def test_an_answer_ends_a_row_of_failures_and_its_actor_is_asked_for_the_next_gr
     pool = pool_of(member, handle)
     member.failures = LIMITS.max_restarts
     pool.submit([asked(1), asked(2)])
-    progress = EngineProgress(version=0, num_steps=7, num_tokens=9, running=1, waiting=0, loading=0)
+    progress = EngineProgress(num_steps=7, running=1)
     ((_, report),) = handle.collect.calls
     report.end(Report(outcomes=(Outcome(key=asked(1).key, failure="gone"),), progress=progress))
 
@@ -157,8 +157,8 @@ def test_an_engine_that_cannot_come_back_is_tried_again_and_ends_no_run_that_goe
     handle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ray.kill", lambda _: None)
-    pool = starting_with(handle, READY, EngineError("out of memory"), READY)
-    assert pool.start() == [READY]
+    pool = starting_with(handle, PID, EngineError("out of memory"), PID)
+    pool.start()
     (member,) = pool._members
     pool._fail(member, EngineError("killed"))
     for _ in range(4):
@@ -231,7 +231,7 @@ def test_no_request_is_blamed_for_a_load_that_fails_in_whatever_way(
     manifest = WeightsManifest(version=4, full=True, tensors=(), bucket_checksums=(), changed_tensors=1)
     for _ in range(3):
         member.state, member.handle = ActorState.SYNCED, handle
-        pool.submit([] if pool.num_open else [asked])
+        pool.submit([] if pool.num_queued else [asked])
         pool._calls.load([member], replace(manifest, group=replace(GROUP, offsets={member.process: 1})), [])
         if isinstance(failure, DeadlineError):
             assert member.call is not None
@@ -262,7 +262,7 @@ def test_engines_that_start_or_load_are_awaited_before_they_leave_the_device(
     assert order == [*awaited, *(ref for (ref,) in handle.sleep.calls)]
     assert len(handle.sleep.calls) == 2
 
-    handle.start.calls[0][0].end(READY)
+    handle.start.calls[0][0].end(PID)
     pool.published.update(replace(manifest, group=None), [])
     pool.poll(0)
     assert (starting.state, len(handle.load_weights.calls)) == (ActorState.STALE, 1), "it loads with the next publish"

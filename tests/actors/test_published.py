@@ -82,7 +82,7 @@ def test_a_publish_tells_its_size_and_what_it_cost_the_learner() -> None:
 def test_load_metrics_take_the_slowest_engine_of_each_phase() -> None:
     seconds = [(1.0, 5.0, 0.1), (2.0, 4.0, 0.2)]
     reports = [
-        LoadReport(version=3, bucket_checksums=(), num_tensors=2, fetch_seconds=a, load_seconds=b, resume_seconds=c)
+        LoadReport(version=3, bucket_checksums=(), fetch_seconds=a, load_seconds=b, resume_seconds=c)
         for a, b, c in seconds
     ]
     assert load_metrics(reports) == {"sync/fetch_s": 2.0, "sync/load_s": 5.0, "sync/resume_s": 0.2}
@@ -95,7 +95,7 @@ def test_an_engine_that_serves_another_version_or_other_bytes_is_refused(
     version: int, checksums: tuple[str, ...]
 ) -> None:
     manifest, _ = publish(1, ["a", "b"])
-    served = LoadReport(version=1, bucket_checksums=("a@1", "b@1"), num_tensors=2, load_seconds=0.0)
+    served = LoadReport(version=1, bucket_checksums=("a@1", "b@1"), load_seconds=0.0)
     check_attested("actor-0", served, manifest)
     with pytest.raises(SyncError, match=f"actor-0: serves version {version}"):
         check_attested("actor-0", replace(served, version=version, bucket_checksums=checksums), manifest)

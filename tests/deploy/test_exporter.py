@@ -57,8 +57,6 @@ def answered(record: int, *, failure: str | None = None, reason: str = "stop") -
         num_bytes=400,
         first_version=0,
         last_version=0,
-        new_tokens=40,
-        finish_reason=reason,
         stats=SegmentStats(),
     )
     return Outcome(key=key, meta=meta, new_tokens=40, finish_reason=reason, latency_s=0.3)

@@ -22,8 +22,6 @@ def segment(record: int, epoch: int = 0, version: int = 0) -> SegmentMeta:
         num_bytes=1,
         first_version=version,
         last_version=version + 1,
-        new_tokens=5,
-        finish_reason="stop",
         stats=SegmentStats(),
     )
 

@@ -53,8 +53,6 @@ def meta(record: int) -> SegmentMeta:
         num_bytes=40,
         first_version=0,
         last_version=0,
-        new_tokens=5,
-        finish_reason="stop",
         stats=SegmentStats(),
     )
 

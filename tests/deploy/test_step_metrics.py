@@ -37,8 +37,6 @@ def accepted(record: int) -> Outcome:
         num_bytes=4,
         first_version=0,
         last_version=0,
-        new_tokens=1,
-        finish_reason="stop",
         stats=SegmentStats(),
     )
     return Outcome(key=meta.key, meta=meta)

@@ -190,7 +190,7 @@ def test_bytes_that_changed_on_the_way_are_refused() -> None:
     engine = Engine("actor-0", wire)
     with ThreadPoolExecutor(max_workers=1) as threads:
         threads.submit(NcclSender(wire).send, replace(group, timeout_s=PROMPT_S), others)
-        with pytest.raises(SyncError, match="another checksum over NCCL"):
+        with pytest.raises(SyncError, match="another checksum"):
             engine.load(manifest)
     assert engine.loaded == {}, "nothing of a wrong bucket is loaded"
 

@@ -183,5 +183,5 @@ def test_every_vllm_setting_is_an_engine_argument_of_the_installed_vllm() -> Non
     from vllm import EngineArgs
 
     known = {each.name for each in fields(EngineArgs)}
-    skipped = OWN_KEYS | {"swap_space", "enable_lora"}  # read by us; warned about; its own test
+    skipped = OWN_KEYS | {"enable_lora"}  # read by us; its own test
     assert {name for name in VllmConfig.model_fields if name not in skipped} <= known

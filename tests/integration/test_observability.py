@@ -9,7 +9,7 @@ import pytest
 from deploy.grafana.dashboards import expressions
 from deploy.recorder import read_rollouts
 from protocol.metric_series import series
-from protocol.metrics import METRICS
+from protocol.metric_table import METRICS
 from tests.deploy.test_dashboards import alerts
 from tests.integration.conftest import TwoWindows
 from tests.integration.prometheus import MISSING, Prometheus

@@ -33,7 +33,7 @@ def config(**training: object) -> RunConfig:
 
 
 def test_settings_follow_the_configuration() -> None:
-    found = LearnerSettings.from_config(config(learning_rate=1e-4, aligner_lr=5e-5, warmup_ratio=0.05))
+    found = LearnerSettings.from_config(config(learning_rate=1e-4, aligner_lr=5e-5, warmup_ratio=0.05), 100)
     assert found.tuner == TunerSettings(
         kind="lora", dropout=0.05, target_modules=("q_proj",), use_dora=True, freeze_aligner=False
     )
@@ -46,14 +46,8 @@ def test_settings_follow_the_configuration() -> None:
 
 def test_a_constant_rate_has_no_warm_up() -> None:
     for name, steps in (("constant", 0), ("constant_with_warmup", 10)):
-        schedule = LearnerSettings.from_config(config(lr_scheduler_type=name)).schedule
+        schedule = LearnerSettings.from_config(config(lr_scheduler_type=name), 100).schedule
         assert (schedule.kind, schedule.warmup_steps) == ("constant", steps)
-
-
-def test_a_run_measured_in_epochs_must_say_its_steps() -> None:
-    with pytest.raises(ConfigError, match=r"training\.max_steps: is -1"):
-        LearnerSettings.from_config(config(max_steps=-1))
-    assert LearnerSettings.from_config(config(max_steps=-1), num_steps=7).schedule.max_steps == 7
 
 
 def test_low_precision_runs_at_stage_one_at_least() -> None:

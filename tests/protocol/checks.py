@@ -88,7 +88,6 @@ def make_target(
     policy: PrefixPolicy,
     settings: MatchSettings,
     max_length: int = 10**6,
-    desc_max_pairs: int | None = None,
     suffix: str = SUFFIX_TEXT,
     supervise_eos: bool = True,
 ) -> tuple[ParsedCompletion, MatchResult, Target]:
@@ -105,7 +104,6 @@ def make_target(
         last_version=0,
     )
     target = build_target(
-        key=RequestKey(0),
         record=record,
         completion=completion,
         parsed=parsed,
@@ -117,7 +115,6 @@ def make_target(
             supervise_eos=supervise_eos,
             max_length=max_length,
             ot_iters=2,
-            desc_max_pairs=desc_max_pairs,
         ),
     )
     return parsed, result, target

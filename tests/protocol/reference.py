@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from protocol.contracts import Shape
 from protocol.matching import MatchSettings
+from protocol.repeat_guard import RepeatReason, RepeatSettings
 from protocol.vocab import TokenCodec
 
 _KEY = re.compile(r"object_([0-9]+)")
@@ -304,3 +306,50 @@ def reference_match(
         if i < len(predictions) and j < len(truths) and costs[i, j] < 5e5
     ]
     return pairs, rejected, float(square[rows, columns].sum())
+
+
+def reference_verdict(
+    token_ids: Sequence[int], prompt_len: int, num_object_keys: int, settings: RepeatSettings
+) -> RepeatReason | None:
+    """Why the row must end now, or None (SPEC 4.3); `RepeatGuard` finds the same token by token.
+
+    Args:
+        token_ids: prompt and generated tokens; a run of equal tokens may reach back into the prompt.
+        prompt_len: tokens of the prompt, padding included.
+        num_object_keys: keys in the generated text so far.
+    """
+    num_new = len(token_ids) - prompt_len
+    if num_new < settings.min_new_tokens:
+        return None
+    if settings.max_object_keys is not None and num_object_keys >= settings.max_object_keys:
+        return RepeatReason.OBJECT_KEYS
+    run = settings.max_consecutive_token_repeats
+    if 0 < run <= len(token_ids) and len(set(token_ids[-run:])) == 1:
+        return RepeatReason.TOKEN_RUN
+    size, repeats = settings.ngram_size, settings.ngram_repeats
+    if size > 0 and repeats >= 2 and num_new >= size * repeats:
+        tail = list(token_ids[-size * repeats :])
+        if tail == tail[:size] * repeats:
+            return RepeatReason.NGRAM
+    return None
+
+
+def check_insert(buffered: Sequence[int], new: Sequence[int], *, capacity: int, packing_buffer: int) -> None:
+    """Whether `new` lengths may join a rank's buffer (SPEC 13); the caller changes nothing when this raises.
+
+    `packing_buffer` 0 means unlimited here. Raises ValueError for a length above `capacity` and for an overflow.
+    """
+    if capacity <= 0:
+        raise ValueError(f"packing: capacity must be > 0 tokens, got {capacity}; set global_max_length")
+    longest = max(new, default=0)
+    if longest > capacity:
+        raise ValueError(
+            f"packing: a segment has {longest} tokens, the capacity is {capacity}; the rollout side quarantines it "
+            "(SPEC A5), or raise global_max_length"
+        )
+    total = len(buffered) + len(new)
+    if 0 < packing_buffer < total:
+        raise ValueError(
+            f"training.packing_buffer: {len(buffered)} segments and {len(new)} new ones exceed {packing_buffer}; raise "
+            "it, or lower per_device_train_batch_size so that packs keep up with what is inserted"
+        )

@@ -66,7 +66,6 @@ def test_a_minimal_run_has_the_runbooks_defaults() -> None:
     assert config.training.seed == 17
     assert config.training.lr_floor == 1e-6
     assert config.m_steps == 1
-    assert config.bf16
 
 
 def test_yaml_reads_a_bare_no_as_false_and_it_means_no() -> None:
@@ -340,6 +339,10 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
             {"tuner": {"train_type": "lora", "use_dora": True}, "matching__vllm__enable_lora": True},
             f"{MATCHING}.vllm.enable_lora: cannot serve an adapter with tuner.use_dora",
         ),
+        (
+            {"tuner": {"train_type": "lora", "lora_rank": 1024}, "matching__vllm__enable_lora": True},
+            "tuner.lora_rank: is 1024, and vLLM serves adapters up to 512",
+        ),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused_by_path(changes: dict[str, Any], paths: str) -> None:
@@ -443,6 +446,13 @@ def test_deepspeed_is_a_name_a_mapping_or_a_file(tmp_path: Path, config: Any) ->
 def test_a_missing_deepspeed_file_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match=r"deepspeed\.config: 'gone\.json' is neither zero0"):
         config_from_mapping(minimal(deepspeed__config="gone.json")).deepspeed.resolve()
+
+
+@pytest.mark.parametrize("config", ["gone.json", {"zero_optimization": {"stage": 7}}])
+def test_a_deepspeed_setting_that_says_no_stage_is_left_to_the_check_also_with_offloading(config: Any) -> None:
+    given = minimal(matching__offload=BOTH_PARTS, deepspeed__config=config, cluster__gpus_per_learner=1)
+    with pytest.raises(ConfigError, match=r"^deepspeed\.config: "):
+        config_from_mapping(given).deepspeed.resolve()
 
 
 RUNBOOK_SNIPPETS = """

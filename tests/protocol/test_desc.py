@@ -25,8 +25,3 @@ def test_normalisation_keeps_words_only(desc: str | None, expected: str) -> None
 def test_a_pair_counts_when_both_sides_say_something() -> None:
     counts = count_exact([("Cat", "cat"), ("truck", "car"), ("()", "cat"), ("dog", " ")])
     assert counts == DescCounts(total=2, exact=1)
-    assert counts.exact_accuracy == 0.5
-
-
-def test_without_pairs_accuracy_is_one() -> None:
-    assert count_exact([]).exact_accuracy == 1.0

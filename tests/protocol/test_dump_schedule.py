@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from protocol.dump_schedule import dump_due
+from protocol.config.rollout_matching import MonitorDumpConfig
 
 
 def steps(*, every: int, first: bool, most: int) -> list[int]:
+    config = MonitorDumpConfig(enabled=True, every_steps=every, max_events=most)
     dumped: list[int] = []
     for step in range(13):
-        if dump_due(step, every_steps=every, first_step=first, num_written=len(dumped), max_events=most):
+        if config.due(step, len(dumped), logging_steps=1, logging_first_step=first):
             dumped.append(step)
     return dumped
 
@@ -21,5 +22,5 @@ def test_the_first_step_dumps_when_asked() -> None:
     assert steps(every=4, first=True, most=0) == [0, 4, 8, 12]
 
 
-def test_a_distance_of_zero_means_every_step() -> None:
+def test_a_distance_of_zero_means_every_logged_step() -> None:
     assert steps(every=0, first=True, most=3) == [0, 1, 2]

@@ -9,19 +9,21 @@ import pytest
 
 from protocol.contracts import RequestKey
 from protocol.errors import ConfigError, ContractError
-from protocol.metric_table import as_markdown
-from protocol.metrics import (
-    METRICS,
-    RolloutTotals,
-    assert_known,
-    check_evaluation_metric,
+from protocol.event_metrics import (
     evaluation_timing,
     generation_metrics,
-    is_evaluation_metric,
-    metric,
     packing_metrics,
     policy_metrics,
+    window_metrics,
 )
+from protocol.metric_table import (
+    METRICS,
+    as_markdown,
+    assert_known,
+    check_evaluation_metric,
+    metric,
+)
+from protocol.metrics import RolloutTotals
 from protocol.segments import PackPlan, SegmentMeta, SegmentStats
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -80,15 +82,7 @@ def test_one_segment_gives_the_numbers_of_the_worked_example() -> None:
 
 def test_rates_come_from_sums_and_not_from_averaged_rates() -> None:
     one, other = SegmentStats(valid_predictions=1, matched_for_supervision=1, gt_objects=1), ONE
-    merged = RolloutTotals.of([one]) + RolloutTotals.of([other])
-    assert merged.rollout_metrics(5)["rollout/precision"] == pytest.approx(2 / 3)
-
-
-def test_totals_add_up_in_any_grouping_and_leave_the_operands_alone() -> None:
-    parts = [RolloutTotals.of([stats]) for stats in (ONE, EXCLUDED, EMPTY)]
-    together = RolloutTotals.of([ONE, EXCLUDED, EMPTY])
-    assert (parts[0] + parts[1]) + parts[2] == parts[0] + (parts[1] + parts[2]) == together
-    assert parts[0] == RolloutTotals.of([ONE])
+    assert RolloutTotals.of([one, other]).rollout_metrics(5)["rollout/precision"] == pytest.approx(2 / 3)
 
 
 def test_excluded_pairs_count_in_evaluation_but_not_in_training() -> None:
@@ -170,8 +164,6 @@ def test_policy_metrics_name_the_oldest_and_the_newest_version() -> None:
             num_bytes=4,
             first_version=first,
             last_version=last,
-            new_tokens=1,
-            finish_reason="stop",
             stats=ONE,
         )
         for first, last in [(4, 4), (3, 5)]
@@ -204,14 +196,12 @@ def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
 
 @pytest.mark.parametrize("name", ["rollout/f1", "eval_token_acc", "rollout_f1", ""])
 def test_only_what_evaluation_produces_selects_the_best_checkpoint(name: str) -> None:
-    assert not is_evaluation_metric(name)
     with pytest.raises(ConfigError, match=r"^training\.metric_for_best_model: "):
         check_evaluation_metric(name)
 
 
 def test_the_usual_best_model_metric_is_accepted() -> None:
     check_evaluation_metric("eval_rollout_f1")
-    assert is_evaluation_metric("eval_rollout_f1")
 
 
 def test_every_metric_says_its_unit_and_meaning() -> None:
@@ -345,3 +335,13 @@ def test_each_number_of_an_evaluation_is_that_of_its_counters() -> None:
         "samples": 4,
     }
     assert metrics == pytest.approx({f"eval_rollout_{name}": value for name, value in expected.items()})
+
+
+def test_an_m_step_says_which_window_it_trains_again() -> None:
+    metrics = window_metrics(first_step=3, reuse=1)
+    assert_known(metrics)
+    assert metrics == {
+        "rollout/buffer_reuse": 1.0,
+        "rollout/buffer_window_step0": 3.0,
+        "rollout/buffer_completed_steps": 1.0,
+    }

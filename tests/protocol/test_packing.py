@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.bins import best_fit, by_length, first_fit, min_bins
-from protocol.packing import check_insert, cost, drain, fifo_pack, padded_plan, plan_packs, select_pack
+from protocol.packing import cost, drain, fifo_pack, padded_plan, plan_packs, select_pack
 from protocol.segments import PackPlan
 from tests.protocol.strategies import EXAMPLES
 
@@ -209,18 +209,3 @@ def test_draining_follows_the_worked_example() -> None:
 def test_selection_refuses_what_insertion_should_have_refused(lengths: list[int], capacity: int) -> None:
     with pytest.raises(ValueError, match="packing: "):
         select_pack(lengths, capacity)
-
-
-@pytest.mark.parametrize(
-    ("buffered", "new", "packing_buffer", "words"),
-    [([], [11], 100, "11 tokens, the capacity is 10"), ([5], [5], 1, "1 segments and 1 new ones exceed 1")],
-)
-def test_insertion_refuses_oversize_and_overflow(
-    buffered: list[int], new: list[int], packing_buffer: int, words: str
-) -> None:
-    with pytest.raises(ValueError, match=words):
-        check_insert(buffered, new, capacity=10, packing_buffer=packing_buffer)
-
-
-def test_insertion_without_a_bound_takes_everything() -> None:
-    check_insert([5] * 1000, [5], capacity=10, packing_buffer=0)

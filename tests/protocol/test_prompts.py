@@ -12,7 +12,7 @@ import pytest
 from protocol.config import RunConfig, config_from_mapping
 from protocol.errors import ConfigError
 from protocol.prompts import default_prompts, resolve_prompts
-from protocol.serialization import extract_truths
+from tests.protocol.golden.payloads import extract_truths
 
 
 def run(**custom: Any) -> RunConfig:

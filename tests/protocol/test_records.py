@@ -18,10 +18,8 @@ from protocol.contracts import Shape
 from protocol.errors import RecordError
 from protocol.records import (
     RecordFile,
-    dataset_name,
     epoch_permutation,
     read_records,
-    sample_id,
     sample_with_replacement,
 )
 
@@ -232,13 +230,6 @@ def test_a_sample_with_replacement_is_seeded() -> None:
     assert (rows == sample_with_replacement(5, 40)).all()
     assert set(rows.tolist()) <= set(range(5))
     assert len(rows) == 40
-
-
-def test_a_row_has_one_id_in_all_runs() -> None:
-    assert dataset_name("data/lvis_v1/train.jsonl") == "lvis"
-    assert dataset_name("data/blood.jsonl") == "blood"
-    assert sample_id("lvis", 17) & 0xFFFFFFFF == 17
-    assert sample_id("lvis", 17) != sample_id("coco", 17)
 
 
 def test_images_are_confined_to_root_image_dir_where_it_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,6 @@ def test_masks_are_those_of_the_trained_segment() -> None:
         last_version=0,
     )
     trained = build_target(
-        key=RequestKey(17),
         record=RECORD,
         completion=completion,
         parsed=parsed,

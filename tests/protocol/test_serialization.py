@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 
 from protocol.contracts import GroundTruth, Shape
 from protocol.norm1000 import to_bin, to_bins, to_pixels
-from protocol.serialization import (
-    assistant_text,
-    clean_desc,
-    extract_truths,
-    payload,
-    payload_text,
-    sanitize_desc,
-    serialize_record,
-    user_content,
-)
+from protocol.serialization import assistant_text, clean_desc, sanitize_desc
+from tests.protocol.golden.payloads import extract_truths, payload, payload_text, serialize_record, user_content
 
 BINS = st.integers(0, 999)
 BOXES = st.lists(BINS, min_size=4, max_size=4).map(lambda bins: Shape("bbox_2d", tuple(bins)))

@@ -19,8 +19,6 @@ def meta(first_version: int, last_version: int | None = None) -> SegmentMeta:
         num_bytes=40,
         first_version=first_version,
         last_version=first_version if last_version is None else last_version,
-        new_tokens=5,
-        finish_reason="stop",
         stats=SegmentStats(),
     )
 

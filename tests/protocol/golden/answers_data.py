@@ -10,10 +10,9 @@ from protocol.config.custom import CustomConfig
 from protocol.config.loading import build_section
 from protocol.config.rollout_matching import MonitorDumpConfig, RolloutMatchingConfig
 from protocol.config.training import TrainingConfig
-from protocol.dump_schedule import dump_due
 from protocol.norm1000 import to_bins
-from protocol.serialization import SerializedRecord, extract_truths, serialize_record, user_content
 from protocol.vocab import coord_value
+from tests.protocol.golden.payloads import SerializedRecord, extract_truths, serialize_record, user_content
 
 Case = Mapping[str, Any]
 
@@ -92,16 +91,10 @@ def _config(case: Case) -> dict[str, Any]:
 def _monitor_dump(case: Case) -> list[int]:
     given = case["input"]
     config = build_section(MonitorDumpConfig, given["cfg"])
-    first_step = given["logging_first_step"] if config.dump_first_step is None else config.dump_first_step
+    logging = {name: given[name] for name in ("logging_steps", "logging_first_step")}
     dumped: list[int] = []
     for step in range(_NUM_STEPS):
-        if config.enabled and dump_due(
-            step,
-            every_steps=config.every(given["logging_steps"]),
-            first_step=first_step,
-            num_written=len(dumped),
-            max_events=config.max_events,
-        ):
+        if config.due(step, len(dumped), **logging):
             dumped.append(step)
     return dumped
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from protocol.selection import check_insert, drain, fifo_pack, select_pack
-from protocol.windows import ReuseBuffer, fingerprint, repeat, repeated_length
+from protocol.selection import drain, fifo_pack, select_pack
+from tests.protocol.golden.windows import ReuseBuffer, fingerprint, repeat, repeated_length
+from tests.protocol.reference import check_insert
 
 Case = Mapping[str, Any]
 

@@ -12,17 +12,19 @@ import numpy as np
 from protocol.appending import append_fragment, covered_tokens, desc_spans
 from protocol.contracts import Completion, GroundTruth, ParsedCompletion, Record, RequestKey
 from protocol.desc import count_exact, normalise_desc
+from protocol.event_metrics import evaluation_timing
 from protocol.labels import IGNORE_INDEX
 from protocol.matching import MatchSettings, match
-from protocol.metrics import RolloutTotals, evaluation_timing
+from protocol.metrics import RolloutTotals
 from protocol.parsing import parse
-from protocol.repeat_guard import KeyCounter, RepeatSettings, judge_repeats
+from protocol.repeat_guard import KeyCounter, RepeatSettings
 from protocol.segments import SegmentStats
-from protocol.serialization import extract_truths
 from protocol.targets import TargetSettings, build_target
 from protocol.vocab import TokenCodec, coord_token, coord_value
 from tests.protocol.codecs import CharCodec, ListedCharCodec, qwen_codec
 from tests.protocol.golden.answers_shapes import match_settings, to_shape
+from tests.protocol.golden.payloads import extract_truths
+from tests.protocol.reference import reference_verdict
 
 Case = Mapping[str, Any]
 
@@ -134,7 +136,7 @@ def _repeat_guard(case: Case) -> dict[str, Any]:
     forced = [
         at
         for at, (row, count) in enumerate(zip(given["input_ids"], counts, strict=True))
-        if judge_repeats(row, cfg["prompt_len"], count, settings) is not None
+        if reference_verdict(row, cfg["prompt_len"], count, settings) is not None
     ]
     return {"forced_rows": forced, "object_counts": counts}
 
@@ -174,7 +176,6 @@ def _end_to_end(case: Case) -> dict[str, Any]:
         [item.shape for item in parsed.predictions], [item.shape for item in record.objects], match_settings(cfg)
     )
     target = build_target(
-        key=RequestKey(0),
         record=record,
         completion=_completion(codec.encode(given.get("prompt_text", _PLAIN_PROMPT)), []),
         parsed=parsed,

@@ -1,13 +1,6 @@
-"""Windows and optimizer steps: generate once, train `m_steps` times (SPEC 14).
+"""The reference's repeater and reuse buffer (SPEC 14), which cases of the specification ask about.
 
-Arithmetic of a run: window w is trained in steps `w * m_steps ... (w + 1) * m_steps - 1`, all by segments that the
-policy of version <= w wrote; after its last step version w + 1 is published. The first step of a window is its E-step
-(fresh rollouts), the others are M-steps (the same segments again).
-
-    step      0    1    2    3    4    5         m_steps = 3
-    window    |--- 0 -----|  |--- 1 -----|
-    m_step    0    1    2    0    1    2
-    version   0    0    0    1    1    1
+The service has neither: a window is trained by one plan, `m_steps` times (`actors.controller`).
 """
 
 from __future__ import annotations
@@ -18,56 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from .errors import WindowError
-
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowStep:
-    """Where one optimizer step stands."""
-
-    step: int
-    """0-based count of optimizer steps before this one."""
-    window: int
-    """Also the version that this step trains on top of."""
-    m_step: int
-    """Optimizer steps that this window has had: 0 is the E-step."""
-    is_last: bool
-    """After it a new version is published."""
-
-    def metrics(self) -> dict[str, float]:
-        """SPEC 15's buffer metrics, to be logged when m_steps > 1."""
-        return {
-            "rollout/buffer_reuse": float(self.m_step > 0),
-            "rollout/buffer_window_step0": float(self.step - self.m_step),
-            "rollout/buffer_completed_steps": float(self.m_step),
-        }
-
-
-class WindowSchedule:
-    """Maps optimizer steps to windows; a resumed run asks `at(step)` where it stands."""
-
-    def __init__(self, m_steps: int) -> None:
-        """Raises ValueError when `m_steps` is not positive."""
-        if m_steps <= 0:
-            raise ValueError(f"rollout_buffer.m_steps must be > 0, got {m_steps}; set 1 to train each window once")
-        self.m_steps = m_steps
-
-    def at(self, step: int) -> WindowStep:
-        """`WindowSchedule(3).at(4)` → window 1, m_step 1. Raises ValueError for a negative step."""
-        if step < 0:
-            raise ValueError(f"step must be >= 0, got {step}; count optimizer steps from 0")
-        window, m_step = divmod(step, self.m_steps)
-        return WindowStep(step=step, window=window, m_step=m_step, is_last=m_step == self.m_steps - 1)
-
-    def steps(self, window: int, *, completed: int = 0) -> Iterator[WindowStep]:
-        """The steps of one window, the first `completed` of them left out (a resume inside a window)."""
-        return (self.at(window * self.m_steps + m_step) for m_step in range(completed, self.m_steps))
-
-    def num_windows(self, max_steps: int) -> int:
-        """Windows that `max_steps` optimizer steps begin; the last one may be cut short."""
-        return -(-max_steps // self.m_steps)
+class WindowError(RuntimeError):
+    """An M-step was offered samples that its window does not hold."""
 
 
 def repeat(micro_batches: Iterable[T], *, group: int, m_steps: int) -> Iterator[T]:
@@ -122,7 +70,7 @@ class Turn(Generic[T]):
 
 
 class ReuseBuffer(Generic[T]):
-    """The reference's per-rank window, driven by micro-steps (SPEC 14); the service itself uses `WindowSchedule`.
+    """The reference's per-rank window, driven by micro-steps.
 
     Call `turn` once per micro-step. `build` is asked for a batch in an E-step only.
     """
