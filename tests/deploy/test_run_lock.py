@@ -83,6 +83,28 @@ def test_a_folder_that_is_reached_by_a_link_has_the_same_lock(tmp_path: Path) ->
                 pytest.fail("two drivers have one folder")
 
 
+def test_a_link_that_a_fresh_start_has_renamed_leaves_both_of_its_folders_locked(tmp_path: Path) -> None:
+    (tmp_path / "data" / "demo").mkdir(parents=True)
+    (tmp_path / "runs").mkdir()
+    named = tmp_path / "runs" / "demo"
+    named.symlink_to(tmp_path / "data" / "demo")
+    with alone(named):
+        named.rename(named.with_name("demo.1"))
+        named.mkdir()
+        for folder in (named, tmp_path / "data" / "demo", named.with_name("demo.1")):
+            with pytest.raises(ConfigError, match="belongs to a run that lives"), alone(folder):
+                pytest.fail("two drivers have one folder")
+    with alone(named), alone(tmp_path / "data" / "demo"):
+        pass
+
+
+def test_a_link_into_the_folder_that_it_lies_in_is_not_refused_for_its_own_lock(tmp_path: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "same").symlink_to(tmp_path / "demo")
+    with alone(tmp_path / "demo" / "same"):
+        pass
+
+
 def test_a_run_does_not_start_above_or_below_one_that_lives(tmp_path: Path) -> None:
     above, below = tmp_path / "exp", tmp_path / "exp" / "seeds" / "1"
     for first, second in ((above, below), (below, above)):
