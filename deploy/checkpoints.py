@@ -185,8 +185,9 @@ def resume_point(config: RunConfig, num_records: int) -> ResumePoint | None:
 def begin_run(config: RunConfig, num_records: int) -> ResumePoint | None:
     """Finds where the run starts and makes its folder ready: whole checkpoints and no line beyond that point.
 
-    A run that starts anew, or from a checkpoint of another run, moves an earlier run of its name aside, to `NAME.1`,
-    `NAME.2`, ...
+    A run that starts anew, or from a checkpoint of another run that is named, moves an earlier run of its name aside,
+    to `NAME.1`, `NAME.2`, ... Where it came from is written first, and `auto` goes on in the folder as it is: a start
+    that dies in between is taken up there.
 
     Raises ConfigError, before anything was changed, where the run cannot go on from its checkpoint.
     """
@@ -194,12 +195,13 @@ def begin_run(config: RunConfig, num_records: int) -> ResumePoint | None:
     point = resume_point(config, num_records)
     if point is None and config.training.resume == "auto":
         log.info("no checkpoint in %s, starting from model.model %s", run_dir, config.model.model)
-    if point is None or point.path.parent != run_dir.resolve():
+    from_another = point is not None and point.path.parent != run_dir.resolve()
+    if point is None or (from_another and config.training.resume != "auto"):
         _move_aside(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    if point is not None and point.path.parent != run_dir.resolve():
-        copy_history(point.path.parent, run_dir)
+    if point is not None and from_another:
         write_whole(run_dir / ORIGIN, f"{point.path}\n")
+        copy_history(point.path.parent, run_dir)
     rewind(run_dir, point)
     return point
 

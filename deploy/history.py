@@ -67,10 +67,13 @@ def _byte_before(path: Path, position: int) -> bytes:
 
 
 def copy_history(source: Path, run_dir: Path) -> None:
-    """The files of another run."""
+    """The files of another run that are not there yet. Each appears whole: so this may be repeated after a crash in it,
+    and what happened to the run itself since then stays."""
     for name in FILES:
-        if (source / name).exists():
-            shutil.copy(source / name, run_dir / name)
+        if (source / name).exists() and not (run_dir / name).exists():
+            copy = run_dir / f".{name}.writing"
+            shutil.copy(source / name, copy)
+            copy.replace(run_dir / name)
 
 
 def _cut(path: Path, length: int, keep: Callable[[Mapping[str, Any]], bool]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,42 @@ def test_auto_goes_back_to_where_a_run_came_from_until_it_has_a_checkpoint_of_it
         path.rename(path.with_name("elsewhere"))
     with pytest.raises(ConfigError, match=r"^training\.resume: auto, and .*checkpoint-4, which .* is gone"):
         begin_run(again, 100)
+
+
+@pytest.mark.parametrize("dies_at", range(3))
+def test_a_start_from_another_runs_checkpoint_that_dies_is_taken_up_by_auto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: int
+) -> None:
+    train_to(tmp_path, last_step=5)
+    (tmp_path / "r" / "events.jsonl").write_text('{"kind": "publish"}\n')
+    origin, files = tmp_path / "r" / "checkpoint-4", itertools.count()
+
+    def copy(source: Path, target: Path) -> None:
+        text = source.read_text()
+        if next(files) == dies_at:
+            target.write_text(text[: len(text) // 2])
+            raise OSError(28, "No space left on device")
+        target.write_text(text)
+
+    monkeypatch.setattr("shutil.copy", copy)
+    with pytest.raises(OSError, match="No space"):
+        begin_run(config(tmp_path, run_name="next", resume=str(origin)), 100)
+    point = begin_run(config(tmp_path, run_name="next", resume="auto"), 100)
+
+    assert point is not None
+    assert point.path == origin
+    assert steps(tmp_path / "next") == [window.last_step for window in read_ledger(tmp_path / "next")] == [1, 2, 3, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["next", "r"], "nothing was moved aside"
+
+
+def test_what_happened_since_a_run_came_from_another_stays_when_auto_goes_back_there(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=4)
+    (tmp_path / "r" / "events.jsonl").write_text('{"kind": "publish"}\n')
+    begin_run(config(tmp_path, run_name="next", resume=str(tmp_path / "r" / "checkpoint-4")), 100)
+    with (tmp_path / "next" / "events.jsonl").open("a") as events:
+        events.write('{"kind": "publish"}\n{"kind": "end"}\n')
+    begin_run(config(tmp_path, run_name="next", resume="auto"), 100)
+    assert (tmp_path / "next" / "events.jsonl").read_text() == '{"kind": "end"}\n'
 
 
 def test_a_resumed_run_saves_at_the_steps_of_one_that_was_not_stopped(tmp_path: Path) -> None:
