@@ -1,6 +1,6 @@
 """`rollmatch check`: everything that is wrong with a run, at once, before anything is started.
 
-    settings ─► prompts, DeepSpeed file, metric name, folders      this file
+    settings ─► prompts, DeepSpeed file, metric, address, folders  this file
     sizes    ─► what cannot fit into GPUs and object store         check_sizing
     data     ─► lines and images of both JSONL files               check_data
     lengths  ─► tokens of answers and training rows                check_lengths
@@ -25,6 +25,7 @@ from deploy.check_data import check_data
 from deploy.check_encoder import check_encoder
 from deploy.check_model import check_model
 from deploy.check_sizing import check_sizing
+from deploy.cluster_address import head_of
 from deploy.findings import Finding, error, print_findings, warning
 from deploy.model_shape import model_shape
 from learner.deepspeed_json import read_json
@@ -56,6 +57,9 @@ def _settings(config: RunConfig) -> Iterator[Finding]:
     yield from _raised(lambda: resolve_prompts(config))
     yield from _raised(lambda: check_evaluation_metric(config.training.metric_for_best_model))
     yield from _deepspeed(config)
+    address = config.cluster.address
+    if address is not None:
+        yield from _raised(lambda: head_of(address))
     yield from _folders(config)
     yield from _machine(config)
     if config.model.attn_impl == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:

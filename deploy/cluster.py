@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from deploy.bundles import shares, totals
+from deploy.cluster_address import head_of
 from deploy.local_ray import LocalRay
 from protocol.config import RunConfig
 from protocol.errors import ConfigError, InfrastructureFailure, Interrupted
@@ -77,15 +78,9 @@ def _connect(address: str, runtime: dict[str, Any]) -> None:
 
 def _knock(address: str) -> None:
     """Raises OSError at once where nobody listens, ConfigError for an address that a driver cannot join."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdecimal():
-        raise ConfigError(
-            f"cluster.address: must be auto or host:port of the head's GCS (such as head:6379), got {address!r}; from "
-            "outside the cluster use rollmatch submit --address http://head:8265"
-        )
-    socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    head = head_of(address)
+    if head is not None:
+        socket.create_connection(head, timeout=REACH_S).close()
 
 
 @contextlib.contextmanager

@@ -342,6 +342,13 @@ def test_a_relative_run_folder_on_a_joined_cluster_is_a_warning(tmp_path: Path) 
     assert [finding.where for finding in findings if finding.severity == "warning"] == ["training.output_dir"]
 
 
+def test_an_address_that_a_driver_cannot_join_is_an_error_before_the_start(tmp_path: Path) -> None:
+    found = only_error(run(tmp_path, cluster__address="ray://head:10001"))
+    assert found.startswith("cluster.address: must be auto or host:port of the head's GCS (such as head:6379), got ")
+    for address in ("auto", "head:6379", "10.0.0.1:6379", "[fd00::1]:6379"):
+        assert not errors(run(tmp_path, cluster__address=address))
+
+
 def test_tensor_parallel_without_gpus_is_an_error(tmp_path: Path) -> None:
     config = run(tmp_path, custom__rollout_matching={"vllm": {"max_model_len": 1024, "tensor_parallel_size": 4}})
     assert only_error(config).startswith(f"{MATCHING}.vllm.tensor_parallel_size: is 4 but cluster.gpus_per_actor is 0")

@@ -32,7 +32,7 @@ def test_a_cluster_that_does_not_answer_is_named_by_its_setting(monkeypatch: pyt
         pytest.fail("there is none")
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head", "local"])
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head", "local", "head:0", "head:65536"])
 def test_an_address_that_a_driver_cannot_join_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=r"^cluster\.address: must be auto or host:port .* use rollmatch submit"):
         cluster._connect(address, {})
