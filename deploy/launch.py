@@ -86,7 +86,7 @@ def _finished(config: RunConfig, data: Data) -> dict[str, Any] | None:
     setting = "max_steps" if config.training.max_steps >= 0 else "num_train_epochs"
     text = "%s is at step %d of %d: nothing is left to train; raise training.%s to go on"
     log.info(text, config.run_dir, state.step, num_steps, setting)
-    return summary
+    return summary | {"run": str(config.run_dir)}  # its folder may have moved
 
 
 class RunResult(NamedTuple):
