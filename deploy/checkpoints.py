@@ -201,7 +201,7 @@ def begin_run(config: RunConfig, num_records: int) -> ResumePoint | None:
     run_dir.mkdir(parents=True, exist_ok=True)
     if point is not None and from_another:
         write_whole(run_dir / ORIGIN, f"{point.path}\n")
-        copy_history(point.path.parent, run_dir)
+        copy_history(point.path.parent, run_dir, point.state.step)
     rewind(run_dir, point)
     return point
 

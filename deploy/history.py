@@ -4,7 +4,8 @@ A checkpoint remembers how long each file was when it was taken. A run that cont
 that length: steps between checkpoint and crash are trained again, and no reader finds them twice. What happened to the
 run itself stays: starts, restarts and ends in events.jsonl, restart counts in metrics.jsonl.
 
-A run that continues from the checkpoint of another run begins with a copy of that run's files.
+A run that continues from the checkpoint of another run begins with a copy of that run's files, and of the answers to
+its evaluations so far: these are written in the background, so they are cut by their step.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy import ledger
+from deploy.recorder import EVALUATIONS
 from protocol.errors import ConfigError
+from protocol.whole_file import write_whole
 
 FILES = (ledger.NAME, "metrics.jsonl", "events.jsonl", "quarantine.jsonl")
 
@@ -66,14 +69,18 @@ def _byte_before(path: Path, position: int) -> bytes:
         return file.read(1)
 
 
-def copy_history(source: Path, run_dir: Path) -> None:
-    """The files of another run that are not there yet. Each appears whole: so this may be repeated after a crash in it,
-    and what happened to the run itself since then stays."""
+def copy_history(source: Path, run_dir: Path, last_step: int) -> None:
+    """The files of another run that are not there yet, and its evaluations' answers up to `last_step`. Each appears
+    whole: so this may be repeated after a crash in it, and what happened to the run itself since then stays."""
     for name in FILES:
         if (source / name).exists() and not (run_dir / name).exists():
             copy = run_dir / f".{name}.writing"
             shutil.copy(source / name, copy)
             copy.replace(run_dir / name)
+    if (source / EVALUATIONS).exists() and not (run_dir / EVALUATIONS).exists():
+        with (source / EVALUATIONS).open(encoding="utf-8") as lines:
+            whole = [line for line in lines if line.endswith("\n")]
+        write_whole(run_dir / EVALUATIONS, "".join(line for line in whole if json.loads(line)["step"] <= last_step))
 
 
 def _cut(path: Path, length: int, keep: Callable[[Mapping[str, Any]], bool]) -> None:

@@ -160,6 +160,19 @@ def test_a_run_from_another_runs_checkpoint_begins_with_a_copy_of_its_history(tm
     assert (tmp_path / "other.1").exists(), "what had the name before"
 
 
+def test_a_run_from_another_runs_checkpoint_has_the_answers_before_it(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=5)
+    answers = [f'{{"step": {step}, "completion": "ä"}}\n' for step in (0, 2, 4, 5)]
+    (tmp_path / "r" / "evaluations.jsonl").write_text("".join(answers) + '{"step": 0', encoding="utf-8")
+    begin_run(config(tmp_path, run_name="other", resume=str(tmp_path / "r" / "checkpoint-4")), 100)
+    copied = tmp_path / "other" / "evaluations.jsonl"
+    assert copied.read_text(encoding="utf-8") == "".join(answers[:3])
+
+    copied.write_text("".join([*answers[:3], '{"step": 6}\n']), encoding="utf-8")
+    begin_run(config(tmp_path, run_name="other", resume="auto"), 100)
+    assert copied.read_text(encoding="utf-8") == "".join([*answers[:3], '{"step": 6}\n']), "as in any resume"
+
+
 def test_without_a_checkpoint_going_back_forgets_everything(tmp_path: Path) -> None:
     train_to(tmp_path, last_step=1)
     rewind(tmp_path / "r", None)
