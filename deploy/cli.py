@@ -1,7 +1,8 @@
 """The command line: `rollmatch COMMAND --config run.yaml [--base_config base.yaml] [dotted.key=value ...]`.
 
-Exit codes: 0 done; 1 the run failed; 2 the configuration or the data is wrong, which is found before anything is
-started; 130 interrupted.
+Exit codes: 0 done; 1 the run failed; 2 the configuration or the data is wrong; 130 interrupted. Nearly all that is
+wrong is found before anything is changed or started; a port that is taken, room that the cluster can never have, and
+what a learner rank finds when it builds or loads, only after that.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ def train(config: RunConfig) -> dict[str, Any]:
 
     A resume of a run that has got there already starts nothing and returns that run's summary.
 
-    Interrupted after SIGINT or SIGTERM, when the checkpoint is written; ConfigError before anything was started.
+    Interrupted after SIGINT or SIGTERM, when the checkpoint is written. ConfigError, nearly always before anything was
+    changed or started; later for what only this machine, the cluster or a learner rank can tell.
     """
     require_clean(config)
     started = time.monotonic()
