@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from actors.loop import LoopState
+from deploy.health_numbers import without_empty_shares
 from deploy.history import check_lengths, copy_history, cut_back, lengths
 from deploy.ledger import NAME as LEDGER
 from deploy.ledger import check_ledger, read_ledger
@@ -103,11 +104,14 @@ class CheckpointKeeper:
         return path
 
     def _note_best(self, evaluations: Sequence[tuple[int, dict[str, float]]]) -> str | None:
-        """From the evaluations of checkpoints that exist, so that a resumed run decides as one that was not stopped."""
+        """From the evaluations of checkpoints that exist, so that a resumed run decides as one that was not stopped.
+
+        An evaluation that matched nothing has no share of matched pairs: its 1 would make a dead model the best.
+        """
         name, sign = self._training.metric_for_best_model, 1 if self._training.greater_is_better else -1
         scores = {
             f"checkpoint-{step}": metrics[name]
-            for step, metrics in evaluations
+            for step, metrics in ((step, without_empty_shares(measured)) for step, measured in evaluations)
             if name in metrics and _is_complete(self._run_dir / f"checkpoint-{step}")
         }
         if not scores:

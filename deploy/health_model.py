@@ -60,8 +60,8 @@ def _words(n: Numbers) -> Iterator[HealthFinding]:
             f"Of the evaluation's matched objects {percent(exact[0])} had exactly the true description at first, "
             f"{percent(exact[-1])} have it now, which F1 does not see. No setting trains descriptions: they have no "
             "loss, and move with the weights that boxes are trained on. Lower training.learning_rate, train adapters "
-            "(tuner.train_type: lora), or keep the best checkpoint by training.metric_for_best_model: "
-            "eval_rollout_desc_exact_acc_on_matched.",
+            "(tuner.train_type: lora), or choose a checkpoint by F1 and this share together: by the share alone the "
+            "least trained would be the best.",
         )
 
 

@@ -124,7 +124,8 @@ class TrainingConfig(Section):
     save_last_epoch: bool = True
     """Write a checkpoint at the end in any case."""
     metric_for_best_model: NonEmpty = "eval_rollout_f1"
-    """Evaluation metric that selects the best checkpoint; an unknown name is refused at start."""
+    """Evaluation metric that selects the best checkpoint; an unknown name is refused at start. A share of matched pairs
+    does not count where an evaluation matched nothing."""
     greater_is_better: bool = True
     """Whether a larger value of that metric is the better one."""
     logging_steps: PositiveInt = 1

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from actors.loop import LoopState
 from deploy.checkpoints import ResumePoint
+from protocol.metrics import RolloutTotals
+from protocol.segments import SegmentStats
 from tests.deploy.test_checkpoints import keeper, names, state
 
 
@@ -66,3 +69,19 @@ def test_a_checkpoint_remembers_the_evaluation_that_was_made_up_for_after_it(tmp
     assert [step for step, _ in point.state.evaluations] == [1, 2]
     assert point.lengths["metrics.jsonl"] == 3
     assert json.loads((tmp_path / "r" / "best.json").read_text())["value"] == 0.9
+
+
+def test_a_model_that_matches_nothing_is_not_the_best_by_a_share_of_its_matches(tmp_path: Path) -> None:
+    share = "eval_rollout_desc_exact_acc_on_matched"
+    saves = keeper(tmp_path, metric_for_best_model=share, save_total_limit=1)
+    good = SegmentStats(gt_objects=10, valid_predictions=10, matched_pairs=9, desc_pairs_total=9, desc_exact_ok=8)
+    scored = [
+        RolloutTotals.of([stats]).evaluation_metrics(desc_enabled=True)
+        for stats in (SegmentStats(gt_objects=10), good, SegmentStats(gt_objects=10))
+    ]
+    assert [metrics[share] for metrics in scored] == [1.0, 8 / 9, 1.0]
+    for step in (1, 2, 3):
+        saves.snapshot(LoopState(step=step, evaluations=list(enumerate(scored[:step], start=1))), position=0)()
+        assert (tmp_path / "r" / "best.json").exists() == (step > 1)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+    assert json.loads((tmp_path / "r" / "best.json").read_text())["checkpoint"] == "checkpoint-2"

@@ -111,6 +111,8 @@ def test_an_evaluation_whose_descriptions_fall_is_told_though_its_f1_rises() -> 
     words, rise = scored(0.442, 0.357)
     assert (words.level, words.title, rise.title) == (Level.WATCH, "Descriptions got worse", "F1 rises")
     assert "44 % had exactly the true description at first, 36 % have it now" in words.text
+    assert words.text.endswith("by F1 and this share together: by the share alone the least trained would be the best.")
+    assert "metric_for_best_model" not in words.text
     assert "Descriptions got worse" not in [each.title for each in scored(0.442, 0.402)]
 
 
