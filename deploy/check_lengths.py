@@ -23,8 +23,8 @@ from protocol.serialization import assistant_text
 from protocol.vocab import COORD_TOKEN_PATTERN, END_OF_TURN, TokenCodec
 
 MANY_PIECES = 30_000
-"""Different numbered descriptions in a file from which only SAMPLE of its records are counted, from all over it: each
-costs an encoding, and a check should take seconds."""
+"""Different numbered descriptions in a file from which only SAMPLE of its records are counted, of every size and the
+largest among them: each description costs an encoding, and a check should take seconds."""
 SAMPLE = 1_000
 _MATCHING = "custom.extra.rollout_matching"
 _FRAME = (
@@ -121,14 +121,16 @@ class FileLengths:
         """One note, and a finding for each setting that is too small."""
         if not self._records:
             return
-        counted = [self._counter.measure(*each) for each in self._sample()]
+        sample = self._sample()
+        counted = [self._counter.measure(*each) for each in sample]
         answers, rows = [found.answer for found in counted], [found.row for found in counted]
         matching, length = self._config.matching, self._config.global_max_length
         bound = "" if self._counter.is_exact else "lower bounds, for want of a tokenizer: "
+        of = "" if len(sample) == len(self._records) else f" (a sample of {len(self._records)}, of every size)"
         model_len = "" if self._model_len is None else f", vllm.max_model_len {self._model_len}"
         yield note(
             self._path,
-            f"{bound}of {len(counted)} records an answer with all objects has {_spread(answers)} tokens "
+            f"{bound}of {len(counted)} records{of} an answer with all objects has {_spread(answers)} tokens "
             f"(max_new_tokens is {matching.max_new_tokens}), a training row {_spread(rows)} "
             f"(global_max_length is {length}{model_len})",
         )
@@ -148,20 +150,28 @@ class FileLengths:
             yield from self._over("global_max_length", length, "training rows", rows, "they would be quarantined")
 
     def _sample(self) -> Sequence[tuple[Record, int]]:
+        """All, or every so many from the largest down: dense records may be few, or lie at regular places."""
         pieces = {(at, truth.desc) for record, _ in self._records for at, truth in enumerate(record.objects)}
-        step = math.ceil(len(self._records) / SAMPLE) if len(pieces) > MANY_PIECES else 1
-        return self._records[::step]
+        if len(pieces) <= MANY_PIECES:
+            return self._records
+        by_size = sorted(self._records, key=lambda each: _size(each[0]), reverse=True)
+        return by_size[:: math.ceil(len(by_size) / SAMPLE)]
 
     def _over(self, path: str, limit: int, what: str, lengths: Sequence[int], effect: str) -> Iterator[Finding]:
         num_over = sum(length > limit for length in lengths)
         if num_over:
-            share = (
-                f"{100 * num_over / len(lengths):.3g} % of the {what} in {self._file} ({num_over} of {len(lengths)})"
-            )
-            yield warning(path, f"is {limit}, and {share} are longer: {effect}; raise it, {self._needed(max(lengths))}")
+            share = f"{100 * num_over / len(lengths):.3g} % of the {what} in {self._file}"
+            of = f"{num_over} of {len(lengths)} that were counted"
+            needed = self._needed(max(lengths))
+            yield warning(path, f"is {limit}, and {share} ({of}) are longer: {effect}; raise it, {needed}")
 
     def _needed(self, length: int) -> str:
-        return f"{length} would fit all" if self._counter.is_exact else f"at least to {length}"
+        return f"{length} would fit all that were counted" if self._counter.is_exact else f"at least to {length}"
+
+
+def _size(record: Record) -> float:
+    """About the tokens of its answer: two for a coordinate and what follows it, one for four letters."""
+    return sum(2 * len(truth.shape.bins) + len(truth.desc) / 4 for truth in record.objects)
 
 
 def _spread(lengths: Sequence[int]) -> str:

@@ -74,7 +74,7 @@ def test_the_spread_of_lengths_is_a_note(tmp_path: Path) -> None:
 def test_answers_that_no_rollout_can_write_are_counted(tmp_path: Path) -> None:
     (text,) = warnings(found(tmp_path, *[crowd(1)] * 3, crowd(9), custom__rollout_matching={"max_new_tokens": 100}))
     assert text.startswith(
-        f"{MATCHING}.max_new_tokens: is 100, and 25 % of the answers in {tmp_path}/train.jsonl (1 of 4)"
+        f"{MATCHING}.max_new_tokens: is 100, and 25 % of the answers in {tmp_path}/train.jsonl (1 of 4 that were "
     )
     needed = int(text.split("raise it, ")[1].split()[0])
     assert not warnings(found(tmp_path, *[crowd(9)] * 4, custom__rollout_matching={"max_new_tokens": needed}))
@@ -99,8 +99,26 @@ def test_rows_that_would_be_quarantined_are_counted(tmp_path: Path) -> None:
 def test_a_file_of_many_descriptions_is_counted_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_lengths, "MANY_PIECES", 8)
     monkeypatch.setattr(check_lengths, "SAMPLE", 2)
-    assert any("of 2 records an answer" in each.message for each in found(tmp_path, *[crowd(9)] * 4))
+    sampled = found(tmp_path, *[crowd(9)] * 4)
+    assert any("of 2 records (a sample of 4, of every size) an answer" in each.message for each in sampled)
     assert any("of 4 records an answer" in each.message for each in found(tmp_path, *[crowd(1)] * 4))
+
+
+def test_a_sample_holds_the_largest_record_and_dense_ones_by_their_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second line from the first would see neither."""
+    monkeypatch.setattr(check_lengths, "MANY_PIECES", 8)
+    monkeypatch.setattr(check_lengths, "SAMPLE", 4)
+    limit = {"custom__rollout_matching": {"max_new_tokens": 100}}
+    (one,) = warnings(found(tmp_path, *[crowd(1)] * 7, crowd(9), **limit))
+    assert "25 % of the answers" in one
+    largest = TokenCounter(load_codec(str(MODEL))).measure(list(read_records(tmp_path / "train.jsonl"))[7], 0).answer
+    assert one.endswith(f"raise it, {largest} would fit all that were counted")
+    (half,) = warnings(found(tmp_path, *[crowd(1), crowd(8)] * 3, crowd(1), crowd(9), **limit))
+    assert "50 % of the answers" in half
+    wordy = record(objects=[{"bbox_2d": [1, 1, 2, 2], "desc": " ".join(f"cell{at}" for at in range(60))}])
+    assert warnings(found(tmp_path, *[crowd(n) for n in (1, 2, 3, 4, 2, 2, 2)], wordy, **limit))
 
 
 def test_without_a_tokenizer_the_image_and_the_coordinates_are_counted(tmp_path: Path) -> None:
