@@ -21,19 +21,26 @@ def findings(
     evaluations: Rows,
     setting: Callable[[str, Any], Any],
     events: Sequence[Mapping[str, Any]] = (),
+    *,
+    finished: bool = False,
 ) -> list[HealthFinding]:
-    """Everything there is to say, the worst first. `setting(path, default)` reads the run's configuration."""
-    if not steps:
+    """Everything there is to say, the worst first. `setting(path, default)` reads the run's configuration.
+
+    What has finished without a step was not to train, as an evaluation: nothing is missing then, and nothing praised.
+    """
+    if not steps and not finished:
         return [HealthFinding(Level.WATCH, "No optimizer step yet", "The run has not trained a window so far.")]
     numbers = Numbers(steps, evaluations, setting, events)
     found = [finding for rule in RULES for finding in rule(numbers)]
-    if all(finding.level is Level.GOOD for finding in found):
+    if steps and all(finding.level is Level.GOOD for finding in found):
         found.append(HealthFinding(Level.GOOD, "Nothing stands out", "All health counters are within their bounds."))
     return sorted(found, key=lambda finding: list(Level).index(finding.level))
 
 
 def verdict(found: Sequence[HealthFinding]) -> tuple[Level, str]:
     """The findings in one word or two: `(Level.BAD, "2 to act on, 1 to watch")`."""
+    if not found:
+        return Level.GOOD, "not trained"
     counts = {level: sum(finding.level is level for finding in found) for level in Level}
     if not counts[Level.BAD] and not counts[Level.WATCH]:
         return Level.GOOD, "healthy"

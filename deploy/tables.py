@@ -52,7 +52,7 @@ def print_health(run_dir: Path, *, console: Console | None = None) -> None:
     """What stands out in a run's numbers, as the report has it; nothing where all is well."""
     data = read_run(run_dir, with_rollouts=False)
     console = console or Console()
-    for finding in findings(data.steps, data.evaluations, data.setting, data.events):
+    for finding in findings(data.steps, data.evaluations, data.setting, data.events, finished=data.summary is not None):
         if finding.level is not Level.GOOD:
             title = Text(f"{LEVEL_WORDS[finding.level]}: {finding.title}. ", "bold")
             console.print(title + Text(finding.text[:1].upper() + finding.text[1:]))

@@ -183,7 +183,7 @@ def _version(data: RunData) -> str:
 
 
 def _findings(data: RunData) -> RenderableType:
-    found = findings(data.steps, data.evaluations, data.setting, data.events)
+    found = findings(data.steps, data.evaluations, data.setting, data.events, finished=data.summary is not None)
     level, words = verdict(found)
     text = Text()
     for finding in found:

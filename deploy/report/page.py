@@ -87,7 +87,7 @@ def _view(run: RunData, at: int, figures: dict[str, Any]) -> RunView:
         figures[key] = figure
     state, state_class = run_state(run)
     best, worst = best_and_worst(run)
-    found = findings(run.steps, run.evaluations, run.setting, run.events)
+    found = findings(run.steps, run.evaluations, run.setting, run.events, finished=run.summary is not None)
     level, words = verdict(found)
     return RunView(
         run=run,

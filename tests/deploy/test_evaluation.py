@@ -77,7 +77,11 @@ def test_the_answers_are_kept_in_a_folder_that_report_and_replay_read(
     page = (out / "report.html").read_text()
     assert f"{metrics['eval_rollout_f1']:.3f} → {metrics['eval_rollout_f1']:.3f}" in page
     assert "of the evaluated answers" in page
+    assert "No optimizer step yet" not in page
+    assert '<span class="badge good">not trained</span>' in page
     capsys.readouterr()
+    assert main(["watch", "--once", str(out)]) == 0
+    assert "No optimizer step yet" not in capsys.readouterr().out
     assert main(["replay", "--run", str(out), "--key", "record=2/epoch=-1"]) == 0
     assert "record=2/epoch=-1" in capsys.readouterr().out
 

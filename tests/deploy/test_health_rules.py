@@ -165,6 +165,16 @@ def test_a_healthy_run_says_so_and_a_run_without_steps_too() -> None:
     assert [found.title for found in said([])] == ["No optimizer step yet"]
 
 
+def test_what_has_finished_without_a_step_lacks_none_and_is_not_called_healthy() -> None:
+    def of(*, finished: bool) -> list[HealthFinding]:
+        scores = [{"step": 0.0, "eval_rollout_f1": 0.1}]
+        return findings([], scores, lambda path, default: default, finished=finished)
+
+    assert [found.title for found in of(finished=False)] == ["No optimizer step yet"]
+    assert of(finished=True) == []
+    assert verdict([]) == (Level.GOOD, "not trained")
+
+
 def test_the_worst_comes_first_and_numbers_that_are_not_finite_do_no_harm() -> None:
     found = said(rows(rollout__f1=lambda s: float("nan") if s == 3 else s / 200, rollout__duplicate_rate=0.2))
     assert [each.level for each in found] == [Level.BAD, Level.GOOD]
