@@ -6,7 +6,7 @@ The token is where Ray looks for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.r
 
 | who waits | for what | who ends the wait | deadline |
 |---|---|---|---|
-| `_accepted` | the head's job agent | the head | 120 s |
+| `_accepted` | the head's job agent | the head | 120 s after the first answer |
 | `_Client` | the upload of the checkout | the network | a minute, and a second more for each 64 KiB |
 
 Following and stopping: `deploy.job`.
@@ -15,6 +15,7 @@ Following and stopping: `deploy.job`.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import secrets
 import shlex
@@ -146,9 +147,10 @@ def _client(address: str) -> JobSubmissionClient:
 def _accepted(client: JobSubmissionClient, command: str, runtime_env: dict[str, Any], run: str) -> str:
     """Uploads and submits under a name of our own, so that a lost answer can be asked for again without a second job.
 
-    A head that has just started has no agent for jobs yet, which is worth another try.
+    A head that has just started has no agent for jobs yet, which is worth another try. The time for that begins when
+    the first try ends, since the upload within it has a limit of its own.
     """
-    job, deadline = f"rollmatch-{run}-{secrets.token_hex(4)}", time.monotonic() + ACCEPT_S
+    job, deadline = f"rollmatch-{run}-{secrets.token_hex(4)}", math.inf
     while True:
         try:
             client.submit_job(entrypoint=command, runtime_env=runtime_env, submission_id=job, metadata={"run": run})
@@ -157,6 +159,7 @@ def _accepted(client: JobSubmissionClient, command: str, runtime_env: dict[str, 
             reason = str(error).splitlines()[0]
         if "already exists" in reason:
             return job  # the answer to an earlier try was lost
+        deadline = min(deadline, time.monotonic() + ACCEPT_S)
         if time.monotonic() > deadline:
             raise DeadlineError(
                 f"the cluster did not accept the job within {ACCEPT_S:.0f} s: {reason}; look at the head's log"

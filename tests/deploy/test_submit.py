@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 from deploy import submit
 from deploy.submit import ROOT, RUNTIME_ENV, _client, entrypoint, portability
 from protocol.config import RunConfig, load_config
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, DeadlineError
 
 DEMO = ROOT / "configs" / "demo.yaml"
 EXCLUDES = yaml.safe_load(RUNTIME_ENV.read_text())["excludes"]
@@ -98,3 +99,29 @@ def test_a_slow_uplink_has_the_time_that_its_package_takes(monkeypatch: pytest.M
     assert limits[0][0] > 20_000_000 * 8 / 2e6
     assert limits[1] == (submit.REQUEST_S, submit.REQUEST_S)
     assert limits[0][1] == submit.REQUEST_S, "what the head does with it has no longer"
+
+
+class Head:
+    """Its uplink takes 200 s for the package, once; its agent for jobs starts when `ready_at` has come."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ready_at: float) -> None:
+        self.now, self._ready_at, self._uploaded = 0.0, ready_at, False
+        monkeypatch.setattr(submit, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._pass))
+
+    def _pass(self, seconds: float) -> None:
+        self.now += seconds
+
+    def submit_job(self, **_: Any) -> None:
+        self.now += 0.0 if self._uploaded else 200.0
+        self._uploaded = True
+        if self.now < self._ready_at:
+            raise RuntimeError("No available agent to submit job, please try again later.")
+
+
+def test_the_time_of_a_slow_upload_is_not_taken_from_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = Head(monkeypatch, ready_at=300)
+    assert submit._accepted(head, "true", {}, "demo").startswith("rollmatch-demo-")
+    head = Head(monkeypatch, ready_at=1_000)
+    with pytest.raises(DeadlineError, match="did not accept the job within 120 s: No available agent"):
+        submit._accepted(head, "true", {}, "demo")
+    assert 320 <= head.now <= 330
