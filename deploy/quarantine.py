@@ -68,7 +68,8 @@ class Quarantine:
         advice = ADVICE.get(kind, "") if count > MOST * len(self._reasons) else ""
         return (
             f"{len(self._reasons)} records are quarantined, quarantine.max_records is {self._limit}: {told}; "
-            f"{advice or 'mend the data'}, or raise the limit (each record with its reason: {self._path})"
+            f"{advice or 'mend the data'}; raise the limit too, since a resume counts on from these "
+            f"(each with its reason: {self._path})"
         )
 
 

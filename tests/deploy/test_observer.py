@@ -11,7 +11,7 @@ import pytest
 
 from actors.loop import LoopState
 from actors.outcome import Outcome
-from deploy.checkpoints import ResumePoint
+from deploy.checkpoints import CheckpointKeeper, ResumePoint, begin_run
 from deploy.exporter import OTHER, QUARANTINE_REASONS
 from deploy.observer import RunObserver
 from deploy.quarantine import ADVICE
@@ -20,7 +20,7 @@ from protocol.config import RunConfig
 from protocol.config.explain import all_paths
 from protocol.contracts import RequestKey
 from protocol.errors import DataFailure, LearnerError
-from tests.deploy.test_checkpoints import config
+from tests.deploy.test_checkpoints import FolderLearner, config
 
 
 def small(folder: Path, **sections: Any) -> RunConfig:
@@ -63,8 +63,26 @@ def test_too_many_records_end_the_run_with_their_reasons_and_what_to_change_for_
     assert "quarantine.jsonl" in str(ended.value)
     with RunObserver(small(tmp_path / "b", quarantine={"max_records": 1}), 10) as observer:
         observer.quarantine(failed(0, reasons[0]))
-        with pytest.raises(DataFailure, match=r"1 x Oversize, 1 x ImageError; mend the data, or raise the limit"):
+        with pytest.raises(DataFailure, match=r"1 x Oversize, 1 x ImageError; mend the data; raise the limit too"):
             observer.quarantine(failed(2, reasons[2]))
+
+
+def test_a_run_that_its_quarantine_ended_resumes_under_a_higher_limit_as_it_said(tmp_path: Path) -> None:
+    run_config = small(tmp_path, quarantine={"max_records": 1})
+    with RunObserver(run_config, 10) as observer:
+        observer.quarantine(failed(1))
+        with pytest.raises(DataFailure, match="raise the limit too, since a resume counts on from these"):
+            observer.quarantine(failed(2))
+    CheckpointKeeper(run_config, FolderLearner(), 100).snapshot(LoopState(), position=0)()
+    for limit in (1, 3):
+        resumed = small(tmp_path, quarantine={"max_records": limit}, training={"resume": "auto"})
+        begin_run(resumed, 100)
+        with RunObserver(resumed, 10) as observer:
+            if limit == 1:
+                with pytest.raises(DataFailure, match="3 records are quarantined"):
+                    observer.quarantine(failed(3))
+            else:
+                assert observer.quarantine(failed(3))
 
 
 def test_every_reason_has_an_advice_that_names_settings_that_exist() -> None:
