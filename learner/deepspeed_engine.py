@@ -27,7 +27,13 @@ import deepspeed
 import torch
 from deepspeed import comm
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
-from deepspeed.utils import logger, safe_get_full_fp32_param
+from deepspeed.utils import (
+    logger,
+    safe_get_full_fp32_param,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_local_fp32_param,
+)
 from torch import Tensor, nn
 
 from learner.collate import Batch
@@ -163,6 +169,15 @@ class TrainEngine:
             if master is not None:
                 return master.detach()
         return parameter.detach().float()
+
+    def set_full_precision(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Makes `value` [shape of the parameter] the master of a 16-bit parameter, which stays as it is."""
+        if self.stage < 3:
+            safe_set_full_fp32_param(parameter, value)
+            return
+        own = safe_get_local_fp32_param(parameter)  # equally large on all ranks: the last one's may be padded
+        padded = nn.functional.pad(value.flatten(), (0, own.numel() * self.world_size - value.numel()))
+        safe_set_local_fp32_param(parameter, padded.narrow(0, own.numel() * self.rank, own.numel()))
 
     def offload(self, parts: Sequence[str]) -> None:
         """Moves `model` (frozen weights too) and `optimizer` states to host memory; with ZeRO 2, others in part."""

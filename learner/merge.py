@@ -123,10 +123,36 @@ def to_host(tensor: Tensor) -> Tensor:
 
 def merge_layer(template: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """fp32 tensors of the base layer with its adapter merged in, by peft's own rule, on a clone of `template`."""
-    clone = deepcopy(template)
-    clone.load_state_dict(dict(values), assign=True)
+    clone = _filled(template, values)
     clone.merge(safe_merge=True)  # `values` may be the model's own tensors: a plain merge would add to them in place
     return {name: parameter.detach() for name, parameter in clone.get_base_layer().named_parameters()}
+
+
+def _filled(template: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """A clone of `template` that holds `values` themselves."""
+    clone = deepcopy(template)
+    clone.load_state_dict(dict(values), assign=True)
+    return clone
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def exact_magnitudes(units: Sequence[Unit], source: ParameterSource) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """DoRA's magnitudes in 16 bits, each with the fp32 norms [rows] that an untrained one stands for. Collective.
+
+    peft rounds the norms to the parameters' dtype, by up to 0.4 % in bfloat16. The trained forward divides by norms
+    that are rounded alike; the merge divides by fp32 norms, and would scale each row by what was rounded.
+    """
+    for unit in units:
+        for adapter, vector in getattr(unit.module, "lora_magnitude_vector", {}).items():
+            if vector.weight.dtype == torch.float32:
+                continue
+            assert unit.template is not None, "a layer with an adapter has a template"
+            with source.gathered(list(unit.parameters.values())):
+                values = {name: source.full_precision(p) for name, p in unit.parameters.items()}
+                clone = _filled(unit.template, values)
+                base, delta = clone.get_base_layer().weight, clone.get_delta_weight(adapter)
+                norms = clone.lora_magnitude_vector[adapter].get_weight_norm(base, delta, scaling=1)
+            yield vector.weight, norms
 
 
 def fused_layer(module: str) -> str:

@@ -25,7 +25,7 @@ from learner.collate import Batch, Vision, collate_nothing, collate_packed, coll
 from learner.deepspeed_engine import TrainEngine, join
 from learner.export import check_names, start_folder, write_adapter, write_merged
 from learner.losses import LossSums, StepCounts, make_sums, scales
-from learner.merge import MergedWeights, Rounding
+from learner.merge import MergedWeights, Rounding, exact_magnitudes
 from learner.model import HeadOutput, build_policy, signature
 from learner.nccl_sender import NcclSender
 from learner.prompt_encoder import PromptEncoder
@@ -53,6 +53,8 @@ class LearnerWorker:
         self._weights = MergedWeights(self._policy, getattr(torch, settings.torch_dtype))
         check_names(self._weights.names(), start, tied={"lm_head.weight"})
         self._engine = TrainEngine(self._policy, settings)
+        for magnitudes, norms in exact_magnitudes(self._weights.units, self._engine):
+            self._engine.set_full_precision(magnitudes, norms)
         self._sender = NcclSender()
         self._residence = Residence(self._engine, settings.offload)
         self._encoder = PromptEncoder(settings)

@@ -11,13 +11,17 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from learner.deepspeed_engine import TrainEngine, _optimizer, join
 from learner.settings import LearnerSettings, OptimizerSettings
 from learner.worker import LearnerWorker
 from protocol.errors import ConfigError
 from protocol.segments import Segment
+from protocol.weights import WeightsManifest
+from tests.integration.learner_cases import unpack
 from tests.learner import tiny
+from tests.learner.merging import DORA
 
 
 def test_without_a_compiler_an_offloaded_optimizer_is_refused_by_its_path(
@@ -76,3 +80,31 @@ def test_a_resume_takes_weight_decay_betas_epsilon_and_clipping_from_its_own_set
     assert getattr(resumed._engine._optimizer, "clip_grad", 0.5) == 0.5
     state = resumed._engine._engine.basic_optimizer.state
     assert any(values["exp_avg"].any() for values in state.values()), "the moments are those that were saved"
+
+
+@pytest.fixture
+def in_16_bits(tmp_path: Path) -> Path:
+    """A checkpoint whose files hold bfloat16, with rows of many lengths."""
+    start = tiny.write_checkpoint(tmp_path / "start")
+    stored = {name: tensor.bfloat16() for name, tensor in load_file(start / "model.safetensors").items()}
+    save_file(stored, start / "model.safetensors", metadata={"format": "pt"})
+    return start
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_dora_in_16_bits_serves_the_checkpoint_itself_before_a_step(
+    one_rank: None, in_16_bits: Path, segments: list[Segment], stage: int
+) -> None:
+    zero = {"zero_optimization": {"stage": stage}}
+    learner = LearnerWorker(tiny.settings(in_16_bits, torch_dtype="bfloat16", tuner=DORA, deepspeed=zero))
+    *buckets, manifest = learner.publish(0, True)
+    assert isinstance(manifest, WeightsManifest)
+    served, stored = unpack(manifest, buckets), load_file(in_16_bits / "model.safetensors")
+    assert served.keys() == stored.keys()
+    assert [name for name, tensor in stored.items() if (served[name] != tensor.float().numpy()).any()] == []
+    assert "rounding_lost_share" not in manifest.extra, "the merge moved nothing"
+
+    assert not learner.train_step([segments]).skipped
+    *_, manifest = learner.publish(1, False)
+    assert isinstance(manifest, WeightsManifest)
+    assert manifest.changed_tensors > 0
