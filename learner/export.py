@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from learner.merge import ParameterSource
 from learner.model import Policy, trainable
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, ContractError
 
 SHARD_BYTES = 4 * 2**30
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 WEIGHT_INDEX = "*.index.json"
 COPIED = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
@@ -64,7 +66,7 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> str:
     shards.append(_save(folder, len(shards), pending))
     names = [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
     if len(shards) == 1:
-        names = ["model.safetensors"]
+        names = [SINGLE]
     for number, name in enumerate(names):
         (folder / _temporary(number)).rename(folder / name)
     if len(shards) > 1:
@@ -114,12 +116,49 @@ def start_folder(model: str) -> Path:
 
 def names_on_disk(start: Path) -> set[str] | None:
     """Tensor names of a safetensors checkpoint; None where it has another format."""
-    if (start / INDEX).is_file():
-        return set(json.loads((start / INDEX).read_text(encoding="utf-8"))["weight_map"])
-    if not (start / "model.safetensors").is_file():
-        return None
-    with safe_open(start / "model.safetensors", "pt") as file:
-        return set(file.keys())
+    return set(_places(start)) or None
+
+
+def _places(start: Path) -> dict[str, str]:
+    """The file of each tensor of a safetensors checkpoint, as transformers picks it; empty for another format."""
+    if (start / SINGLE).is_file():
+        with safe_open(start / SINGLE, "pt") as file:
+            return dict.fromkeys(file.keys(), SINGLE)
+    if not (start / INDEX).is_file():
+        return {}
+    places: dict[str, str] = json.loads((start / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    return places
+
+
+def compared_with(start: Path, tensors: Iterable[tuple[str, Tensor, bool]]) -> Iterator[tuple[str, Tensor, bool]]:
+    """Hands `tensors` on, and after the last of them finds those that are not what the start checkpoint holds.
+
+    One that is stored in another dtype, or not at all, has nothing to be compared with.
+
+    Raises:
+        ContractError: what nobody has trained differs from its file.
+    """
+    places, compared, different = _places(start), 0, []
+    with ExitStack() as opened:
+        files = {file: opened.enter_context(safe_open(start / file, "pt")) for file in set(places.values())}
+        for name, tensor, can_change in tensors:
+            stored = files[places[name]].get_tensor(name) if name in places else None
+            if stored is not None and stored.dtype == tensor.dtype:
+                compared += 1
+                if not _is_same(tensor, stored):
+                    different.append(name)
+            yield name, tensor, can_change
+    if different:
+        raise ContractError(
+            f"before any step {len(different)} of {compared} merged tensors differ from those of {start} (first "
+            f"{different[:3]}), so engines would serve what nobody trained; the learner owes the checkpoint itself: "
+            "report it, and train without tuner.use_dora or with another tuner.train_type"
+        )
+
+
+def _is_same(merged: Tensor, stored: Tensor) -> bool:
+    """The tolerance is for float32, whose norms may be summed in another order; 16 bits have no two values so near."""
+    return torch.equal(merged, stored) or bool(torch.allclose(merged, stored, rtol=1e-5, atol=0.0, equal_nan=True))
 
 
 def read_merged(folder: Path) -> Iterator[tuple[str, Tensor]]:

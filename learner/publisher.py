@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from learner.adapter_weights import AdapterWeights
+from learner.export import compared_with
 from learner.merge import MergedWeights, ParameterSource, Rounding
 from protocol.checksums import checksum, combined
 from protocol.shared_bytes import SharedBytes
@@ -43,9 +45,14 @@ class Publisher:
         self._digests: dict[str, str] = {}
         self.steps_since_publish = 0
 
-    def remember(self) -> None:
-        """Takes the present weights as what was published last: the start checkpoint, or a restored one."""
+    def remember(self, start: Path | None = None) -> None:
+        """Takes the present weights as what was published last: the start checkpoint, or a restored one.
+
+        With `start`, the folder of that checkpoint, ContractError where they are not those of its files.
+        """
         tensors = self._weights.tensors(self._source, Rounding(), only_changing=True, keep=self._keep)
+        if start is not None:
+            tensors = compared_with(start, tensors)
         self._digests = {name: checksum(_bytes(tensor)) for name, tensor, _ in tensors}
         self.steps_since_publish = 0
 

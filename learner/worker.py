@@ -60,7 +60,7 @@ class LearnerWorker:
         self._encoder = PromptEncoder(settings)
         served = AdapterWeights(self._policy, self._weights.dtype) if settings.publishes_adapter else self._weights
         self._publisher = Publisher(served, self._engine, settings.bucket_bytes, is_first=self._engine.rank == 0)
-        self._publisher.remember()
+        self._publisher.remember(start)
         self.step = 0
         """Optimizer steps of the run so far, skipped ones included."""
         seed_all(settings.seed + self._engine.rank)

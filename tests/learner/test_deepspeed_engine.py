@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from learner import worker as worker_module
 from learner.deepspeed_engine import TrainEngine, _optimizer, join
 from learner.settings import LearnerSettings, OptimizerSettings
 from learner.worker import LearnerWorker
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, ContractError
 from protocol.segments import Segment
 from protocol.weights import WeightsManifest
 from tests.integration.learner_cases import unpack
@@ -108,3 +109,14 @@ def test_dora_in_16_bits_serves_the_checkpoint_itself_before_a_step(
     *_, manifest = learner.publish(1, False)
     assert isinstance(manifest, WeightsManifest)
     assert manifest.changed_tensors > 0
+
+
+def test_a_learner_that_would_serve_something_else_before_a_step_does_not_start(
+    one_rank: None, in_16_bits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "exact_magnitudes", lambda *_: ())
+    zero = {"zero_optimization": {"stage": 2}}
+    with pytest.raises(
+        ContractError, match=r"before any step \d+ of 26 merged tensors differ .*without tuner\.use_dora"
+    ):
+        LearnerWorker(tiny.settings(in_16_bits, torch_dtype="bfloat16", tuner=DORA, deepspeed=zero))

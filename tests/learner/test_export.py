@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from transformers import Qwen3VLForConditionalGeneration
 
 from learner import export
-from learner.export import check_names, names_on_disk, read_merged, write_adapter
+from learner.export import check_names, compared_with, names_on_disk, read_merged, write_adapter
 from learner.model import build_policy
 from learner.settings import TunerSettings
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, ContractError
 from tests.learner import tiny
 from tests.learner.merging import DORA, TIED, TIED_BOTH, Unpartitioned, disturbed, exported
 
@@ -101,3 +101,26 @@ def test_a_checkpoint_with_other_names_is_refused_but_for_a_tied_copy(checkpoint
         check_names(names | {"model.extra"}, checkpoint, set())
     with pytest.raises(ConfigError, match=rf"disagree about 1 tensors \(only on disk: \['{first}'\]"):
         check_names(names - {first}, checkpoint, set())
+
+
+def test_a_merge_is_compared_with_what_the_checkpoint_holds_under_its_name_and_dtype(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "SHARD_BYTES", 40_000)
+    policy = build_policy(tiny.settings(checkpoint))
+    with torch.no_grad():
+        policy.head.weight[0, 0] = -0.0
+    start = exported(policy, checkpoint, tmp_path / "start", torch.bfloat16)
+    stored = {name: tensor + 0.0 for name, tensor in read_merged(start)}  # what adding no adapter makes of -0.0
+    name = min(stored)
+    extra = {"not.on.disk": torch.ones(1)}
+    same = [(each, tensor, True) for each, tensor in (stored | extra).items()]
+    in_another_dtype = (name, stored[name].float() + 1, True)
+    assert len(list(compared_with(start, [in_another_dtype, *same]))) == len(stored) + 2
+
+    off = stored[name].clone()
+    off.view(torch.int16).flatten()[0] += 1  # to the next number
+    given = iter([(name, off, True), *same])
+    with pytest.raises(ContractError, match=rf"before any step 1 of {len(stored) + 1} merged .*first \['{name}'\]"):
+        list(compared_with(start, given))
+    assert next(given, None) is None, "it raises after the last: until then other ranks wait in collectives"
