@@ -6,6 +6,7 @@ both sides hold the same processor, template and image until the ids are equal (
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from transformers import AutoProcessor
 from learner.collate import Vision, check_prompt
 from learner.settings import LearnerSettings
 from protocol.contracts import IntArray
-from protocol.errors import ImageError
+from protocol.errors import ImageError, LearnerError
 from protocol.record_lines import IMAGE_FORMATS, MAX_IMAGE_PIXELS
 from protocol.segments import Segment
+
+TRIES = 3
+"""Of reading an image that the operating system refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +42,15 @@ class Prompt:
 class PromptEncoder:
     """Reads images in threads, ahead of who needs them, and remembers them: a window is trained `m_steps` times."""
 
-    def __init__(self, settings: LearnerSettings) -> None:
+    def __init__(self, settings: LearnerSettings, pause_s: float = 1.0) -> None:
+        """`pause_s` lies between two tries to read an image."""
         self._processor = AutoProcessor.from_pretrained(settings.model)
         self._text = self._template(settings.system_prompt, settings.user_prompt)
         self._threads = ThreadPoolExecutor(max(1, settings.image_threads), thread_name_prefix="pixels")
         self._prompts: dict[tuple[str, ...], Future[Prompt]] = {}
         """By images, oldest first."""
         self._limit = settings.pixel_cache_bytes
+        self._pause_s = pause_s
 
     def prefetch(self, segments: Sequence[Segment]) -> None:
         """Begins to read what the segments of a step need, in their order; waits for nothing and raises nothing.
@@ -63,7 +69,8 @@ class PromptEncoder:
 
         Raises:
             PromptMismatchError: the ids differ.
-            ImageError: an image is missing, unreadable, or was resized on its way.
+            ImageError: an image cannot be decoded, or was resized on its way.
+            LearnerError: this machine could not read an image, `TRIES` times.
         """
         self._begin(segments)
         prompts = [self._prompts[segment.images].result() for segment in segments]
@@ -89,7 +96,7 @@ class PromptEncoder:
         return text
 
     def _encode(self, segment: Segment) -> Prompt:
-        images = [_open(path, segment) for path in segment.images]
+        images = [_open(path, segment, self._pause_s) for path in segment.images]
         encoded = self._processor(text=[self._text], images=images, return_tensors="pt")
         vision = Vision(encoded["pixel_values"], encoded["image_grid_thw"])
         patch = self._processor.image_processor.patch_size
@@ -108,13 +115,31 @@ def _num_bytes(future: Future[Prompt]) -> int:
     return future.result().num_bytes if future.done() and future.exception() is None else 0
 
 
-def _open(path: str, segment: Segment) -> Image.Image:
+def _open(path: str, segment: Segment, pause_s: float) -> Image.Image:
+    """ImageError where the file is no image, LearnerError where the operating system does not hand it over."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            return _decode(path, segment)
+        except OSError as error:  # the engine has read this very file, so it may be back in a moment
+            if attempt == TRIES:
+                raise LearnerError(
+                    f"{segment.key}: cannot read {path}, {TRIES} tries: {error}; the engine could, so this machine or "
+                    "its mount failed: check that all nodes see the same files"
+                ) from error
+            time.sleep(pause_s)
+    raise AssertionError("the last try returns or raises")
+
+
+def _decode(path: str, segment: Segment) -> Image.Image:
+    """The image as RGB. OSError with an `errno` as the operating system raised it; all else is an ImageError."""
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_IMAGE_PIXELS:
                 raise OSError(f"{image.width}x{image.height} pixels, the most is {MAX_IMAGE_PIXELS}")
             return image.convert("RGB")
     except Exception as error:  # a broken file makes Pillow raise almost anything
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ImageError(
             f"{segment.key}: cannot read {path}: {error}; the engine could: check that all nodes see the same files"
         ) from error

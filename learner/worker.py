@@ -73,8 +73,8 @@ class LearnerWorker:
             fetch_s: time the caller spent on getting the segments.
 
         Raises:
-            PromptMismatchError, ImageError: on the rank it happened, before its micro-batch's forward; PeerError on the
-                others. No parameter has moved.
+            PromptMismatchError, ImageError, LearnerError: from the encoder, on the rank it happened, before its
+                micro-batch's forward; PeerError on the others. No parameter has moved.
         """
         self._residence.enter()
         segments = [segment for pack in micro_batches for segment in pack]

@@ -120,9 +120,10 @@ def check_adapter(folder: Path, start: Path) -> None:
     assert any(not torch.equal(parameter, before[name]) for name, parameter in merged.named_parameters())
 
 
-def test_one_ranks_failure_ends_the_step_and_the_group(start: Path, segments: list[Segment]) -> None:
+def test_one_ranks_failure_ends_the_step_and_the_group(start: Path, segments: list[Segment], tmp_path: Path) -> None:
     group = started(start)
-    broken = [*segments[:3], replace(segments[3], images=("/nowhere.png",))]
+    (tmp_path / "text.png").write_text("no image")
+    broken = [*segments[:3], replace(segments[3], images=(str(tmp_path / "text.png"),))]
     began = time.monotonic()
     with pytest.raises(ImageError, match=r"learner rank 0 failed in train_step: record=3(?s:.*)File .*prompt_encoder"):
         group.train_step(SHARDED, in_store(broken))

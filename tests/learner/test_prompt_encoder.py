@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from learner.prompt_encoder import PromptEncoder
-from protocol.errors import ImageError, PromptMismatchError
+from protocol.errors import ImageError, LearnerError, PromptMismatchError
 from protocol.segments import Segment
 from tests.learner import tiny
 
 
 @pytest.fixture(scope="module")
 def encoder(checkpoint: Path) -> Iterator[PromptEncoder]:
-    encoder = PromptEncoder(tiny.settings(checkpoint))
+    encoder = PromptEncoder(tiny.settings(checkpoint), pause_s=0.0)
     yield encoder
     encoder.close()
 
@@ -51,8 +54,41 @@ def test_another_system_prompt_is_a_mismatch(checkpoint: Path, segments: list[Se
 
 
 def test_a_missing_image_names_its_path(encoder: PromptEncoder, segments: list[Segment]) -> None:
-    with pytest.raises(ImageError, match=r"record=0/epoch=0/rollout=0: cannot read /nowhere\.png"):
+    with pytest.raises(LearnerError, match=r"record=0/epoch=0/rollout=0: cannot read /nowhere\.png, 3 tries: .*mount"):
         encoder.encode_all([replace(segments[0], images=("/nowhere.png",))])
+
+
+@pytest.mark.parametrize(("failures", "is_read"), [(2, True), (3, False)])
+def test_an_image_that_the_machine_does_not_hand_over_is_tried_again_and_then_the_learners_failure(
+    checkpoint: Path, segments: list[Segment], monkeypatch: pytest.MonkeyPatch, failures: int, is_read: bool
+) -> None:
+    """Not the data's, which would end the run: the engine has read that file."""
+    left, real = [errno.ESTALE, errno.EMFILE, errno.EIO][:failures], Image.open
+
+    def fail_first(path: str, **options: Any) -> Image.Image:
+        if left:
+            raise OSError(left.pop(), "not now", path)
+        return real(path, **options)
+
+    monkeypatch.setattr(Image, "open", fail_first)
+    encoder = PromptEncoder(tiny.settings(checkpoint), pause_s=0.0)
+    if is_read:
+        assert len(encoder.encode_all(segments[:1])) == 1
+    else:
+        with pytest.raises(LearnerError, match="not now"):
+            encoder.encode_all(segments[:1])
+    encoder.close()
+
+
+def test_an_image_that_cannot_be_decoded_is_the_datas_failure(
+    encoder: PromptEncoder, tmp_path: Path, segments: list[Segment]
+) -> None:
+    no_image, cut = tmp_path / "text.png", tmp_path / "cut.png"
+    no_image.write_text("hello")
+    cut.write_bytes(Path(segments[0].images[0]).read_bytes()[:2000])
+    for path in (no_image, cut):
+        with pytest.raises(ImageError, match=f"cannot read {path}"):
+            encoder.encode_all([replace(segments[0], images=(str(path),))])
 
 
 def test_an_image_that_the_processor_would_resize_is_refused(
@@ -83,7 +119,7 @@ def test_reading_ahead_raises_only_where_the_pixels_are_wanted(encoder: PromptEn
     broken = replace(segments[3], images=("/gone.png",))
     encoder.prefetch([*segments[:3], broken])
     assert len(encoder.encode_all(segments[:3])) == 3
-    with pytest.raises(ImageError, match=r"record=3/epoch=0/rollout=0: cannot read /gone\.png"):
+    with pytest.raises(LearnerError, match=r"record=3/epoch=0/rollout=0: cannot read /gone\.png"):
         encoder.encode_all([broken])
 
 
