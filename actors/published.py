@@ -7,6 +7,8 @@ forgotten, which frees them in the object store.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +16,12 @@ from typing import Any
 from actors.engine import LoadReport
 from protocol.errors import NothingChangedError, SyncError
 from protocol.weights import TensorEntry, WeightsManifest
+
+log = logging.getLogger("rollmatch.sync")
+
+REAL_RATE = 1e-8
+"""AdamW moves a parameter by about the learning rate. Below this, that is less than a ten-thousandth of the distance
+between neighbours in bfloat16 at 0.02, a usual weight: rounding can hide a whole step, as where a decay ends at 0."""
 
 
 class PublishedWeights:
@@ -73,13 +81,28 @@ def check_attested(engine: str, report: LoadReport, manifest: WeightsManifest) -
 
 
 def check_changed(manifest: WeightsManifest) -> None:
-    """NothingChangedError when the engines would serve what they served before (SPEC A17)."""
+    """NothingChangedError when the engines would serve what they served before (SPEC A17).
+
+    A warning where no step since the publish before had a rate that rounding shows.
+    """
     stepped = manifest.extra.get("optimizer_steps", 1.0) > 0  # none where every step of the window was skipped
-    if stepped and manifest.changed_tensors == 0:
-        raise NothingChangedError(
-            f"version {manifest.version}: an optimizer step ran and 0 of {len(manifest.tensors)} published tensors "
-            "changed; check training.learning_rate, tuner.* (is everything frozen?) and model.torch_dtype (rounding)"
+    if not stepped or manifest.changed_tensors > 0:
+        return
+    rate = manifest.extra.get("largest_learning_rate", math.inf)
+    if rate < REAL_RATE:
+        log.warning(
+            "version %d: 0 of %d published tensors changed: rounding hides a learning rate of %.1e; where that is not "
+            "the end of a schedule, raise training.learning_rate, and cosine_with_min_lr would end at training.min_lr",
+            manifest.version,
+            len(manifest.tensors),
+            rate,
         )
+        return
+    raise NothingChangedError(
+        f"version {manifest.version}: an optimizer step ran at a learning rate of {rate:.1e} and 0 of "
+        f"{len(manifest.tensors)} published tensors changed; check training.learning_rate, tuner.* (is everything "
+        "frozen?) and model.torch_dtype (rounding)"
+    )
 
 
 FROM_PRODUCER = ("merge_s", "put_s", "rounding_lost_share")

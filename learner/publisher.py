@@ -43,7 +43,12 @@ class Publisher:
         self._bucket_bytes = bucket_bytes
         self._keep = is_first
         self._digests: dict[str, str] = {}
-        self.steps_since_publish = 0
+        self._rates: list[float] = []
+        """Largest learning rate of each optimizer step since the last publish."""
+
+    def count_step(self, largest_rate: float) -> None:
+        """Notes an optimizer step that was applied, and the largest learning rate of its parameter groups."""
+        self._rates.append(largest_rate)
 
     def remember(self, start: Path | None = None) -> None:
         """Takes the present weights as what was published last: the start checkpoint, or a restored one.
@@ -54,7 +59,7 @@ class Publisher:
         if start is not None:
             tensors = compared_with(start, tensors)
         self._digests = {name: checksum(_bytes(tensor)) for name, tensor, _ in tensors}
-        self.steps_since_publish = 0
+        self._rates.clear()
 
     def publish(self, version: int, full: bool) -> Iterator[Bucket | WeightsManifest]:
         """Buckets one by one, then their manifest. Collective; ranks other than the first yield nothing.
@@ -76,7 +81,8 @@ class Publisher:
             changed = sum(self._note(name, digest) for name, digest in packer.digests())
         if self._keep:
             report = {
-                "optimizer_steps": float(self.steps_since_publish),
+                "optimizer_steps": float(len(self._rates)),
+                "largest_learning_rate": max(self._rates, default=0.0),
                 "merge_s": time.monotonic() - started - put_s,
                 "put_s": put_s,
             }
@@ -84,7 +90,7 @@ class Publisher:
                 report["rounding_lost_share"] = rounding.lost / rounding.updated
             adapter = self._weights.description if isinstance(self._weights, AdapterWeights) else None
             yield packer.manifest(version, full, changed, report, adapter)
-        self.steps_since_publish = 0
+        self._rates.clear()
 
     def _packed(self, packer: _Packer, rounding: Rounding, full: bool) -> Iterator[Bucket]:
         for name, tensor, can_change in self._weights.tensors(

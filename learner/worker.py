@@ -214,7 +214,8 @@ class LearnerWorker:
         rates = {name: learning_rate(peak, self.step, schedule) for name, peak in self._engine.peak_rates.items()}
         outcome = self._engine.step(list(rates.values()))
         self.step += 1
-        self._publisher.steps_since_publish += outcome.applied
+        if outcome.applied:
+            self._publisher.count_step(max(rates.values()))
         return RankStep(
             sums=sums,
             loss=loss,

@@ -52,11 +52,12 @@ class WeightsManifest:
     bucket_checksums: tuple[str, ...]
     """Hex digest of each bucket, recomputed by the receiver."""
     changed_tensors: int
-    """How many differ from the version before; 0 after an optimizer step is an error (SPEC A17)."""
+    """How many differ from the version before; 0 after an optimizer step at a real rate is an error (SPEC A17)."""
     adapter: str | None = None
     """The text of peft's `adapter_config.json` where the tensors are an adapter on the start checkpoint; None where
     they are the checkpoint's own, merged."""
     group: SyncGroup | None = None
     """Whom the buckets are broadcast to; None where they are objects in the object store."""
     extra: dict[str, float] = field(default_factory=dict)
-    """Timings and rounding report of the producer."""
+    """Timings and rounding report of the producer, `optimizer_steps` since the last publish and the
+    `largest_learning_rate` in them."""

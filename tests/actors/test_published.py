@@ -108,3 +108,14 @@ def test_a_publish_may_change_nothing_only_where_every_step_of_the_window_was_sk
     for extra in ({}, {"optimizer_steps": 1.0}):
         with pytest.raises(NothingChangedError, match="0 of 1 published tensors"):
             check_changed(replace(manifest, extra=extra))
+
+
+def test_a_publish_may_change_nothing_with_a_warning_where_its_largest_rate_is_lost_in_rounding(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    manifest = replace(publish(7, ["a"])[0], changed_tensors=0)
+    check_changed(replace(manifest, extra={"optimizer_steps": 1.0, "largest_learning_rate": 1.5e-11}))
+    assert "version 7: 0 of 1 published tensors changed: rounding hides a learning rate of 1.5e-11" in caplog.text
+    for rate in (1e-8, 2e-5):
+        with pytest.raises(NothingChangedError, match=f"at a learning rate of {rate:.1e} and 0 of 1"):
+            check_changed(replace(manifest, extra={"optimizer_steps": 1.0, "largest_learning_rate": rate}))

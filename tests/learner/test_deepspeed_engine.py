@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from learner import worker as worker_module
 from learner.deepspeed_engine import TrainEngine, _optimizer, join
-from learner.settings import LearnerSettings, OptimizerSettings
+from learner.settings import LearnerSettings, OptimizerSettings, ScheduleSettings
 from learner.worker import LearnerWorker
 from protocol.errors import ConfigError, ContractError
 from protocol.segments import Segment
@@ -120,3 +120,18 @@ def test_a_learner_that_would_serve_something_else_before_a_step_does_not_start(
         ContractError, match=r"before any step \d+ of 26 merged tensors differ .*without tuner\.use_dora"
     ):
         LearnerWorker(tiny.settings(in_16_bits, torch_dtype="bfloat16", tuner=DORA, deepspeed=zero))
+
+
+def test_a_publish_tells_the_largest_rate_over_the_parts_and_steps_that_were_applied(
+    one_rank: None, checkpoint: Path, segments: list[Segment]
+) -> None:
+    schedule = ScheduleSettings(kind="linear", max_steps=4)
+    learner = worker(tiny.settings(checkpoint, schedule=schedule), learning_rate=1e-4, vit_lr=2e-4, max_grad_norm=0.0)
+    told = []
+    for steps in (2, 1):
+        for _ in range(steps):
+            assert not learner.train_step([segments]).skipped
+        *_, manifest = learner.publish(len(told), False)
+        assert isinstance(manifest, WeightsManifest)
+        told.append(manifest.extra["largest_learning_rate"])
+    assert told == pytest.approx([2e-4, 1e-4])

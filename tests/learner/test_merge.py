@@ -176,18 +176,27 @@ def test_buckets_are_no_larger_than_asked_and_hold_the_tensors_own_memory(checkp
         assert not any(array.flags.owndata for array in bucket), "the object store's copy is the only one"
 
 
-def test_a_publish_tells_the_optimizer_steps_since_the_one_before(checkpoint: Path) -> None:
-    """0 excuses one that changes nothing: every step of its window was skipped."""
+def test_a_publish_tells_the_optimizer_steps_since_the_one_before_and_their_largest_rate(checkpoint: Path) -> None:
+    """Either excuses one that changes nothing: every step of its window was skipped, or rounding hides them."""
     policy = build_policy(tiny.settings(checkpoint, tuner=LORA))
     publisher = Publisher(MergedWeights(policy, torch.float32), Unpartitioned(), 10**6, is_first=True)
     publisher.remember()
     told = []
-    for applied, full in ((0, True), (2, False), (0, False), (1, True), (0, True)):
-        publisher.steps_since_publish += applied
-        told.append(publish(publisher, len(told), full)[0].extra["optimizer_steps"])
-    assert told == [0, 2, 0, 1, 0]
+    windows: list[tuple[list[float], bool]] = [
+        ([], True),
+        ([2e-5, 1e-5], False),
+        ([], False),
+        ([3e-6], True),
+        ([], True),
+    ]
+    for rates, full in windows:
+        for rate in rates:
+            publisher.count_step(rate)
+        extra = publish(publisher, len(told), full)[0].extra
+        told.append((extra["optimizer_steps"], extra["largest_learning_rate"]))
+    assert told == [(0, 0.0), (2, 2e-5), (0, 0.0), (1, 3e-6), (0, 0.0)]
 
-    publisher.steps_since_publish = 3
+    publisher.count_step(1e-5)
     publisher.remember()  # a restored state is no optimizer step's
     assert publish(publisher, 9, True)[0].extra["optimizer_steps"] == 0
 
