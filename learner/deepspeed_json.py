@@ -99,6 +99,11 @@ def _problems(given: Mapping[str, Any], torch_dtype: str, moved: tuple[str, ...]
         )
     if given.get("bf16", {}).get("check_grad_overflow") is False:
         yield ("bf16.check_grad_overflow is false, and a step whose gradient is not finite would be applied; remove it")
+    if zero.get("compute_grad_norm") is False:
+        yield (
+            "zero_optimization.compute_grad_norm is false, and a step whose gradient is not finite would be applied in "
+            "float32; remove it"
+        )
     if "model" in moved and _device(zero, "offload_param") == "cpu":
         yield (
             "zero_optimization.offload_param keeps the parameters in host memory, and DeepSpeed cannot move such; set "

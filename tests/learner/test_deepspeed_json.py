@@ -63,6 +63,7 @@ def test_details_of_a_16_bit_dtype_are_kept() -> None:
         ({"zero_optimization": {"stage": 3, "offload_param": CPU}}, "offload_model to false"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": CPU}}, "would move it to the GPU for each step"),
         ({"bf16": {"check_grad_overflow": False}}, "bf16.check_grad_overflow is false"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "compute_grad_norm is false"),
     ],
 )
 def test_what_cannot_work_is_refused(given: dict[str, Any], words: str) -> None:
