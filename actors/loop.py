@@ -51,7 +51,7 @@ class Observer(Protocol):
     def window(self, window: TrainedWindow) -> None: ...
 
     def quarantine(self, outcome: Outcome) -> bool:
-        """Whether the record is new: one that was in flight at a checkpoint fails again after a resume."""
+        """Whether the record is new: it fails again in each epoch, and after a resume where it was in flight."""
         ...
 
 

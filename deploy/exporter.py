@@ -95,13 +95,15 @@ class Exporter:
         """One training request was answered."""
         reason = "failed" if outcome.failure is not None else outcome.finish_reason
         self.add("rollout/outcomes", 1, reason=reason if reason in OUTCOME_REASONS else "failed")
-        if outcome.failure is not None:
-            kind = kind_of(outcome.failure)
-            self.add("quarantine/records", 1, reason=kind if kind in QUARANTINE_REASONS else OTHER)
         if outcome.meta is not None:
             self.observe("rollout/latency_s", outcome.latency_s)
             self.observe("rollout/new_tokens", outcome.new_tokens)
             self.observe("rollout/segment_tokens", outcome.meta.length)
+
+    def quarantined(self, outcome: Outcome) -> None:
+        """A record was set aside that was not before."""
+        kind = kind_of(outcome.failure or "")
+        self.add("quarantine/records", 1, reason=kind if kind in QUARANTINE_REASONS else OTHER)
 
     def actors(self, actors: Sequence[ActorStatus], version: int, now: float) -> None:
         """The pool as it is; `version` is the newest published one, `now` the Unix time."""

@@ -104,6 +104,9 @@ class LiveMetrics:
         self._exporter.outcome(outcome)
         self._look(at_least_after_s=SECONDS_BETWEEN_LOOKS)
 
+    def quarantined(self, outcome: Outcome) -> None:
+        self._exporter.quarantined(outcome)
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """An optimizer step, an evaluation or a checkpoint, with its metrics."""
         self._health.progress()

@@ -158,8 +158,11 @@ class RunObserver:
         self._quarantine.read()
 
     def quarantine(self, outcome: Outcome) -> bool:
-        """Writes the record down, once; whether it is new. DataFailure where that ends the run."""
-        return self._quarantine.add(outcome)
+        """Writes the request down, once; whether its record is new. DataFailure where that ends the run."""
+        is_new = self._quarantine.add(outcome)
+        if is_new and self._live is not None:
+            self._live.quarantined(outcome)
+        return is_new
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._tracker.write_summary(summary)

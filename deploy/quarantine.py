@@ -1,4 +1,7 @@
-"""`quarantine.jsonl`: records that can never work, each once, with the reason; too many of them end the run."""
+"""`quarantine.jsonl`: requests whose record can never work, with the reason; too many such records end the run.
+
+A record that fails is asked for again in the next epoch: a line each time, and one record of `quarantine.max_records`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections import Counter
 from actors.outcome import Outcome
 from deploy.step_metrics import OVERSIZE
 from protocol.config import RunConfig
+from protocol.contracts import RequestKey
 from protocol.errors import DataFailure
 
 log = logging.getLogger("rollmatch")
@@ -40,18 +44,22 @@ class Quarantine:
         """Takes what the file holds; again where a resume has cut it back."""
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         found = [json.loads(line) for line in lines]
-        self._reasons: dict[str, str] = {line["key"]: line["reason"] for line in found}
+        self._keys: set[str] = {line["key"] for line in found}
+        self._reasons = {RequestKey.parse(line["key"]).record: line["reason"] for line in found}
+        """Of each record, its latest."""
 
     def add(self, outcome: Outcome) -> bool:
-        """Writes the record down, once; whether it is new.
+        """Writes the request down, once; whether its record is new.
 
         Raises DataFailure when there are more than `quarantine.max_records`, or a target is too long and
         `template.truncation_strategy` is `raise`.
         """
         key, reason = str(outcome.key), outcome.failure or ""
-        if key in self._reasons:
+        if key in self._keys:
             return False  # it was in flight when the checkpoint was taken that the run continues from
-        self._reasons[key] = reason
+        is_new = outcome.key.record not in self._reasons
+        self._keys.add(key)
+        self._reasons[outcome.key.record] = reason
         with self._path.open("a") as lines:
             lines.write(json.dumps({"key": key, "reason": reason}) + "\n")
         log.warning("quarantined %s: %s", key, reason)
@@ -59,7 +67,7 @@ class Quarantine:
             raise DataFailure(f"{key}: {reason}, or write template.truncation_strategy: delete to leave it out")
         if len(self._reasons) > self._limit:
             raise DataFailure(self._too_many())
-        return True
+        return is_new
 
     def _too_many(self) -> str:
         counts = Counter(kind_of(reason) for reason in self._reasons.values()).most_common()

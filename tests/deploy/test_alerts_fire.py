@@ -114,7 +114,9 @@ class Run:
         self._buffer.num_segments = said.buffered
         self._phase("rollout")
         for _ in range(said.failures):
-            self.live.outcome(Outcome(key=RequestKey(self._step), failure="ImageError: gone"))
+            outcome = Outcome(key=RequestKey(self._step), failure="ImageError: gone")
+            self.live.outcome(outcome)
+            self.live.quarantined(outcome)
         self.now += said.waits * seconds
         self._phase("train")
         self.now += (1 - said.waits) * seconds

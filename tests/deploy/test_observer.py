@@ -34,8 +34,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def failed(record: int, reason: str = "ImageError: gone") -> Outcome:
-    return Outcome(key=RequestKey(record), failure=reason)
+def failed(record: int, reason: str = "ImageError: gone", epoch: int = 0) -> Outcome:
+    return Outcome(key=RequestKey(record, epoch), failure=reason)
 
 
 def test_a_record_is_quarantined_once_also_after_a_resume(tmp_path: Path) -> None:
@@ -48,6 +48,19 @@ def test_a_record_is_quarantined_once_also_after_a_resume(tmp_path: Path) -> Non
         str(RequestKey(1)),
         str(RequestKey(2)),
     ]
+    with RunObserver(run_config, 10) as observer, pytest.raises(DataFailure, match="3 records are quarantined"):
+        observer.quarantine(failed(3))
+
+
+def test_a_record_that_fails_in_every_epoch_counts_once_also_after_a_resume(tmp_path: Path) -> None:
+    run_config = small(tmp_path, quarantine={"max_records": 2}, metrics={"enabled": True, "port": 0})
+    for epochs in (range(5), range(5, 10)):
+        with RunObserver(run_config, 10) as observer:
+            new = [observer.quarantine(failed(record, epoch=epoch)) for epoch in epochs for record in (1, 2)]
+            assert sum(new) == (2 if epochs[0] == 0 else 0)
+            page = observer._live.render().decode() if observer._live is not None else ""
+            assert f'records_total{{reason="ImageError",run="r"}} {sum(new)}.0' in page
+    assert len(lines(run_config.run_dir / "quarantine.jsonl")) == 20
     with RunObserver(run_config, 10) as observer, pytest.raises(DataFailure, match="3 records are quarantined"):
         observer.quarantine(failed(3))
 
