@@ -84,7 +84,7 @@ def _check_file(
         return
     looked_at = min(len(records), MAX_LINES)
     lines, boxes, images = Findings(SHOWN), Findings(SHOWN), _Images(config, rules, looked_at)
-    lengths, contents = FileLengths(config, path, file, counter), _Contents()
+    lengths, contents = FileLengths(config, path, file, len(records), counter), _Contents()
     for index in range(looked_at):
         try:
             record = records[index]

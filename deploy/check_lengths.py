@@ -99,10 +99,12 @@ def token_counter(config: RunConfig) -> tuple[TokenCounter, list[Finding]]:
 class FileLengths:
     """Collects the lengths of a file's records and says how they compare with the settings."""
 
-    def __init__(self, config: RunConfig, path: str, file: str, counter: TokenCounter) -> None:
+    def __init__(self, config: RunConfig, path: str, file: str, num_records: int, counter: TokenCounter) -> None:
+        """`num_records`: of the whole file, of which not all may be added."""
         self._config = config
         self._path = path
         self._file = file
+        self._num_records = num_records
         self._counter = counter
         self._records: list[tuple[Record, int]] = []
         """With the tokens of their images."""
@@ -148,6 +150,7 @@ class FileLengths:
             yield error("global_max_length", text)
         else:
             yield from self._over("global_max_length", length, "training rows", rows, "they would be quarantined")
+            yield from self._ends_the_run(sum(row > length for row in rows) / len(rows))
 
     def _sample(self) -> Sequence[tuple[Record, int]]:
         """All, or every so many from the largest down: dense records may be few, or lie at regular places."""
@@ -164,6 +167,19 @@ class FileLengths:
             of = f"{num_over} of {len(lengths)} that were counted"
             needed = self._needed(max(lengths))
             yield warning(path, f"is {limit}, and {share} ({of}) are longer: {effect}; raise it, {needed}")
+
+    def _ends_the_run(self, share: float) -> Iterator[Finding]:
+        """What is quarantined only record by record, over hours, may be too much for the run from the beginning."""
+        config, most = self._config, self._config.quarantine.max_records
+        windows = math.ceil(config.num_optimizer_steps(self._num_records) / config.m_steps)
+        asked = min(self._num_records, windows * config.training.effective_batch_size)
+        expected = round(share * asked)
+        if config.template.truncation_strategy == "delete" and expected > most:
+            yield warning(
+                "quarantine.max_records",
+                f"is {most}, and about {expected} of the {asked} records that the run asks for would be quarantined "
+                "for their length, which would end it: raise global_max_length, or this limit",
+            )
 
     def _needed(self, length: int) -> str:
         return f"{length} would fit all that were counted" if self._counter.is_exact else f"at least to {length}"

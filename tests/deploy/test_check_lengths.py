@@ -96,6 +96,26 @@ def test_rows_that_would_be_quarantined_are_counted(tmp_path: Path) -> None:
     assert raised.startswith("global_max_length: is 200, and no record of")
 
 
+def test_more_rows_that_would_be_quarantined_than_the_limit_are_said_before_the_run_ends_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.check_data.MAX_LINES", 4)  # the share is that of these, the records all that there are
+
+    def told(most: int, **changes: Any) -> list[str]:
+        lines = [*[crowd(1)] * 3, crowd(9)] * 5
+        return warnings(found(tmp_path, *lines, global_max_length=200, quarantine__max_records=most, **changes))
+
+    length, limit = told(4)
+    assert length.startswith("global_max_length: ")
+    assert limit == (
+        "quarantine.max_records: is 4, and about 5 of the 20 records that the run asks for would be quarantined for "
+        "their length, which would end it: raise global_max_length, or this limit"
+    )
+    assert len(told(5)) == 1
+    assert len(told(4, training__max_steps=4)) == 1, "16 records are asked for"
+    assert len(told(4, template__truncation_strategy="raise")) == 1, "the first one ends the run, whatever the limit"
+
+
 def test_a_file_of_many_descriptions_is_counted_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_lengths, "MANY_PIECES", 8)
     monkeypatch.setattr(check_lengths, "SAMPLE", 2)
