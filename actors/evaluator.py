@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,13 @@ from protocol.errors import DataFailure
 from protocol.event_metrics import evaluation_timing
 from protocol.metrics import RolloutTotals
 from protocol.segments import SegmentStats
+
+ENOUGH = 100
+"""Failures with which an evaluation ends early: a mount is gone, and each image would wait for it."""
+SHOWN = 3
+"""Failures that the error names."""
+
+log = logging.getLogger("rollmatch.loop")
 
 
 def evaluate(
@@ -31,24 +39,39 @@ def evaluate(
     answered, before each wait, and may raise to end the evaluation. `keep` takes each outcome; those of the first
     `num_traced` records carry a trace, where the actors make any.
 
-    Raises DataFailure when a validation record cannot be answered: a score over fewer samples would not be comparable.
+    Raises DataFailure when validation records cannot be answered: a score over fewer samples would not be comparable.
+    It comes at the end, or after ENOUGH, and the log has all of them, so that they are mended at once.
     """
     started = time.monotonic()
     requests = _requests(records, version, num_traced)
     pool.submit(requests)
     evaluated: list[SegmentStats] = []
-    while len(evaluated) < len(requests):
-        progress(len(evaluated))
+    failures: list[str] = []
+    while (answered := len(evaluated) + len(failures)) < len(requests) and len(failures) < ENOUGH:
+        progress(answered)
         for outcome, segment in pool.poll():
             if outcome.key.epoch != EVALUATION_EPOCH:
                 others(outcome, segment)
                 continue
             if outcome.evaluated is None:
-                raise DataFailure(f"validation record: {outcome.failure}")
+                failures.append(outcome.failure or "")
+                log.warning("validation record %s: %s", outcome.key.record, outcome.failure)
+                continue
             keep(outcome)
             evaluated.append(outcome.evaluated)
+    if failures:
+        raise DataFailure(_failed(failures, answered=len(evaluated) + len(failures), asked=len(requests)))
     timing = evaluation_timing(len(requests), 1, time.monotonic() - started)
     return RolloutTotals.of(evaluated).evaluation_metrics(desc_enabled=True) | timing
+
+
+def _failed(failures: Sequence[str], *, answered: int, asked: int) -> str:
+    early = f" ({asked - answered} more were not waited for)" if answered < asked else ""
+    more = "; ... (the log names them all)" if len(failures) > SHOWN else ""
+    return (
+        f"{len(failures)} of {answered} validation records failed{early}, and a score over fewer would not compare; "
+        f"mend them, or take them out of custom.val_jsonl: {'; '.join(failures[:SHOWN])}{more}"
+    )
 
 
 def _requests(records: Sequence[Record], version: int, num_traced: int) -> list[RolloutRequest]:
