@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngInfo
 
-from actors.images import open_image
+from actors.images import PAUSE_S, TRIES, open_image
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import ImageError
 
@@ -54,3 +58,45 @@ def test_another_size_than_the_records_is_named_with_both(tmp_path: Path) -> Non
     Image.new("RGB", (16, 8)).save(tmp_path / "x.png")
     with pytest.raises(ImageError, match="is 16x8, the record says 8x8"):
         open_image(request(str(tmp_path / "x.png")))
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has the next opens of images fail, and returns those that are still to come."""
+
+    def script(*errors: OSError) -> Iterator[OSError]:
+        left, whole = iter(errors), Image.open
+
+        def opening(*arguments: Any, **options: Any) -> Image.Image:
+            for error in left:
+                raise error
+            return whole(*arguments, **options)
+
+        monkeypatch.setattr(Image, "open", opening)
+        return left
+
+    return script
+
+
+def coded(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE])
+def test_what_the_system_says_of_a_file_may_pass(number: int, failing: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    paused: list[float] = []
+    failing(*[coded(number)] * (TRIES - 1))
+    assert open_image(request(str(tmp_path / "x.png")), paused.append).size == (8, 8)
+    assert paused == [PAUSE_S] * (TRIES - 1)
+    failing(*[coded(number)] * TRIES)
+    with pytest.raises(ImageError, match=rf"train.jsonl:1: cannot read image .*{os.strerror(number)}"):
+        open_image(request(str(tmp_path / "x.png")), paused.append)
+    assert paused == [PAUSE_S] * 2 * (TRIES - 1), "nobody waits after the last try"
+
+
+@pytest.mark.parametrize("error", [coded(errno.ENOENT), OSError("image file is truncated")])
+def test_a_file_that_is_gone_or_broken_is_not_tried_again(error: OSError, failing: Any, tmp_path: Path) -> None:
+    failing(error)
+    with pytest.raises(ImageError, match="cannot read image"):
+        open_image(request(str(tmp_path / "x.png")), lambda _: pytest.fail("it is not waited for"))
