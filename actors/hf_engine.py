@@ -59,6 +59,7 @@ class HfEngine:
         self._frame = frame
         self._codec = codec
         self._processor = processor
+        self._max_pixels = settings.max_pixels
         self._device = torch.device("cpu" if settings.on_cpu else "cuda")
         self._model: Any = AutoModelForImageTextToText.from_pretrained(
             settings.model,
@@ -83,7 +84,7 @@ class HfEngine:
         return len(self._waiting)
 
     def prepare(self, request: RolloutRequest) -> dict[str, Tensor]:
-        image = open_image(request)
+        image = open_image(request, self._max_pixels)
         inputs = dict(self._processor(text=[self._frame.prompt_text], images=[image], return_tensors="pt"))
         length = inputs["input_ids"].shape[1]
         if length >= self._limit:

@@ -16,12 +16,21 @@ PAUSE_S = 1.0
 """Between two tries: a file server that fails over."""
 
 
-def open_image(request: RolloutRequest, pause: Callable[[float], None] = time.sleep) -> Image.Image:
-    """The request's image as RGB; ImageError that names the record when it cannot be what the record says.
+def open_image(
+    request: RolloutRequest, max_pixels: int | None = None, pause: Callable[[float], None] = time.sleep
+) -> Image.Image:
+    """The request's image as RGB; ImageError that names the record when it cannot be what the record says, or has more
+    than `max_pixels`.
 
     What the system says of a file that is there (ESTALE, EIO, EMFILE) may pass, and is tried again; `pause` waits.
     """
     record = request.record
+    num_pixels = record.width * record.height
+    if max_pixels is not None and num_pixels > max_pixels:
+        raise ImageError(
+            f"{record.source}: image {record.images[0]} is {record.width}x{record.height}, {num_pixels} pixels, "
+            f"template.max_pixels is {max_pixels}; shrink it, or raise the limit"
+        )
     for tries_left in reversed(range(TRIES)):
         try:
             return _read(record)

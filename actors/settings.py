@@ -58,6 +58,8 @@ class EngineSettings:
     """Most tokens of prompt and answer together; 0: what the model can hold (hf only)."""
     num_threads: int
     on_cpu: bool
+    max_pixels: int | None = None
+    """Of the largest image that is opened; None: `protocol.record_lines` has the limit."""
     backend: Literal["vllm", "hf"] = "vllm"
     attn_impl: str = "sdpa"
     """Attention of the hf backend; vLLM chooses its own."""
@@ -95,6 +97,7 @@ class ActorSettings:
                 max_model_len=matching.vllm.max_model_len,
                 num_threads=max(1, int(config.cluster.cpus_per_actor)),
                 on_cpu=config.cluster.gpus_per_actor == 0,
+                max_pixels=config.template.max_pixels,
                 backend=matching.rollout_backend,
                 attn_impl=config.model.attn_impl,
                 watches_repeats=matching.repeat_terminate.enabled,

@@ -48,6 +48,7 @@ class VllmEngine:
         self._codec = codec
         self._decode = decode
         self._max_model_len = settings.max_model_len
+        self._max_pixels = settings.max_pixels
         self._requests: dict[str, RolloutRequest] = {}
         self._asleep = False
         self._adapter: Any = None
@@ -84,7 +85,8 @@ class VllmEngine:
         return len(self._requests)
 
     def prepare(self, request: RolloutRequest) -> Any:
-        prompt = {"prompt": self._frame.prompt_text, "multi_modal_data": {"image": open_image(request)}}
+        image = open_image(request, self._max_pixels)
+        prompt = {"prompt": self._frame.prompt_text, "multi_modal_data": {"image": image}}
         with self._refusing(request):
             (prepared,) = self._engine.renderer.render_cmpl([prompt])
         return prepared

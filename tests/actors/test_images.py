@@ -7,15 +7,22 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngInfo
 
+from actors.hf_engine import HfEngine
 from actors.images import PAUSE_S, TRIES, open_image
+from actors.settings import ActorSettings
+from actors.vllm_engine import VllmEngine
+from protocol.config import load_config
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import ImageError
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
 def request(path: str) -> RolloutRequest:
@@ -87,11 +94,11 @@ def test_what_the_system_says_of_a_file_may_pass(number: int, failing: Any, tmp_
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     paused: list[float] = []
     failing(*[coded(number)] * (TRIES - 1))
-    assert open_image(request(str(tmp_path / "x.png")), paused.append).size == (8, 8)
+    assert open_image(request(str(tmp_path / "x.png")), pause=paused.append).size == (8, 8)
     assert paused == [PAUSE_S] * (TRIES - 1)
     failing(*[coded(number)] * TRIES)
     with pytest.raises(ImageError, match=rf"train.jsonl:1: cannot read image .*{os.strerror(number)}"):
-        open_image(request(str(tmp_path / "x.png")), paused.append)
+        open_image(request(str(tmp_path / "x.png")), pause=paused.append)
     assert paused == [PAUSE_S] * 2 * (TRIES - 1), "nobody waits after the last try"
 
 
@@ -99,4 +106,21 @@ def test_what_the_system_says_of_a_file_may_pass(number: int, failing: Any, tmp_
 def test_a_file_that_is_gone_or_broken_is_not_tried_again(error: OSError, failing: Any, tmp_path: Path) -> None:
     failing(error)
     with pytest.raises(ImageError, match="cannot read image"):
-        open_image(request(str(tmp_path / "x.png")), lambda _: pytest.fail("it is not waited for"))
+        open_image(request(str(tmp_path / "x.png")), pause=lambda _: pytest.fail("it is not waited for"))
+
+
+@pytest.mark.parametrize("engine", [VllmEngine, HfEngine])
+def test_an_image_above_the_configured_size_is_refused_unread(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    overrides = ["template.max_pixels=63", f"custom.train_jsonl={tmp_path}/t.jsonl"]
+    settings = ActorSettings.from_config(load_config(DEMO, overrides=overrides)).engine
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("it was opened"))
+    built = SimpleNamespace(_frame=SimpleNamespace(prompt_text=""), _max_pixels=settings.max_pixels)
+    with pytest.raises(ImageError, match=r"^train.jsonl:1: image x.png is 8x8, 64 pixels, template.max_pixels is 63"):
+        engine.prepare(built, request("x.png"))
+
+
+def test_an_image_of_the_configured_size_is_opened(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    assert open_image(request(str(tmp_path / "x.png")), 64).size == (8, 8)
