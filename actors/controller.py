@@ -22,8 +22,8 @@ the actors answer them meanwhile, and load a version while the next window is tr
 A record that can never work is quarantined and replaced by the next one, so that a window is always exactly
 `effective_batch_size` rollouts.
 
-What ends a run though its learner is well (a stop, too many such records, too few engines) leaves a checkpoint of the
-window that it trains.
+What ends a run though its learner is well (a stop, too many such records, a data file that was changed, too few
+engines) leaves a checkpoint of the window that it trains.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Plan
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from actors.weight_sync import WeightSync
-from protocol.contracts import Record
-from protocol.errors import DataFailure, EngineError, Interrupted, SegmentsLost
+from protocol.errors import DataFailure, EngineError, Interrupted, RecordError, SegmentsLost
 from protocol.event_metrics import packing_metrics, window_metrics, without_generation
 from protocol.segments import PackPlan
+from protocol.unread import RecordLines
 
 
 class Controller:
@@ -56,7 +56,7 @@ class Controller:
         learner: Learner,
         buffer: SegmentBuffer,
         requests: RequestStream,
-        validation: Sequence[Record],
+        validation: RecordLines,
         plan: Planner,
         observer: Observer,
         keeper: Keeper,
@@ -94,7 +94,7 @@ class Controller:
                 self._train_window()
             self._sync.settle()
             self._learner_thread.check()
-        except (Interrupted, DataFailure, EngineError) as ending:
+        except (Interrupted, DataFailure, RecordError, EngineError) as ending:
             self._learner_thread.failure = ending
             if self.state.step == self._whole_step != self._saved_step and (self.stop or self.state.trained):
                 self._save()

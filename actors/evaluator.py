@@ -10,11 +10,12 @@ from typing import Any
 
 from actors.outcome import Outcome
 from actors.pool import RolloutPool
-from protocol.contracts import EVALUATION_EPOCH, Record, RequestKey, RolloutRequest
+from protocol.contracts import EVALUATION_EPOCH, RequestKey
 from protocol.errors import DataFailure
 from protocol.event_metrics import evaluation_timing
 from protocol.metrics import RolloutTotals
 from protocol.segments import SegmentStats
+from protocol.unread import RecordLines, UnreadRequest
 
 ENOUGH = 100
 """Failures with which an evaluation ends early: a mount is gone, and each image would wait for it."""
@@ -26,7 +27,7 @@ log = logging.getLogger("rollmatch.loop")
 
 def evaluate(
     pool: RolloutPool,
-    records: Sequence[Record],
+    records: RecordLines,
     version: int,
     others: Callable[[Outcome, Any], None],
     progress: Callable[[int], None] = lambda answered: None,
@@ -74,14 +75,12 @@ def _failed(failures: Sequence[str], *, answered: int, asked: int) -> str:
     )
 
 
-def _requests(records: Sequence[Record], version: int, num_traced: int) -> list[RolloutRequest]:
+def _requests(records: RecordLines, version: int, num_traced: int) -> list[UnreadRequest]:
     """A record that was drawn more than once is asked for as often, under a key of its own."""
     drawn: Counter[int] = Counter()
     requests = []
-    for position, record in enumerate(records):
-        key = RequestKey(record=record.index, epoch=EVALUATION_EPOCH, rollout=drawn[record.index])
-        drawn[record.index] += 1
-        requests.append(
-            RolloutRequest(key=key, record=record, seed=0, min_version=version, traced=position < num_traced)
-        )
+    for position, line in enumerate(records):
+        key = RequestKey(record=line.index, epoch=EVALUATION_EPOCH, rollout=drawn[line.index])
+        drawn[line.index] += 1
+        requests.append(UnreadRequest(key=key, line=line, seed=0, min_version=version, traced=position < num_traced))
     return requests

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def attest(config: RunConfig, checkpoint: Path, num_records: int) -> Attestation
     export = checkpoint / "merged"
     if not export.is_dir():
         raise ConfigError(f"--attest: {checkpoint} has no folder merged; name a checkpoint-N folder of a run")
-    records = validation_records(config)[:num_records]
+    records = [line.parse() for line in islice(validation_records(config), num_records)]
     if not records:
         raise ConfigError("custom.val_jsonl: is missing, and the probes need records; name a file of records")
     settings = _serving_merged_weights(ActorSettings.from_config(config))

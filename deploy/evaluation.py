@@ -28,8 +28,8 @@ from deploy.signals import StopSignals
 from deploy.starting import new_pool
 from deploy.tracking import RunTracker
 from protocol.config import RunConfig
-from protocol.contracts import Record
 from protocol.errors import ConfigError
+from protocol.unread import RecordLines
 
 
 def evaluate_checkpoint(config: RunConfig, output: Path | None = None) -> dict[str, float]:
@@ -52,7 +52,7 @@ def evaluate_checkpoint(config: RunConfig, output: Path | None = None) -> dict[s
         stack.enter_context(ray_session(config, (output or config.run_dir) / EVALUATION_LOGS))
         stack.enter_context(StopSignals())
         placement = stack.enter_context(reserve(config, learners=False))
-        pool = new_pool(config, validation[0], placement)
+        pool = new_pool(config, next(iter(validation)).parse(), placement)
         stack.callback(pool.close)
         pool.start()
         pool.serve_start_checkpoint()
@@ -63,7 +63,7 @@ def evaluate_checkpoint(config: RunConfig, output: Path | None = None) -> dict[s
 
 
 def _evaluated(
-    pool: RolloutPool, validation: list[Record], progress: TrainProgress, kept: _Kept | None
+    pool: RolloutPool, validation: RecordLines, progress: TrainProgress, kept: _Kept | None
 ) -> dict[str, float]:
     def answered(count: int) -> None:
         progress.step({"step": count})

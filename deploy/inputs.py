@@ -7,12 +7,13 @@ from functools import partial
 from typing import NamedTuple
 
 from actors.loop import LoopSettings
+from deploy.check_data import MAX_LINES
 from protocol.carry import plan_carry
 from protocol.config import RunConfig
-from protocol.contracts import Record
 from protocol.packing import padded_plan, plan_packs
-from protocol.records import RecordFile, read_records, sample_with_replacement
+from protocol.records import RecordFile, RecordRows, sample_with_replacement
 from protocol.segments import PackPlan
+from protocol.unread import RecordLines
 
 EVALUATED_KEPT = 12
 """Validation records whose answers are kept at each evaluation of a run: the same ones, to be compared by eye."""
@@ -22,19 +23,28 @@ class Data(NamedTuple):
     """The records of a run."""
 
     training: RecordFile
-    validation: list[Record]
+    validation: RecordLines
 
 
-def validation_records(config: RunConfig) -> list[Record]:
-    """The validation set, in file order or drawn with replacement; empty without `custom.val_jsonl`."""
+def validation_records(config: RunConfig) -> RecordLines:
+    """The validation set, in file order or drawn with replacement; empty without `custom.val_jsonl`.
+
+    Raises RecordError for a line that is no record, where `check_data` has not read so far: an evaluation that such a
+    line fails is known to fail before anything is started.
+    """
     custom = config.custom
     if custom.val_jsonl is None:
-        return []
-    if not custom.val_sample_with_replacement:
-        return list(read_records(custom.val_jsonl, limit=custom.val_sample_limit))
-    assert custom.val_sample_limit is not None, "the configuration has asked for it"
-    records = RecordFile(custom.val_jsonl)
-    return [records[int(row)] for row in sample_with_replacement(len(records), custom.val_sample_limit)]
+        return ()
+    if custom.val_sample_with_replacement:
+        assert custom.val_sample_limit is not None, "the configuration has asked for it"
+        records = RecordFile(custom.val_jsonl)
+        rows = sample_with_replacement(len(records), custom.val_sample_limit).tolist()
+    else:
+        records = RecordFile(custom.val_jsonl, limit=custom.val_sample_limit)
+        rows = range(len(records))
+    for line in records.read((row, 0) for row in sorted(set(rows)) if row >= MAX_LINES):
+        line.parse()
+    return RecordRows(records, rows)
 
 
 def record_files(config: RunConfig) -> list[RecordFile]:

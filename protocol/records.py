@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -103,6 +103,21 @@ class RecordFile:
                     seed=self._seed,
                     epoch=epoch,
                 )
+
+
+class RecordRows:
+    """Some rows of a file in a given order, one perhaps more than once; read anew whenever they are gone through."""
+
+    def __init__(self, records: RecordFile, rows: Sequence[int]) -> None:
+        self._records = records
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[RecordLine]:
+        """RecordError where the file was changed meanwhile."""
+        return self._records.read((row, 0) for row in self._rows)
 
 
 def _line_offsets(path: str | Path, limit: int | None) -> tuple[npt.NDArray[np.int64], tuple[int, int]]:

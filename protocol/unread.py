@@ -5,8 +5,10 @@ Parsing and pickling a record of 70 objects takes the driver a hundred times as 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.record_lines import parse_record
@@ -42,6 +44,14 @@ class RecordLine:
         )
 
 
+class RecordLines(Protocol):
+    """Lines that may be gone through again and again."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[RecordLine]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnreadRequest:
     """A `RolloutRequest` whose record is a line yet."""
@@ -50,6 +60,7 @@ class UnreadRequest:
     line: RecordLine
     seed: int
     min_version: int = 0
+    traced: bool = True
 
     @property
     def source(self) -> str:
@@ -58,7 +69,9 @@ class UnreadRequest:
 
     def read(self) -> RolloutRequest:
         """Raises RecordError where the line is no record."""
-        return RolloutRequest(key=self.key, record=self.line.parse(), seed=self.seed, min_version=self.min_version)
+        return RolloutRequest(
+            key=self.key, record=self.line.parse(), seed=self.seed, min_version=self.min_version, traced=self.traced
+        )
 
 
 AnyRequest = RolloutRequest | UnreadRequest

@@ -20,10 +20,11 @@ from actors.engine import LoadReport
 from actors.loop import LoopSettings, LoopState, TrainedWindow
 from actors.outcome import Outcome
 from actors.requests import RequestStream
-from protocol.contracts import Record, RolloutRequest
-from protocol.errors import DataFailure, EngineError, Interrupted, NothingChangedError, SegmentsLost
+from protocol.contracts import Record
+from protocol.errors import DataFailure, EngineError, Interrupted, NothingChangedError, RecordError, SegmentsLost
 from protocol.packing import plan_packs
 from protocol.segments import PackPlan, SegmentMeta, SegmentStats
+from protocol.unread import AnyRequest, RecordLine
 from protocol.weights import TensorEntry, WeightsManifest
 
 
@@ -36,13 +37,19 @@ class Records:
             yield Record(index=index, source=f"t:{index + 1}", images=("x.png",), width=8, height=8, objects=())
 
 
+def lines(*rows: int) -> list[RecordLine]:
+    """Of a validation file."""
+    rest: Any = {"text": b"", "root": "", "confined_to": None, "ordering": "sorted", "seed": 0, "epoch": 0}
+    return [RecordLine(index=row, source=f"v:{row + 1}", **rest) for row in rows]
+
+
 class FakePool:
     """Answers two requests per poll, newest first: arrival order is never request order."""
 
     def __init__(self, log: list[str], fails: Callable[[int], bool]) -> None:
         self._log = log
         self._fails = fails
-        self._open: deque[RolloutRequest] = deque()
+        self._open: deque[AnyRequest] = deque()
         self._answered = 0
         self.handed_over: list[int] = []
         self.version = 0
@@ -52,7 +59,7 @@ class FakePool:
     def num_open(self) -> int:
         return len(self._open)
 
-    def submit(self, requests: Sequence[RolloutRequest]) -> None:
+    def submit(self, requests: Sequence[AnyRequest]) -> None:
         self._open.extend(requests)
         self.handed_over.append(len(requests))
 
@@ -63,11 +70,11 @@ class FakePool:
             return []
         return [self._answer(self._open.pop()) for _ in range(min(2, len(self._open)))]
 
-    def _answer(self, request: RolloutRequest) -> tuple[Outcome, Any]:
+    def _answer(self, request: AnyRequest) -> tuple[Outcome, Any]:
         self._answered += 1
         if self._fails(self._answered):
             return Outcome(key=request.key, failure="ImageError: gone"), None
-        if request.evaluates:
+        if request.key.evaluates:
             stats = SegmentStats(gt_objects=2, valid_predictions=1)
             return Outcome(key=request.key, evaluated=stats, trace=b"kept" if request.traced else None), None
         meta = SegmentMeta(
@@ -198,7 +205,7 @@ def build(
         learner=learner,
         buffer=SegmentBuffer(10**6, 100),
         requests=RequestStream(Records(), seed=0, position=position),
-        validation=[*Records().read((i, 0) for i in range(validation))],
+        validation=lines(*range(validation)),
         plan=lambda lengths: plan_packs(lengths, capacity=1000, num_ranks=1),
         observer=observer,
         keeper=keeper,
@@ -365,7 +372,7 @@ def test_an_epoch_that_ends_within_a_window_is_evaluated_after_that_window() -> 
 
 def test_a_record_that_was_drawn_twice_is_scored_twice() -> None:
     loop = build(validation=3, max_steps=1)
-    loop.controller._validation = [*Records().read([(7, 0), (7, 0), (8, 0)])]
+    loop.controller._validation = lines(7, 7, 8)
     loop.controller.run()
     (_, before), _ = loop.controller.state.evaluations
     assert before["eval_rollout_samples"] == 3
@@ -575,6 +582,20 @@ def test_a_validation_record_that_cannot_be_answered_ends_the_run_after_a_checkp
     before = 2 + 2 * 4 + 1  # the first evaluation, two windows, the first validation record
     loop = build(max_steps=5, validation=2, eval_steps=2, fails=lambda answered: answered > before)
     with pytest.raises(DataFailure, match="validation record"):
+        loop.controller.run()
+    assert [(saved["step"], position) for saved, position in loop.keeper.saved] == [(2, 8)]
+
+
+def test_a_validation_file_that_was_changed_ends_the_run_after_a_checkpoint() -> None:
+    class Changed(list[RecordLine]):
+        def __iter__(self) -> Iterator[RecordLine]:
+            if loop.controller.state.step:
+                raise RecordError("v: was changed while it is in use; restart the run")
+            return super().__iter__()
+
+    loop = build(max_steps=5, eval_steps=2)
+    loop.controller._validation = Changed(lines(0, 1))
+    with pytest.raises(RecordError, match="was changed"):
         loop.controller.run()
     assert [(saved["step"], position) for saved, position in loop.keeper.saved] == [(2, 8)]
 

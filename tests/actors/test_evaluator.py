@@ -1,12 +1,35 @@
-"""Evaluation: what becomes of validation records that cannot be answered."""
+"""Evaluation: what is sent, and what becomes of validation records that cannot be answered."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 from actors import evaluator
+from protocol.contracts import RolloutRequest
 from protocol.errors import DataFailure
-from tests.actors.test_controller import build
+from protocol.unread import UnreadRequest
+from tests.actors.test_controller import build, lines
+
+
+def test_records_are_sent_as_lines_that_nobody_has_parsed_the_first_of_them_traced() -> None:
+    requests = evaluator._requests(lines(7, 3, 7), version=2, num_traced=2)
+    assert all(isinstance(request, UnreadRequest) for request in requests)
+    assert [str(request.key) for request in requests] == [
+        "record=7/epoch=-1/rollout=0",
+        "record=3/epoch=-1/rollout=0",
+        "record=7/epoch=-1/rollout=1",
+    ]
+    assert [(request.traced, request.min_version) for request in requests] == [(True, 2), (True, 2), (False, 2)]
+
+
+def test_what_an_actor_reads_of_a_line_is_the_request_that_was_sent() -> None:
+    line = replace(lines(7)[0], text=b'{"images": ["x.png"], "width": 8, "height": 8, "objects": []}')
+    for sent in evaluator._requests([line, line], version=2, num_traced=1):
+        assert sent.read() == RolloutRequest(
+            key=sent.key, record=line.parse(), seed=0, min_version=2, traced=sent.key.rollout == 0
+        )
 
 
 def test_all_validation_records_that_cannot_be_answered_are_told_at_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -20,6 +20,7 @@ from protocol.config import RunConfig
 from protocol.contracts import RolloutRequest
 from protocol.errors import InfrastructureFailure
 from protocol.serialization import assistant_text
+from protocol.unread import UnreadRequest
 from tests.deploy.rollouts import MODEL, ROOT, trace_of
 
 
@@ -37,8 +38,8 @@ class Pool:
 
     def close(self) -> None: ...
 
-    def submit(self, requests: Sequence[RolloutRequest]) -> None:
-        self.open += requests
+    def submit(self, requests: Sequence[UnreadRequest]) -> None:
+        self.open += [request.read() for request in requests]
 
     def poll(self) -> list[tuple[Outcome, Any]]:
         request, record = self.open[0], self.open.pop(0).record

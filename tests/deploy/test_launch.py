@@ -18,7 +18,7 @@ from deploy.checkpoints import CheckpointKeeper, ResumePoint
 from deploy.demo.scenes import write_scenes
 from deploy.signals import StopSignals
 from protocol.config import RunConfig
-from protocol.errors import ConfigError, EngineError, ImageError, LearnerError
+from protocol.errors import ConfigError, EngineError, ImageError, LearnerError, RecordError
 from tests.deploy.test_checkpoints import FolderLearner, config, train_to
 
 
@@ -107,7 +107,25 @@ def test_validation_records_are_drawn_again_and_again_where_asked(tmp_path: Path
     custom = {"val_jsonl": str(tmp_path / "val.jsonl"), "val_sample_limit": 9, "val_sample_with_replacement": True}
     drawn = launch.validation_records(base.model_copy(update={"custom": base.custom.model_copy(update=custom)}))
     assert len(drawn) == 9
-    assert {record.index for record in drawn} <= {0, 1, 2, 3}
+    assert {line.index for line in drawn} <= {0, 1, 2, 3}
+    assert [line.parse() for line in drawn] == [line.parse() for line in drawn], "they are read again each time"
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_validation_line_that_the_check_has_not_read_is_parsed_before_anything_starts(
+    drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scenes(tmp_path, "val", 4, seed=1)
+    path = tmp_path / "val.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]) + "{}\n")
+    base = config(tmp_path)
+    custom = {"val_jsonl": str(path), "val_sample_limit": 40 if drawn else None, "val_sample_with_replacement": drawn}
+    run_config = base.model_copy(update={"custom": base.custom.model_copy(update=custom)})
+    monkeypatch.setattr("deploy.inputs.MAX_LINES", 3)
+    with pytest.raises(RecordError, match=r"val\.jsonl:4: width is missing"):
+        launch.validation_records(run_config)
+    monkeypatch.setattr("deploy.inputs.MAX_LINES", 4)
+    assert len(launch.validation_records(run_config)) == (40 if drawn else 4), "the check has refused it"
 
 
 class Began(Exception):
