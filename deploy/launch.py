@@ -106,25 +106,28 @@ def _run(
 
     Only a learner that was running is restarted: one that cannot start will not start the next time either.
 
-    Raises LearnerError, with its cause, after `cluster.max_learner_restarts` of them.
+    Raises LearnerError, with its cause, after `cluster.max_learner_restarts` of them without a new checkpoint.
     """
-    limit = config.cluster.max_learner_restarts
-    for failures in itertools.count():
+    limit, failures = config.cluster.max_learner_restarts, 0
+    saved = point.state.step if point else 0
+    for restarts in itertools.count():
         with _service(config, data, point, observer) as (controller, pool):
             try:
                 with signals.stop(controller):
-                    return RunResult(controller.run(), pool.num_restarts, failures)
+                    return RunResult(controller.run(), pool.num_restarts, restarts)
             except LearnerError as error:
                 if controller.stop:
                     raise
                 cause = error
-        if failures == limit:
-            raise LearnerError(
-                f"the learner failed {failures + 1} times (cluster.max_learner_restarts is {limit}), last at step "
-                f"{controller.state.step}: {cause}"
-            ) from cause
         last = newest_checkpoint(config.run_dir) or (point and point.path)
         point = ResumePoint.read(last) if last else None
+        before, saved = saved, point.state.step if point else 0
+        failures = 1 if saved > before else failures + 1
+        if failures > limit:
+            raise LearnerError(
+                f"the learner failed {failures} times since {'the checkpoint of ' if point else ''}step {saved} "
+                f"(cluster.max_learner_restarts is {limit}), last at step {controller.state.step}: {cause}"
+            ) from cause
         rewind(config.run_dir, point)
         observer.restarted(point, cause)
     raise AssertionError("the loop above does not end")

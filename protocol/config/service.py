@@ -119,7 +119,8 @@ class ClusterConfig(Section):
     step_timeout_s: PositiveFloat = 1800.0
     """Seconds until every learner rank must have loaded its model, and finished an optimizer step or a checkpoint."""
     max_learner_restarts: NonNegativeInt = 3
-    """How often a run whose learner failed goes back to its last checkpoint before it ends; 0: it ends at once."""
+    """How often a run whose learner failed goes back to the same checkpoint before it ends: with a newer one the count
+    begins again. 0: it ends at once."""
 
 
 class MetricsConfig(Section):

@@ -25,8 +25,9 @@ from tests.deploy.test_checkpoints import FolderLearner, config, train_to
 class Runs:
     """In place of engines and learner: each attempt does what its turn in `script` says."""
 
-    def __init__(self, run_config: RunConfig, script: list[Any]) -> None:
+    def __init__(self, run_config: RunConfig, script: list[Any], saves: bool) -> None:
         self._config = run_config
+        self._saves = saves
         self._script = iter(script)
         self.started_at: list[int] = []
         self.told: list[tuple[int, str]] = []
@@ -41,7 +42,8 @@ class Runs:
 
     def _run(self, state: LoopState) -> LoopState:
         state.step += 2
-        CheckpointKeeper(self._config, FolderLearner(), 100).snapshot(LoopState(step=state.step), position=0)()
+        if self._saves:
+            CheckpointKeeper(self._config, FolderLearner(), 100).snapshot(LoopState(step=state.step), position=0)()
         state.step += 1
         outcome = next(self._script)
         if isinstance(outcome, Exception):
@@ -54,12 +56,12 @@ class Runs:
 
 @pytest.fixture
 def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    def run(*script: Any, limit: int = 3) -> tuple[Runs, Any]:
+    def run(*script: Any, limit: int = 3, saves: bool = True) -> tuple[Runs, Any]:
         run_config = config(tmp_path).model_copy(
             update={"cluster": config(tmp_path).cluster.model_copy(update={"max_learner_restarts": limit})}
         )
         run_config.run_dir.mkdir(parents=True)
-        runs = Runs(run_config, list(script))
+        runs = Runs(run_config, list(script), saves)
         monkeypatch.setattr(launch, "_service", runs.service)
         # The runs below train no window, so that there is no ledger to look at.
         monkeypatch.setattr(launch, "rewind", lambda run_dir, point: None)
@@ -78,12 +80,25 @@ def test_a_run_whose_learner_fails_goes_on_from_its_last_checkpoint(go: Any) -> 
 
 def test_the_limit_ends_the_run_with_the_cause(go: Any) -> None:
     causes = [LearnerError(f"failure {number}") for number in range(3)]
-    _, run = go(*causes, limit=2)
+    _, run = go(*causes, limit=2, saves=False)
     with pytest.raises(
-        LearnerError, match=r"failed 3 times \(cluster\.max_learner_restarts is 2\).*failure 2"
+        LearnerError, match=r"failed 3 times since step 0 \(cluster\.max_learner_restarts is 2\).*failure 2"
     ) as raised:
         run()
     assert raised.value.__cause__ is causes[2]
+
+
+def test_a_failure_after_a_new_checkpoint_is_the_first_again(go: Any) -> None:
+    runs, run = go(*[LearnerError(f"day {number}") for number in range(5)], "done", limit=1)
+    result = run()
+    assert runs.started_at == [0, 2, 4, 6, 8, 10]
+    assert result.learner_restarts == 5
+
+
+def test_without_restarts_the_first_failure_ends_the_run_also_after_a_new_checkpoint(go: Any) -> None:
+    _, run = go(LearnerError("gone"), limit=0)
+    with pytest.raises(LearnerError, match=r"failed 1 times since the checkpoint of step 2 \(.* is 0\), last"):
+        run()
 
 
 @pytest.mark.parametrize("error", [ImageError("gone"), EngineError("no engine"), ValueError("a bug")])
