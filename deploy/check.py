@@ -4,6 +4,7 @@
     sizes    ─► what cannot fit into GPUs and object store         check_sizing
     data     ─► lines and images of both JSONL files               check_data
     lengths  ─► tokens of answers and training rows                check_lengths
+    saving   ─► how much a crash costs, room for checkpoints       check_saving
     model    ─► config, tokenizer, processor, weight headers       check_model
 
 Imports neither torch nor vllm, and loads no weights: it runs on a laptop in seconds. Ray is imported where it is to

@@ -11,6 +11,7 @@ from PIL import Image
 
 from actors.images import open_image
 from deploy.check_lengths import FileLengths, TokenCounter, token_counter
+from deploy.check_saving import check_saving
 from deploy.findings import Finding, Findings, error, note, warning
 from protocol.config import RunConfig
 from protocol.contracts import Record, RequestKey, RolloutRequest
@@ -108,6 +109,7 @@ def _check_file(
     yield from lengths.findings()
     if path == "custom.train_jsonl":
         yield from _schedule(config, path, len(records))
+        yield from check_saving(config, len(records))
 
 
 def _schedule(config: RunConfig, path: str, num_records: int) -> Iterator[Finding]:

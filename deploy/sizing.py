@@ -171,6 +171,11 @@ SEGMENT_BYTES_PER_TOKEN = 32
 """Ids, labels, positions and bins of a segment, rounded up; pixels are never part of one."""
 
 
+def checkpoint_bytes(shape: ModelShape, config: RunConfig) -> int:
+    """Of a checkpoint, at least: the merged model, d·N, and the masters and both moments of what is trained, 12·T."""
+    return DTYPE_BYTES[config.model.torch_dtype] * shape.num_params + 12 * shape.trainable(config.tuner)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
     """Seconds that each side needs for one window."""

@@ -1,0 +1,58 @@
+"""What `rollmatch check` says of checkpoints: a run that saves too seldom, and one that saves more than fits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deploy.check import check_run
+from deploy.check_saving import LONG_RUN, check_saving
+from deploy.model_shape import preset
+from deploy.sizing import GIB, checkpoint_bytes
+from tests.deploy.test_check import run
+
+
+def found(tmp_path: Path, **training: Any) -> list[str]:
+    changes = {f"training__{name}": value for name, value in training.items()}
+    return [str(finding) for finding in check_saving(run(tmp_path, model__model="org/some-4B", **changes), 400)]
+
+
+def test_a_long_run_that_saves_only_its_end_is_told_what_a_crash_costs(tmp_path: Path) -> None:
+    (text,) = found(tmp_path, max_steps=LONG_RUN + 1)
+    assert text == (
+        "training.save_steps: is null, so no checkpoint is written before the last of 501 optimizer steps, and a crash "
+        "costs everything since the start; set training.save_steps"
+    )
+    (text,) = found(tmp_path, max_steps=LONG_RUN + 1, save_strategy="no", save_steps=5)
+    assert text.startswith("training.save_strategy: is no, so")
+    assert not found(tmp_path, max_steps=LONG_RUN)
+    assert not found(tmp_path, max_steps=LONG_RUN + 1, save_strategy="epoch", save_total_limit=2)
+
+
+def test_checkpoints_that_exceed_the_free_disk_are_told_with_both_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = checkpoint_bytes(preset("4B"), run(tmp_path))
+    assert one > 12 * 4e9
+    asked: list[Path] = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=10 * one))
+    (text,) = found(tmp_path, max_steps=110, save_steps=10)
+    assert text == (
+        f"training.save_total_limit: is null, and 11 checkpoints take at least {11 * one / GIB:.0f} GiB, of which "
+        f"{tmp_path} has {10 * one / GIB:.0f} free; set it, or raise save_steps"
+    )
+    assert asked == [tmp_path], "the folder is not there yet"
+    assert not found(tmp_path, max_steps=100, save_steps=10)
+    assert not found(tmp_path, max_steps=110, save_steps=10, save_total_limit=3)
+    changes = {"training__max_steps": 110, "training__save_steps": 10, "cluster__address": "auto"}
+    elsewhere = run(tmp_path, model__model="org/some-4B", **changes)
+    assert not list(check_saving(elsewhere, 400)), "the folder is another machine's"
+
+
+def test_a_check_of_the_run_says_it(tmp_path: Path) -> None:
+    texts = [str(each) for each in check_run(run(tmp_path, training__max_steps=501)) if each.severity == "warning"]
+    assert any("a crash costs everything since the start" in text for text in texts)
