@@ -119,6 +119,7 @@ class ActorSettings:
             target=TargetSettings(
                 prefix_policy=matching.prefix_policy,
                 supervise_eos=matching.supervise_eos,
+                teach_format=matching.teach_format,
                 max_length=config.global_max_length,
                 ot_cost=matching.ot_cost,
                 ot_epsilon=matching.ot_epsilon,

@@ -58,10 +58,10 @@ def _words(n: Numbers) -> Iterator[HealthFinding]:
             Level.WATCH,
             "Descriptions got worse",
             f"Of the evaluation's matched objects {percent(exact[0])} had exactly the true description at first, "
-            f"{percent(exact[-1])} have it now, which F1 does not see. No setting trains descriptions: they have no "
-            "loss, and move with the weights that boxes are trained on. Lower training.learning_rate, train adapters "
-            "(tuner.train_type: lora), or choose a checkpoint by F1 and this share together: by the share alone the "
-            "least trained would be the best.",
+            f"{percent(exact[-1])} have it now, which F1 does not see. Descriptions have no loss, but where "
+            "teach_format finds nothing to keep: they move with the weights that boxes are trained on. Lower "
+            "training.learning_rate, train adapters (tuner.train_type: lora), or choose a checkpoint by F1 and this "
+            "share together: by the share alone the least trained would be the best.",
         )
 
 
@@ -95,7 +95,7 @@ def _format(n: Numbers) -> Iterator[HealthFinding]:
     cause = (
         "the format is being lost, lower training.learning_rate"
         if lost
-        else "use a checkpoint that was trained with these prompts"
+        else "use a checkpoint that was trained with these prompts, or teach it (teach_format: true)"
     )
     yield HealthFinding(
         Level.BAD,

@@ -57,6 +57,7 @@ def _title(seen: Replay, answer: Answer, config: RunConfig) -> RenderableType:
     lines.append(
         f"gate {matching.maskiou_gate:g} · top_k {matching.candidate_top_k} · fp_cost {matching.fp_cost:g} · "
         f"fn_cost {matching.fn_cost:g} · prefix_policy {matching.prefix_policy}"
+        + (" · teach_format" if matching.teach_format else "")
     )
     return Panel(Text("\n".join(lines)), title=str(seen.key), title_align="left")
 

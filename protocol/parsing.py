@@ -18,7 +18,8 @@ from protocol.pieces import TokenText, piece_table
 from protocol.scanner import scan
 from protocol.vocab import END_OF_TURN, TokenCodec
 
-_FALLBACK_PREFIX = "{"
+FALLBACK_PREFIX = "{"
+"""Where nothing of a rollout can be kept."""
 _CARET_CONTEXT = 16
 """Tokens shown on either side of the offending ones."""
 
@@ -61,8 +62,8 @@ def _unusable(response: TokenText) -> ParsedCompletion:
     """No top-level `{`: the prefix is a fresh one."""
     return ParsedCompletion(
         response_ids=response.array,
-        prefix_ids=np.asarray(response.codec.encode(_FALLBACK_PREFIX), dtype=np.int32),
-        prefix_text=_FALLBACK_PREFIX,
+        prefix_ids=np.asarray(response.codec.encode(FALLBACK_PREFIX), dtype=np.int32),
+        prefix_text=FALLBACK_PREFIX,
         max_index=None,
         predictions=(),
         rejects=(),
@@ -74,8 +75,8 @@ def _fallen_back(response: TokenText, rejects: tuple[Reject, ...], truncated: bo
     """The cut divides a token that cannot be divided: no prediction has a place in the prefix `{` (A4)."""
     return ParsedCompletion(
         response_ids=response.array,
-        prefix_ids=np.asarray(response.codec.encode(_FALLBACK_PREFIX), dtype=np.int32),
-        prefix_text=_FALLBACK_PREFIX,
+        prefix_ids=np.asarray(response.codec.encode(FALLBACK_PREFIX), dtype=np.int32),
+        prefix_text=FALLBACK_PREFIX,
         max_index=None,
         predictions=(),
         rejects=rejects,

@@ -3,6 +3,10 @@
 prompt | {"object_1": {matched}, "object_2": {spurious} | , "object_3": {missing}} | <|im_end|> newline
          prefix, as generated: matched slots learn        tail: cross-entropy,       cross-entropy on
          the true bins, nothing else is supervised        coord targets              end of turn (A2)
+
+With `teach_format`, where nothing of the answer can be kept, there is no prefix: the tail is a whole answer, which
+learns its opening brace and its descriptions as well. SPEC has neither learn anything (9, 11), so a model that never
+wrote the format goes on opening answers in its own way, and writes coordinates for descriptions.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from protocol.appending import append_fragment, covered_tokens, desc_spans
 from protocol.contracts import Completion, IntArray, MatchResult, ParsedCompletion, Record
 from protocol.errors import ContractError
 from protocol.labels import RowSpans, label_row
+from protocol.parsing import FALLBACK_PREFIX
 from protocol.pieces import piece_table
 from protocol.prefixes import prefix_slots, rebuild, rollout_prefix
 from protocol.segments import Segment, SegmentStats
@@ -34,6 +39,8 @@ class TargetSettings:
     """`rollout` keeps the prefix as generated; `matched` rebuilds it from matched predictions only (A21)."""
     supervise_eos: bool = True
     """Train the end-of-turn token behind the tail (A2)."""
+    teach_format: bool = False
+    """Where nothing of the answer can be kept, train a whole answer: opening brace and descriptions too."""
     max_length: int
     """Tokens; a longer row is not trained on (A5)."""
     ot_cost: str = "l2"
@@ -91,6 +98,9 @@ def build_target(
     appended = tuple(at for at in range(len(record.objects)) if at not in supervised)
     missing = [record.objects[at] for at in appended]
     append_text = append_fragment(prefix.text, missing, 1 if prefix.max_index is None else prefix.max_index + 1)
+    whole = settings.teach_format and prefix.text == FALLBACK_PREFIX
+    if whole:
+        append_text, prefix = prefix.text + append_text, replace(prefix, ids=prefix.ids[:0], text="")
     append_ids = codec.encode(append_text)
     row = _TeacherRow(
         input_ids=np.concatenate(
@@ -102,7 +112,7 @@ def build_target(
             train_len=len(prefix.ids) + len(append_ids),
         ),
         slots=slots,
-        tail_ignored=_desc_tokens(append_ids, codec),
+        tail_ignored=[] if whole else _desc_tokens(append_ids, codec),
     )
     oversize = len(row.input_ids) > settings.max_length
     return Target(

@@ -161,6 +161,8 @@ class RolloutMatchingConfig(Section):
     """`rollout` keeps the generated tokens as prefix, `matched` rebuilds it from matched objects only (SPEC A21)."""
     supervise_eos: bool = True
     """Teach the end-of-turn token after the tail (SPEC A2)."""
+    teach_format: bool = False
+    """Where nothing of an answer can be kept, train a whole one, opening brace and descriptions included."""
     ot_cost: Annotated[Literal["l1", "l2"], AnyCase] = "l2"
     """Point distance of the transport between shapes of different form, in bins."""
     ot_epsilon: PositiveFloat = 10.0

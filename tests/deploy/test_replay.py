@@ -18,6 +18,7 @@ from deploy.replay import answer_of, read_answer, replay_answer
 from deploy.replay_view import print_replay
 from protocol.config import load_config
 from protocol.contracts import GroundTruth, Shape
+from protocol.replay import Mask
 from protocol.serialization import assistant_text
 from protocol.vocab import coord_token
 from tests.deploy.rollouts import MODEL, ROOT, trace_of
@@ -66,6 +67,19 @@ def test_another_prefix_policy_says_so_too(run_dir: Path, capsys: pytest.Capture
     assert main(["replay", "--run", str(run_dir), "--key", "record=17", policy]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "differs from the run, whose settings were others: prefix_len" in shown
+
+
+def test_an_answer_of_which_nothing_is_kept_is_shown_as_it_is_taught(capsys: pytest.CaptureFixture[str]) -> None:
+    taught = load_config(CONFIG, overrides=["custom.extra.rollout_matching.teach_format=true"])
+    answer = answer_of(trace_of(17, "a cat", truths=(CAT, DOG)), about="test")
+    seen = replay_answer(answer, taught, load_codec(MODEL))
+    assert {token.mask for token in seen.tokens[:-1]} == {Mask.CE, Mask.COORD}
+    assert "".join(token.text for token in seen.tokens).startswith('{"object_1": {"desc": "red circle"')
+    assert seen.appended_keys == {0: "object_1", 1: "object_2"}
+    print_replay(seen, answer, taught, console=Console(width=160))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "prefix_policy matched · teach_format" in shown
+    assert "differs from the run, whose settings were others: prefix_len 1 → 0" in shown
 
 
 def _near() -> Shape:

@@ -90,6 +90,7 @@ def make_target(
     max_length: int = 10**6,
     suffix: str = SUFFIX_TEXT,
     supervise_eos: bool = True,
+    teach_format: bool = False,
 ) -> tuple[ParsedCompletion, MatchResult, Target]:
     """Parse, match and build, as an actor does."""
     ids = np.asarray(codec.encode(text), dtype=np.int32)
@@ -113,6 +114,7 @@ def make_target(
         settings=TargetSettings(
             prefix_policy=policy,
             supervise_eos=supervise_eos,
+            teach_format=teach_format,
             max_length=max_length,
             ot_iters=2,
         ),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from protocol.contracts import Shape
+from protocol.contracts import Record, Shape
 from protocol.errors import ContractError
 from protocol.matching import MatchSettings
+from protocol.parsing import parse
 from protocol.segments import IGNORE_INDEX
-from protocol.targets import PrefixPolicy
+from protocol.targets import PrefixPolicy, Target
+from protocol.vocab import TokenCodec
 from tests.protocol.checks import check_labels, check_target, make_target
 from tests.protocol.codecs import CharCodec, qwen_codec
 from tests.protocol.strategies import EXAMPLES, TargetCase, answered, drawn, muddled, record_of
@@ -41,6 +44,45 @@ def test_labels_cover_exactly_the_tail_and_the_end_of_turn_of_any_rollout(case: 
 def test_targets_in_real_byte_pair_tokens_are_labelled_exactly_too(case: TargetCase) -> None:
     codec = qwen_codec()
     check_labels(make_target(case.text, case.record, codec, case.policy, LOOSE)[2], codec)
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(drawn(94).map(muddled))
+@example(TargetCase("[1, 2", TWO, "matched"))
+@example(TargetCase("{}", record_of([]), "rollout"))
+def test_where_nothing_is_kept_a_taught_row_is_a_whole_answer_and_learns_all_of_it(case: TargetCase) -> None:
+    for codec in (CHAR, qwen_codec()):
+        untaught = make_target(case.text, case.record, codec, case.policy, LOOSE)[2]
+        taught = make_target(case.text, case.record, codec, case.policy, LOOSE, teach_format=True)[2]
+        assert taught.train_text == untaught.train_text
+        assert untaught.stats.prefix_len > 0, "as the specification has it"
+        if untaught.train_text == "{" + untaught.append_text:
+            _check_whole(taught, case.record, codec)
+        else:
+            assert taught.stats == untaught.stats
+            assert _arrays(taught) == _arrays(untaught)
+
+
+def _check_whole(target: Target, record: Record, codec: TokenCodec) -> None:
+    segment, stats = target.segment, target.stats
+    assert segment is not None
+    assert target.append_text == target.train_text
+    assert (stats.prefix_len, stats.tail_ignored, stats.fn_appended) == (0, 0, len(record.objects))
+    end = stats.prompt_len + stats.train_len
+    assert segment.input_ids[stats.prompt_len : end].tolist() == codec.encode(target.train_text), "as a model writes it"
+    read = parse(codec.encode(target.train_text), codec).predictions
+    assert [(item.desc, item.shape) for item in read] == [(truth.desc, truth.shape) for truth in record.objects]
+    assert list(json.loads(target.train_text)) == [f"object_{truth.index}" for truth in record.objects]
+    labelled = np.flatnonzero(segment.labels != IGNORE_INDEX).tolist()
+    assert sorted([*labelled, *segment.coord_positions.tolist()]) == list(range(stats.prompt_len, end + 1))
+    assert not segment.coord_in_prefix.any()
+
+
+def _arrays(target: Target) -> list[list[int]]:
+    segment = target.segment
+    assert segment is not None
+    places, bins = segment.coord_positions, segment.coord_bins
+    return [each.tolist() for each in (segment.input_ids, segment.labels, places, bins, segment.coord_in_prefix)]
 
 
 def answer_of(*boxes: tuple[str, Shape], spurious: bool = False) -> str:
