@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.check_model import _weight_files
 from deploy.check_sizing import check_sizing
 from deploy.cli import main
+from deploy.model_files import weight_files
 from deploy.model_shape import PRESETS, ModelShape, model_shape, preset
 from deploy.sizing import (
     EAGER_LAYER_S,
@@ -44,7 +44,7 @@ def test_the_demo_model_is_counted_to_the_last_parameter() -> None:
     shape = model_shape(load_config(ROOT / "configs" / "demo.yaml"))
     assert shape is not None
     stored = 0
-    for file in _weight_files(ROOT / "deploy" / "demo" / "model"):
+    for file in weight_files(ROOT / "deploy" / "demo" / "model"):
         content = file.read_bytes()
         header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
         for name, entry in header.items():

@@ -1,0 +1,75 @@
+"""A checkpoint folder's files as they lie there: JSON, and what safetensors say of themselves. No weights, no torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import ConfigError
+
+MODEL_TYPE = "qwen3_vl"
+"""The dense models. transformers would load a mixture of experts as one, with new weights in the place of experts."""
+INDEX = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 1 << 27
+
+
+class BrokenModelError(ConfigError):
+    """A file of the checkpoint that is missing or cannot be read."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a file holds."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BrokenModelError(f"{path} is missing; use a complete checkpoint folder") from None
+    except (OSError, ValueError) as raised:
+        raise BrokenModelError(f"{path} cannot be read ({raised}); use a complete checkpoint folder") from raised
+    if not isinstance(data, dict):
+        raise BrokenModelError(f"{path} holds no JSON object; use a complete checkpoint folder")
+    return data
+
+
+def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Token → id, of what tokenizer.json holds."""
+    vocabulary = tokenizer.get("model", {}).get("vocab")
+    ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    ids.update({entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])})
+    return ids
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """One file, or those that the index names; all of them exist."""
+    index = folder / INDEX
+    if not index.is_file():
+        single = folder / "model.safetensors"
+        if not single.is_file():
+            raise BrokenModelError(
+                f"{folder} has neither {single.name} nor {index.name}; use a checkpoint in safetensors"
+            )
+        return [single]
+    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise BrokenModelError(
+            f"{index} names {len(missing)} files that are missing, first {missing[0]}; complete the download"
+        )
+    return files
+
+
+def tensor_headers(file: Path) -> dict[str, Any]:
+    """`dtype` and `shape` by tensor name: 8 bytes of length, then JSON."""
+    with open(file, "rb") as opened:
+        size = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))[0]
+        if not 0 < size <= _MAX_HEADER_BYTES:
+            raise BrokenModelError(
+                f"{file} is no safetensors file (header of {size} bytes); is it a Git LFS pointer? fetch the file"
+            )
+        try:
+            header = json.loads(opened.read(size))
+        except ValueError as raised:
+            raise BrokenModelError(f"{file} has a broken header ({raised}); fetch the file again") from raised
+    return {name: value for name, value in header.items() if name != "__metadata__"}
