@@ -10,10 +10,12 @@ from deploy.check_data import ImageRules
 from deploy.findings import Finding, error, note, warning
 from deploy.model_files import (
     MODEL_TYPE,
+    UNTRAINED,
     BrokenModelError,
     read_json,
     tensor_headers,
     token_ids,
+    trained_tables,
     weight_files,
 )
 from protocol.config import RunConfig, TunerConfig
@@ -118,8 +120,31 @@ def _weights(folder: Path, config: RunConfig) -> Iterator[Finding]:
     files = weight_files(folder)
     names = sorted({name for file in files for name in tensor_headers(file)})
     yield note(_WHERE, f"{len(names)} tensors in {len(files)} files in {folder}")
-    tied = read_json(folder / "config.json").get("tie_word_embeddings", True)
-    yield from _targets(config, names, {"lm_head"} if tied else set())
+    tables = trained_tables(read_json(folder / "config.json"))
+    yield from _targets(config, names, {"lm_head"} - set(tables))
+    if (folder / UNTRAINED).is_file():
+        yield from _untrained(folder, config, tables)
+
+
+def _untrained(folder: Path, config: RunConfig, tables: list[str]) -> Iterator[Finding]:
+    """The first run after `rollmatch add-coordinates`: its export has the note no more."""
+    tuner, matching = config.tuner, config.matching
+    saved = {name.rsplit(".", 1)[-1] for name in tuner.modules_to_save}
+    if "lm_head" in saved and "lm_head" not in tables:  # a tied head is the embedding
+        saved.add("embed_tokens")
+    if tuner.train_type == "full":
+        where, change, reached = "tuner.freeze_llm", "set it to false", not tuner.freeze_llm
+    else:
+        where, change, reached = "tuner.modules_to_save", f"add {', '.join(tables)}", set(tables) <= saved
+    if not reached:
+        text = f"leaves the coordinate tokens of {folder} as rollmatch add-coordinates wrote them, untrained; {change}"
+        yield warning(where, text)
+    if matching.prefix_policy == "rollout":
+        text = f"rollout keeps what {folder} writes, which does not know the format yet, and trains none of it"
+        yield warning(f"{_MATCHING}.prefix_policy", f"{text}; write matched")
+    if not matching.teach_format:
+        text = f"is false, so {folder} learns no opening brace and no description, and may write coordinates for words"
+        yield warning(f"{_MATCHING}.teach_format", f"{text}; write true")
 
 
 def _head_target(tuner: TunerConfig) -> Iterator[Finding]:

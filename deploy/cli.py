@@ -216,11 +216,12 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 def _add_tools(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Commands without a run file."""
-    from deploy import import_coco, replay, watch
+    from deploy import add_coordinates, import_coco, replay, watch
     from deploy.report import command as report
 
     for name, tool, text in (
         ("import-coco", import_coco, "turn COCO or LVIS instance files into training records"),
+        ("add-coordinates", add_coordinates, "give an ordinary Qwen3-VL checkpoint the coordinate tokens, untrained"),
         ("replay", replay, "show every decision about one recorded rollout; no engine needed"),
         ("report", report, "write one HTML file about a run, or about several side by side"),
         ("watch", watch, "follow a run's health in the terminal; ends with the run"),

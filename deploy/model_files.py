@@ -13,6 +13,8 @@ from protocol.errors import ConfigError
 MODEL_TYPE = "qwen3_vl"
 """The dense models. transformers would load a mixture of experts as one, with new weights in the place of experts."""
 INDEX = "model.safetensors.index.json"
+UNTRAINED = "UNTRAINED_COORDINATES.md"
+"""Note of `rollmatch add-coordinates`. An export leaves it behind: what was trained has no such note."""
 _MAX_HEADER_BYTES = 1 << 27
 
 
@@ -39,6 +41,11 @@ def token_ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
     ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
     ids.update({entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])})
     return ids
+
+
+def trained_tables(config: Mapping[str, Any]) -> list[str]:
+    """Modules that hold a token's rows, of what config.json holds; a tied head is the embedding."""
+    return ["embed_tokens"] if config.get("tie_word_embeddings", True) else ["embed_tokens", "lm_head"]
 
 
 def weight_files(folder: Path) -> list[Path]:

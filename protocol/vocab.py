@@ -63,7 +63,7 @@ class CoordIds:
         if missing:
             raise ValueError(
                 f"the tokenizer lacks {len(missing)} of {NUM_BINS} coordinate tokens (first: {missing[0]}); "
-                "use a checkpoint whose vocabulary was extended with <|coord_0|>..<|coord_999|>"
+                "use a checkpoint that was trained with them, or begin one: rollmatch add-coordinates"
             )
         return cls(tuple(token_to_id[coord_token(k)] for k in range(NUM_BINS)))
 

@@ -18,6 +18,7 @@ from deploy import check_data
 from deploy.check import _num_gpus, check_run, print_findings, require_clean
 from deploy.check_data import ImageRules
 from deploy.findings import error, note
+from deploy.model_files import UNTRAINED
 from protocol.config import RunConfig, config_from_mapping
 from protocol.errors import ConfigError
 from protocol.vocab import coord_token
@@ -317,6 +318,38 @@ def test_an_expression_that_matches_no_stored_name_is_a_warning(tmp_path: Path) 
     findings = check_run(run(tmp_path, tuner__train_type="lora", tuner__target_regex="q_proj"))
     (found,) = [finding for finding in findings if finding.severity == "warning"]
     assert found.message.startswith("matches none of the checkpoint's 1 module names")
+
+
+@pytest.mark.parametrize(
+    ("tuner", "words"),
+    [
+        ({"train_type": "full"}, None),
+        ({"train_type": "full", "freeze_llm": True}, "tuner.freeze_llm: leaves the coordinate tokens"),
+        ({"train_type": "lora"}, "tuner.modules_to_save: leaves the coordinate tokens"),
+        ({"train_type": "lora", "modules_to_save": ["embed_tokens"]}, "tuner.modules_to_save: leaves"),
+        ({"train_type": "lora", "modules_to_save": ["embed_tokens", "lm_head"]}, None),
+    ],
+)
+def test_coordinate_tokens_that_nobody_trained_must_be_reached(
+    tmp_path: Path, tuner: dict[str, Any], words: str | None
+) -> None:
+    config = run(tmp_path, tuner=tuner, custom__rollout_matching={"prefix_policy": "matched"})
+    write_model(tmp_path / "model", config__json={"model_type": "qwen3_vl", "tie_word_embeddings": False})
+    (tmp_path / "model" / UNTRAINED).touch()
+    found = [
+        str(finding) for finding in check_run(config) if str(finding).startswith("tuner.") and "leaves" in str(finding)
+    ]
+    assert len(found) == (words is not None)
+    assert all(message.startswith(words or "") for message in found)
+
+
+def test_an_untrained_checkpoint_wants_settings_that_teach_the_format(tmp_path: Path) -> None:
+    (write_model(tmp_path / "model") / UNTRAINED).touch()
+    found = [each for each in check_run(run(tmp_path)) if each.where.startswith(MATCHING)]
+    advice = {each.where: each.message.rsplit("; ", 1)[-1] for each in found}
+    assert advice == {f"{MATCHING}.prefix_policy": "write matched", f"{MATCHING}.teach_format": "write true"}
+    taught = run(tmp_path, custom__rollout_matching={"prefix_policy": "matched", "teach_format": True})
+    assert not [each for each in check_run(taught) if each.where.startswith(MATCHING)]
 
 
 def test_settings_that_name_files_are_looked_up(tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ def test_the_debug_flag_takes_the_short_variant(
 
 def test_every_command_has_a_line_of_help() -> None:
     text = build_parser().format_help()
-    for name in ("train", "evaluate", "check", "plan", "render", "submit", "import-coco", "replay", "report", "watch"):
+    runs = ("train", "evaluate", "check", "plan", "render", "submit")
+    for name in (*runs, "import-coco", "add-coordinates", "replay", "report", "watch"):
         assert re.search(rf"^    {name}\s+\w", text, re.MULTILINE), name
 
 
