@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploy.check_data import ImageRules
 from deploy.findings import Finding, error, note, warning
+from deploy.hub_cache import model_file
 from deploy.model_files import (
     MODEL_TYPE,
     UNTRAINED,
@@ -35,8 +36,10 @@ def check_model(config: RunConfig) -> tuple[list[Finding], ImageRules]:
             return [
                 error(_WHERE, f"{folder} is no folder; correct the path, it counts from the working directory")
             ], DEFAULT_RULES
-        text = f"{folder} is no local folder and was taken for a name on a model hub; its files were not checked"
-        return [warning(_WHERE, text)], DEFAULT_RULES
+        text = f"{folder} is no local folder and was taken for a name on a model hub; its weights were not checked"
+        cached = model_file(config.model.model, "tokenizer.json")
+        found = [] if cached is None else _unbroken(_coordinates(cached))
+        return [warning(_WHERE, text), *found], DEFAULT_RULES
     if (merged := _merged_beside(folder)) is not None:
         text = f"{folder} is part of a run's checkpoint and no model; the whole model is {merged}, write that"
         return [error(_WHERE, text)], DEFAULT_RULES
@@ -78,6 +81,15 @@ def _architecture(folder: Path, config: RunConfig) -> Iterator[Finding]:
     for path, length in lengths.items():
         if isinstance(positions, int) and length > positions:
             yield error(path, f"is {length}, the model has max_position_embeddings {positions}; lower it")
+
+
+def _coordinates(tokenizer: Path) -> Iterator[Finding]:
+    """Of a name on a hub, whose other files may be on the cluster only."""
+    ids = token_ids(read_json(tokenizer))
+    try:
+        CoordIds.lookup(ids)
+    except ValueError as raised:
+        yield error(_WHERE, f"{tokenizer}: {raised}")
 
 
 def _tokenizer(folder: Path, config: RunConfig) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -51,7 +52,7 @@ def added_token(name: str, at: int) -> dict[str, Any]:
 
 def write_model(folder: Path, **changes: Any) -> Path:
     """The metadata of a checkpoint, and a weight file that holds a header only. `changes` replaces or drops (None)."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     names = [coord_token(bin_) for bin_ in range(1000)] + list(SPECIAL)
     header = {"model.layers.0.self_attn.q_proj.weight": {}, "__metadata__": {}}
     encoded = json.dumps(header).encode()
@@ -272,6 +273,22 @@ def test_a_model_that_is_no_folder_is_an_error_and_a_hub_name_a_warning(tmp_path
     assert "is no folder" in only_error(run(tmp_path, model__model=str(tmp_path / "gone")))
     findings = check_run(run(tmp_path, model__model="Qwen/Qwen3-VL-8B"))
     assert [finding.where for finding in findings if finding.severity == "warning"] == ["model.model"]
+
+
+def test_a_hub_name_whose_cached_tokenizer_lacks_the_coordinate_tokens_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run(tmp_path, model__model="owner/hf")
+    repository = tmp_path / "models--owner--hf"
+    snapshot = write_model(repository / "snapshots" / ("0" * 40), tokenizer__json={"model": {"vocab": {"a": 0}}})
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    message = only_error(config)
+    assert message.startswith(f"model.model: {snapshot / 'tokenizer.json'}: the tokenizer lacks 1000 of 1000")
+    assert message.endswith("rollmatch add-coordinates")
+    write_model(snapshot)
+    assert errors(config) == []
 
 
 @pytest.mark.parametrize("named", ["checkpoint-4", "checkpoint-4/adapter"])
