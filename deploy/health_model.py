@@ -24,10 +24,10 @@ def _quality(n: Numbers) -> Iterator[HealthFinding]:
     if len(values) < 2:
         return
     if values is evaluated:
-        what, start, end = "F1 of the evaluation", values[0], values[-1]
+        what, start, end, best = "F1 of the evaluation", values[0], values[-1], max(values)
     else:
         what, start, end = "F1 of the rollouts", n.start("rollout/f1") or 0.0, n.end("rollout/f1") or 0.0
-    best = max(values)
+        best = n.best("rollout/f1") or 0.0
     if end < COLLAPSE * best:
         yield HealthFinding(
             Level.BAD,

@@ -13,6 +13,9 @@ Rows = Sequence[Mapping[str, float]]
 FEWEST = 4
 """Rows that a start or an end is the mean of, where there are twice as many: no single window decides."""
 
+MOST = 50
+"""Rows that a start or an end is the mean of at most: however long a run is, what goes wrong is told this soon."""
+
 MOSTLY = 0.7
 """Share of the values behind a step that must be above a bound for it to be passed there."""
 
@@ -62,14 +65,25 @@ class Numbers:
         return [value for _, value in self.series(name)]
 
     def start(self, name: str) -> float | None:
-        """Mean of the first fifth."""
+        """Mean of the first fifth, of MOST rows at most."""
         values = self.values(name)
         return _mean(values[: _fifth(values)])
 
     def end(self, name: str) -> float | None:
-        """Mean of the last fifth."""
+        """Mean of the last fifth, of MOST rows at most."""
         values = self.values(name)
         return _mean(values[-_fifth(values) :])
+
+    def best(self, name: str) -> float | None:
+        """The largest mean of as many neighbours as an end has: the luckiest of many windows is no score to hold."""
+        values = self.values(name)
+        width = _fifth(values)
+        sums = [0.0, *itertools.accumulate(values)]
+        return max(((sums[at] - sums[at - width]) / width for at in range(width, len(sums))), default=None)
+
+    def recent(self, name: str) -> list[tuple[float, float]]:
+        """Steps and values of the last MOST rows."""
+        return self.series(name)[-MOST:]
 
     def total(self, name: str) -> float:
         return sum(self.values(name))
@@ -108,8 +122,8 @@ def percent(share: float) -> str:
 
 
 def _fifth(values: Sequence[float]) -> int:
-    """A fifth of the values, at least FEWEST, at most half."""
-    return max(1, min(max(FEWEST, len(values) // 5), len(values) // 2))
+    """A fifth of the values, at least FEWEST, at most MOST and half."""
+    return max(1, min(max(FEWEST, len(values) // 5), MOST, len(values) // 2))
 
 
 def _mean(values: Sequence[float]) -> float | None:

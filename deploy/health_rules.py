@@ -1,7 +1,7 @@
 """What a run's numbers say, in words: thresholds on series, and what to change. Pure; report and live view share it.
 
-A rule compares the end of a run (its last fifth) with its start or with a bound. It speaks of shares in per cent and
-names the step from which on it holds, so that a person can look there.
+A rule compares the end of a run (its last fifth, MOST rows at most) with its start or with a bound. It speaks of shares
+in per cent and names the step from which on it holds, so that a person can look there.
 """
 
 from __future__ import annotations
@@ -87,14 +87,17 @@ def _fill(n: Numbers) -> Iterator[HealthFinding]:
         )
 
 
-def _counted(metric: str, level: Level, title: str, change: str) -> Rule:
-    """Something that should not happen at all; a counter adds up over events."""
+def _counted(metric: str, level: Level, title: str, change: str, *, lasts: bool = False) -> Rule:
+    """Something that should not happen at all; a counter adds up over events. What is over and done with is told while
+    it is recent, what `lasts` always."""
 
     def rule(n: Numbers) -> Iterator[HealthFinding]:
-        count = n.total(metric)
-        if count > 0:
-            first = next(step for step, value in n.series(metric) if value > 0)
-            yield HealthFinding(level, title, f"{count:.0f} so far, the first at step {first:.0f}: {change}.")
+        rows = n.series(metric) if lasts else n.recent(metric)
+        when = "so far" if lasts else f"in the last {len(rows)} steps"
+        steps = [step for step, value in rows if value > 0]
+        if steps:
+            count = sum(value for _, value in rows)
+            yield HealthFinding(level, title, f"{count:.0f} {when}, the first at step {steps[0]:.0f}: {change}.")
 
     return rule
 
@@ -123,7 +126,7 @@ RULES: tuple[Rule, ...] = (
     _fill,
     _counted("train/skipped_steps", Level.BAD, "Skipped optimizer steps", "lower training.learning_rate"),
     _counted("rollout/actor_restarts", Level.WATCH, "Actors were restarted", "read events.jsonl and the actor's log"),
-    _counted("rollout/oversize_dropped", Level.WATCH, "Targets too long", "raise global_max_length"),
+    _counted("rollout/oversize_dropped", Level.WATCH, "Targets too long", "raise global_max_length", lasts=True),
     _counted("dump/failed", Level.WATCH, "Dumps could not be written", "read the driver's log"),
     _counted("dump/dropped", Level.WATCH, "Dumps were dropped", "write fewer, or to a faster disk"),
     _quarantine,

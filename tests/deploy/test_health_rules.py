@@ -72,8 +72,8 @@ def test_a_share_that_was_high_all_along_did_not_rise() -> None:
         ({"time__wait_rollouts_s": 7.0, "time__step_s": 10.0}, {}, "The learner waits", Level.WATCH),
         ({"policy__staleness_max": 2.0}, {"max_staleness": 2}, "Staleness at its bound", Level.WATCH),
         ({"packing__post_rollout_fill": 0.4}, {"packing_min_fill_ratio": 0.65}, "Packs are half empty", Level.WATCH),
-        ({"train__skipped_steps": lambda step: float(step == 7)}, {}, "Skipped optimizer steps", Level.BAD),
-        ({"rollout__actor_restarts": lambda step: float(step == 7)}, {}, "Actors were restarted", Level.WATCH),
+        ({"train__skipped_steps": lambda step: float(step == 77)}, {}, "Skipped optimizer steps", Level.BAD),
+        ({"rollout__actor_restarts": lambda step: float(step == 77)}, {}, "Actors were restarted", Level.WATCH),
         ({"rollout__oversize_dropped": 1.0}, {}, "Targets too long", Level.WATCH),
         ({"dump__failed": 1.0}, {}, "Dumps could not be written", Level.WATCH),
         ({"dump__dropped": 1.0}, {}, "Dumps were dropped", Level.WATCH),
@@ -126,6 +126,44 @@ def test_a_share_of_no_pairs_is_no_number() -> None:
 def test_one_bad_window_of_a_short_run_does_not_decide_alone() -> None:
     found = said(rows(12, rollout__parse_truncated_rate=lambda step: 0.09 if step > 10 else 0.0))
     assert [each.title for each in found] == ["Nothing stands out"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "title"),
+    [
+        ("rollout__parse_truncated_rate", 0.0, 0.1, "Truncated rollouts"),
+        ("rollout__f1", 0.6, 0.1, "F1 has collapsed"),
+        ("rollout__pred_per_sample", 10.0, 20.0, "Too many predictions"),
+        ("rollout__sample_valid_pred_rate", 1.0, 0.0, "Rollouts without a valid object"),
+    ],
+)
+def test_what_goes_wrong_after_many_good_steps_is_told_within_fifty(
+    metric: str, before: float, after: float, title: str
+) -> None:
+    def told(good: int, bad: int) -> bool:
+        metrics: dict[str, Any] = {metric: lambda step: before if step <= good else after}
+        found = said(rows(good + bad, rollout__gt_per_sample=10.0, **metrics))
+        return title in [each.title for each in found]
+
+    assert not told(2000, 1), "no single window decides"
+    assert told(2000, 40)
+
+
+def test_one_and_the_same_model_with_scores_that_scatter_has_not_collapsed() -> None:
+    lucky = rows(3000, rollout__f1=lambda step: 0.55 if step == 700 else 0.25 + (0.06 if step % 2 else -0.06))
+    assert [each.title for each in said(lucky)] == ["Nothing stands out"]
+
+
+def test_what_happened_long_ago_is_told_only_where_it_lasts() -> None:
+    def titles(metric: str, step: int) -> list[str]:
+        metrics: dict[str, Any] = {metric: lambda at: 2.0 * (at == step)}
+        return [each.text for each in said(rows(200, **metrics))]
+
+    assert titles("train__skipped_steps", 7) == ["All health counters are within their bounds."]
+    assert titles("train__skipped_steps", 170) == [
+        "2 in the last 50 steps, the first at step 170: lower training.learning_rate."
+    ]
+    assert titles("rollout__oversize_dropped", 7) == ["2 so far, the first at step 7: raise global_max_length."]
 
 
 def test_a_learner_that_was_restarted_is_told_with_the_cause_of_the_last_time() -> None:
