@@ -89,6 +89,14 @@ def test_a_version_is_awaited_where_learner_and_engines_need_each_other(settings
     assert order(loop) == AWAITED
 
 
+def test_what_is_told_of_a_publish_holds_its_checksums_once_however_many_engines_attest_them() -> None:
+    loop, told = build(), []
+    loop.observer.event = lambda kind, **fields: told.append(fields) if kind == "publish" else None  # type: ignore[method-assign]
+    loop.controller.run()
+    assert told[1]["checksums"] == ("c",)
+    assert [sorted(engine) for engine in told[1]["engines"]] == [["ended", "name", "seconds"]]
+
+
 def test_an_evaluation_waits_for_the_version_that_it_is_about() -> None:
     loop = slow_to_load(max_staleness=1, validation=2, eval_steps=1)
     loop.controller.run()

@@ -81,7 +81,7 @@ def _events(at: float) -> list[dict[str, Any]]:
         for lane, name, start, end in spans
     ]
     step = {"time": at + 9, "kind": "optimizer_step", "seconds": 3.0, "busy_s": [3.0, 1.5]}
-    engines = [{"name": "actor-0", "version": 1, "checksums": ["c"], "seconds": 0.25, "ended": at + 9.75}]
+    engines = [{"name": "actor-0", "seconds": 0.25, "ended": at + 9.75}]
     publish = {"time": at + 10, "kind": "publish", "version": 1, "seconds": 1.0, "learner_s": 0.5, "engines": engines}
     return [*made, step, publish]
 
