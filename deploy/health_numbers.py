@@ -59,7 +59,8 @@ class Numbers:
     def series(self, name: str) -> list[tuple[float, float]]:
         """Steps and values."""
         rows = self._evaluations if name.startswith("eval_") else self._steps
-        return [(row["step"], row[name]) for row in rows if name in row and not math.isnan(row[name])]
+        found = ((row["step"], row.get(name, math.nan)) for row in rows)
+        return [each for each in found if not math.isnan(each[1])]
 
     def values(self, name: str) -> list[float]:
         return [value for _, value in self.series(name)]

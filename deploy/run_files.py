@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, Protocol, TypeVar
 
 import yaml
 
 from deploy.environment import NAME as ENVIRONMENT
-from deploy.health_numbers import without_empty_shares
 from deploy.ledger import NAME as LEDGER
 from deploy.recorder import EVALUATIONS, RecordedRollout, read_rollouts
-from deploy.timeline import Span
+from deploy.run_events import LaneSpan, RunEvents
+from deploy.run_rows import Row, RunRows
 from deploy.tracking import SUMMARY
 from protocol.errors import ConfigError
 
-Row = dict[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaneSpan:
-    """One bar of the timeline."""
-
-    lane: str
-    """`driver`, `actor-0`, `rank-0`, ..."""
-    name: str
-    span: Span
+KEEP_S = 300.0
+"""Seconds of spans that are kept where a run is looked at again and again: of them the newest minute is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunData:
-    """Everything that is in a run's folder."""
+    """What is in a run's folder."""
 
     name: str
     folder: Path
@@ -49,7 +41,14 @@ class RunData:
     evaluations: list[Row]
     spans: list[LaneSpan]
     events: list[dict[str, Any]]
-    num_trained: int
+    """What happened to the run itself: resumes, restarts and ends."""
+    phase: dict[str, Any] | None
+    """The last `phase` event."""
+    last_event: float | None
+    """Unix seconds."""
+    began: float | None
+    """Unix seconds at which the loop first waited for rollouts since its last start."""
+    num_trained: int = 0
     """Rollouts in the ledger."""
     rollouts: list[RecordedRollout] = field(default_factory=list)
     evaluated: list[RecordedRollout] = field(default_factory=list)
@@ -71,71 +70,93 @@ class RunData:
         return [step for step, _ in found], [value for _, value in found]
 
 
-def read_run(folder: Path, *, with_rollouts: bool = True) -> RunData:
-    """Reads a run's folder once; ConfigError where it is none."""
-    return RunReader(folder).read(with_rollouts=with_rollouts)
+def read_run(folder: Path) -> RunData:
+    """Everything, once; ConfigError where the folder is none of a run."""
+    return replace(
+        RunReader(folder, keep_s=math.inf).read(),
+        num_trained=_num_trained(folder / LEDGER),
+        rollouts=list(read_rollouts(folder)),
+        evaluated=list(read_rollouts(folder, [EVALUATIONS])),
+    )
+
+
+def read_numbers(folder: Path) -> RunData:
+    """What the health rules need, once: of the events only restarts are read. ConfigError as above."""
+    return RunReader(folder, having=b'"kind": "restart"').read()
 
 
 class RunReader:
-    """Reads a run's folder again and again, and of its growing files only what is new."""
+    """Reads a run's numbers and events again and again, and of its growing files only what is new."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep_s: float = KEEP_S, having: bytes = b"") -> None:
+        """`keep_s` as `RunEvents` has it; events without the bytes of `having` are passed over."""
         self._folder = folder
-        self._metrics, self._events, self._ledger = (
-            JsonLines(folder / name) for name in ("metrics.jsonl", "events.jsonl", LEDGER)
-        )
+        self._rows = JsonLines(folder / "metrics.jsonl", RunRows)
+        self._events = JsonLines(folder / "events.jsonl", lambda: RunEvents(keep_s), having)
 
-    def read(self, *, with_rollouts: bool = False) -> RunData:
+    def read(self) -> RunData:
         """The run as it is now; ConfigError where the folder is none of a run."""
         folder = self._folder
         if not (folder / "metrics.jsonl").is_file():
             raise ConfigError(f"{folder}: holds no metrics.jsonl; name the folder of a run, e.g. runs/demo")
-        rows = [_numbers(line) for line in self._metrics.read()]
-        events = self._events.read()
-        summary = _json(folder / SUMMARY)
-        failed = summary is None and bool(events) and events[-1]["kind"] == "end"  # a resume writes behind it
+        rows, events, summary = self._rows.read(), self._events.read(), _json(folder / SUMMARY)
+        last = events.last
+        failed = summary is None and last is not None and last["kind"] == "end"  # a resume writes behind it
         return RunData(
             name=folder.resolve().name,
             folder=folder,
             config=_yaml(folder / "config.yaml"),
             environment=_json(folder / ENVIRONMENT) or {},
             summary=summary,
-            error=events[-1]["error"] if failed else None,
-            steps=_by_step(row for row in rows if "loss/total" in row or "rollout/segments" in row),
-            evaluations=_by_step(row for row in rows if "eval_rollout_f1" in row),
-            spans=_spans(events),
-            events=events,
-            num_trained=sum(len(line["keys"]) for line in self._ledger.read()),
-            rollouts=list(read_rollouts(folder)) if with_rollouts else [],
-            evaluated=list(read_rollouts(folder, [EVALUATIONS])) if with_rollouts else [],
+            error=last["error"] if last is not None and failed else None,
+            steps=rows.steps,
+            evaluations=rows.evaluations,
+            spans=events.spans,
+            events=list(events.of_the_run),
+            phase=events.phase,
+            last_event=last["time"] if last is not None else None,
+            began=events.began,
         )
 
 
-class JsonLines:
+class Kept(Protocol):
+    """What lines are put into."""
+
+    def append(self, line: dict[str, Any], /) -> None:
+        """Takes a line in."""
+
+
+K = TypeVar("K", bound=Kept)
+
+
+class JsonLines(Generic[K]):
     """The whole lines of a JSONL file that another process appends to, and that a resume may cut back."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lines: list[dict[str, Any]] = []
+    def __init__(self, path: Path, make: Callable[[], K], having: bytes = b"") -> None:
+        """`make` gives what the lines are put into, anew where the file was cut back; lines without the bytes of
+        `having` are passed over."""
+        self._path, self._make, self._having = path, make, having
+        self._kept = make()
         self._read = 0
-        """Bytes of those lines."""
+        """Bytes of the whole lines so far."""
         self._end = b""
         """The last of them."""
 
-    def read(self) -> list[dict[str, Any]]:
-        """All lines so far; one that is being written has no end yet and is left out."""
+    def read(self) -> K:
+        """What was made of all lines so far; one that is being written has no end yet and is left out."""
         if not self._path.is_file():
-            return []
+            return self._make()
         with self._path.open("rb") as file:
             if not self._continues(file):
-                self._lines, self._read, self._end = [], 0, b""
+                self._kept, self._read, self._end = self._make(), 0, b""
             file.seek(self._read)
-            fresh = file.read()
-        whole = fresh[: fresh.rfind(b"\n") + 1]
-        lines = whole.splitlines(keepends=True)
-        self._lines += [json.loads(line) for line in lines]
-        self._read, self._end = self._read + len(whole), lines[-1] if lines else self._end
-        return list(self._lines)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                if self._having in line:
+                    self._kept.append(json.loads(line))
+                self._read, self._end = self._read + len(line), line
+        return self._kept
 
     def _continues(self, file: IO[bytes]) -> bool:
         """Whether what was read still ends with the line that it ended with."""
@@ -143,14 +164,11 @@ class JsonLines:
         return file.read(len(self._end)) == self._end
 
 
-def _by_step(rows: Any) -> list[Row]:
-    latest = {row["step"]: row for row in rows}
-    return [latest[step] for step in sorted(latest)]
-
-
-def _numbers(line: dict[str, Any]) -> Row:
-    """Numbers that are not finite stand in the file as text."""
-    return without_empty_shares({name: float(value) for name, value in line.items()})
+def _num_trained(ledger: Path) -> int:
+    if not ledger.is_file():
+        return 0
+    with ledger.open("rb") as lines:
+        return sum(len(json.loads(line)["keys"]) for line in lines if line.endswith(b"\n"))
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -162,23 +180,3 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 def _yaml(path: Path) -> dict[str, Any]:
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-
-
-def _spans(events: Sequence[dict[str, Any]]) -> list[LaneSpan]:
-    """The loop's and the actors' own spans; others follow from what the loop said of a step, or of a publish."""
-    found = []
-    for event in events:
-        if event["kind"] == "span":
-            span = Span(event["start"], event["end"])
-            found.append(LaneSpan(lane=event["lane"], name=event["name"], span=span))
-        elif event["kind"] == "optimizer_step":
-            start = event["time"] - event["seconds"]
-            for rank, busy in enumerate(event["busy_s"]):
-                found.append(LaneSpan(lane=f"rank-{rank}", name="train", span=Span(start, start + busy)))
-        elif event["kind"] == "publish" and "seconds" in event:  # not in runs of before; rank 0 merges and hands over
-            start = event["time"] - event["seconds"]
-            found.append(LaneSpan(lane="rank-0", name="sync", span=Span(start, start + event["learner_s"])))
-            for engine in event["engines"]:
-                span = Span(engine["ended"] - engine["seconds"], engine["ended"])
-                found.append(LaneSpan(lane=engine["name"], name="sync", span=span))
-    return sorted(found, key=lambda each: each.span)

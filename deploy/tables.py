@@ -11,7 +11,7 @@ from rich.text import Text
 
 from deploy.health_numbers import LEVEL_WORDS, Level, without_empty_shares
 from deploy.health_rules import findings
-from deploy.run_files import read_run
+from deploy.run_files import read_numbers
 
 BEFORE_AFTER = (
     "eval_rollout_f1",
@@ -50,7 +50,7 @@ def print_before_after(
 
 def print_health(run_dir: Path, *, console: Console | None = None) -> None:
     """What stands out in a run's numbers, as the report has it; nothing where all is well."""
-    data = read_run(run_dir, with_rollouts=False)
+    data = read_numbers(run_dir)
     console = console or Console()
     for finding in findings(data.steps, data.evaluations, data.setting, data.events, finished=data.summary is not None):
         if finding.level is not Level.GOOD:

@@ -24,6 +24,7 @@ from rich.text import Text
 from deploy.health_numbers import Level
 from deploy.health_rules import findings, verdict
 from deploy.progress import Mark, time_left
+from deploy.run_events import AGAIN
 from deploy.run_files import RunData, RunReader
 from deploy.timeline import Span, merge_spans
 
@@ -66,17 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Shows frames until the run has ended."""
-    console = Console()
+    console, view = Console(), View()
     reader = RunReader(arguments.run_dir)
     data = reader.read()
     if arguments.once:
-        console.print(frame(data, time.time()))
+        console.print(view.frame(data, time.time()))
         return 0
-    with Live(frame(data, time.time()), console=console, auto_refresh=False) as live:
+    with Live(view.frame(data, time.time()), console=console, auto_refresh=False) as live:
         while not has_ended(data):
             time.sleep(arguments.every)
             data = reader.read()
-            live.update(frame(data, time.time()), refresh=True)
+            live.update(view.frame(data, time.time()), refresh=True)
     return 0
 
 
@@ -85,12 +86,22 @@ def has_ended(data: RunData) -> bool:
     return data.summary is not None or data.error is not None
 
 
-def frame(data: RunData, now: float) -> RenderableType:
-    """Everything at one moment, what matters most first: a low terminal cuts the end off. `now` in Unix seconds."""
-    parts: list[RenderableType] = [_head(data, now), _findings(data), _curves(data)]
-    if actors := _lanes(data):
-        parts.append(actors)
-    return Group(*parts)
+class View:
+    """Frame after frame. Findings and curves are made of all steps so far, and only when there is another one."""
+
+    def __init__(self) -> None:
+        self._state: object = None
+        self._drawn: list[RenderableType] = []
+
+    def frame(self, data: RunData, now: float) -> RenderableType:
+        """Everything at one moment, what matters most first: a low terminal cuts the end off. `now` in Unix seconds."""
+        state = (len(data.steps), len(data.evaluations), data.events[-1:], data.summary is None)
+        if state != self._state:
+            self._state, self._drawn = state, [_findings(data), _curves(data)]
+        parts = [_head(data, now), *self._drawn]
+        if actors := _lanes(data):
+            parts.append(actors)
+        return Group(*parts)
 
 
 def sparkline(values: Sequence[float], width: int = _SPARK_WIDTH) -> str:
@@ -121,11 +132,12 @@ def _head(data: RunData, now: float) -> RenderableType:
 
 def _time_left(data: RunData, total: float, now: float) -> str:
     """At the pace of the steps since the last start: time between a crash and its resume is none of a step."""
-    again = [event for event in data.events if event["kind"] in ("resume", "restart")]
+    again = [event for event in data.events if event["kind"] in AGAIN]
     step, since = (again[-1]["step"], again[-1]["time"]) if again else (0, 0.0)
-    loops = [each.span.start for each in data.spans if each.name == "rollout" and each.span.start >= since]
-    done = [Mark(row["step"], row["time"]) for row in data.steps if row["time"] >= since]
-    return time_left(Mark(step, loops[0]), done[-1], total, now) if loops and done else ""
+    if data.began is None or not data.steps or data.steps[-1]["time"] < since:
+        return ""
+    done = Mark(data.steps[-1]["step"], data.steps[-1]["time"])
+    return time_left(Mark(step, data.began), done, total, now)
 
 
 def _state(data: RunData, now: float) -> Text:
@@ -133,11 +145,9 @@ def _state(data: RunData, now: float) -> Text:
         return Text(f"finished after {data.summary['wall_s']:.0f} s", "green")
     if data.error is not None:
         return Text(f"ended: {data.error}", "bold red")
-    phases = [event for event in data.events if event["kind"] == "phase"]
-    silent = now - max((event["time"] for event in data.events), default=now)
+    silent = now - data.last_event if data.last_event is not None else 0.0
     words = f"no phase yet, {silent:.0f} s since the last event"
-    if phases:
-        last = phases[-1]
+    if last := data.phase:
         words = f"{last['name']} for {now - last['since']:.0f} s, waiting for {last['waiting_for']}"
     return Text(words + (": is it still alive?" if silent > _QUIET_S else ""), "yellow" if silent > _QUIET_S else "")
 

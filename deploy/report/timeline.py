@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from deploy.report.charts import PHASE_COLOURS, Figure, layout
-from deploy.run_files import LaneSpan, RunData
+from deploy.run_events import LaneSpan
+from deploy.run_files import RunData
 from deploy.timeline import Span, merge_spans
 
 ASIDE = ("evaluate", "save")

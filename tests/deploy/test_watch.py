@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from deploy.cli import main
-from deploy.run_files import JsonLines, RunData, read_run
-from deploy.watch import frame, has_ended, sparkline
+from deploy.run_files import KEEP_S, JsonLines, RunData, RunReader, read_run
+from deploy.watch import View, has_ended, sparkline
 from tests.deploy.rollouts import ROOT
 from tests.deploy.runs import START, write_run
 
@@ -24,7 +25,7 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def shown(data: RunData, now: float) -> str:
     console = Console(width=120, record=True, quiet=False)
     with console.capture() as captured:
-        console.print(frame(data, now))
+        console.print(View().frame(data, now))
     return captured.get()
 
 
@@ -64,6 +65,33 @@ def test_busy_shares_are_those_of_the_newest_minute(tmp_path: Path) -> None:
     assert shares == {"actor-0": "62", "actor-1": "40", "rank-0": "35", "rank-1": "15"}
 
 
+def test_of_a_long_run_the_spans_of_the_last_minutes_are_kept_and_a_lane_that_went_silent_is_one(
+    tmp_path: Path,
+) -> None:
+    run = write_run(tmp_path / "one", steps=100, finished=False)
+    silent = {"time": START, "kind": "span", "lane": "actor-7", "name": "parse", "start": START - 1, "end": START}
+    text = (run / "events.jsonl").read_text()
+    (run / "events.jsonl").write_text(json.dumps(silent) + "\n" + text)
+    data = RunReader(run).read()
+    assert min(each.span.end for each in data.spans if each.lane != "actor-7") >= START + 1000 - KEEP_S - 20
+    assert re.search(r"actor-7 +0 % +nothing in this time", shown(data, START + 1000))
+    assert len(read_run(run).spans) > 2 * len(data.spans), "the report has them all"
+
+
+def test_what_is_made_of_all_steps_is_made_anew_for_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, made, view = read_run(write_run(tmp_path / "one")), [], View()
+    monkeypatch.setattr("deploy.watch.findings", lambda *_, **__: made.append(1) or [])
+    for each in (data, data, replace(data, steps=data.steps[:-1])):
+        view.frame(each, START)
+    assert len(made) == 2
+
+
+def test_a_frame_needs_no_ledger(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "one")
+    (run / "ledger.jsonl").write_text("the report alone counts what was trained\n")
+    assert main(["watch", str(run), "--once"]) == 0
+
+
 def test_one_frame_can_be_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path / "one", finished=False)
     assert main(["watch", str(run), "--once"]) == 0
@@ -94,7 +122,7 @@ def test_a_run_that_was_resumed_after_its_end_is_followed_again(tmp_path: Path) 
 
 def test_only_what_is_new_is_read_again_and_a_file_that_was_cut_from_its_start(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
-    lines = JsonLines(path)
+    lines = JsonLines(path, list)
     assert lines.read() == []
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
     assert lines.read() == [{"a": 1}, {"a": 2}]
@@ -108,7 +136,7 @@ def test_only_what_is_new_is_read_again_and_a_file_that_was_cut_from_its_start(t
 def test_a_file_that_was_cut_and_written_on_to_the_same_length_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)))
-    lines = JsonLines(path)
+    lines = JsonLines(path, list)
     assert len(lines.read()) == 3
     path.write_text("".join(f'{{"step": {step}}}\n' for step in (1, 7, 8, 9)))
     assert [line["step"] for line in lines.read()] == [1, 7, 8, 9]
