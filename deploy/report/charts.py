@@ -6,21 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from deploy.report.figures import COLOURS, PHASE_COLOURS, Figure, binned, layout
 from deploy.run_files import RunData
-
-Figure = dict[str, Any]
-COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#0891b2", "#be185d", "#65a30d")
-
-PHASE_COLOURS = {
-    "generate": "#2563eb",
-    "parse": "#7c3aed",
-    "train": "#059669",
-    "sync": "#d97706",
-    "rollout": "#93c5fd",
-    "evaluate": "#64748b",
-    "save": "#be185d",
-}
-"""Of timeline bars, and of the same things elsewhere."""
 
 
 class Chart(NamedTuple):
@@ -36,7 +23,12 @@ class Chart(NamedTuple):
 def charts(runs: Sequence[RunData]) -> list[Chart]:
     """Every chart that the runs have numbers for."""
     every = (*_learning(runs), *_pace(runs), *_recorded(runs), *_words(runs))
-    return [chart for chart in every if chart.figure["data"]]
+    return [_drawable(chart) for chart in every if chart.figure["data"]]
+
+
+def _drawable(chart: Chart) -> Chart:
+    figure, note = binned(chart.figure)
+    return chart._replace(figure=figure, note=chart.note + note)
 
 
 def _learning(runs: Sequence[RunData]) -> Iterator[Chart]:
@@ -139,24 +131,6 @@ def _words(runs: Sequence[RunData]) -> Iterator[Chart]:
     yield Chart("rejects", "Why objects were rejected", "Among the recorded rollouts.", _rejects(runs))
 
 
-def layout(**more: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {
-        "margin": {"l": 52, "r": 16, "t": 8, "b": 40},
-        "height": 290,
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "font": {"family": "system-ui, sans-serif", "size": 12, "color": "#334155"},
-        "xaxis": {"title": {"text": "optimizer step"}, "gridcolor": "#eef2f7", "zeroline": False},
-        "yaxis": {"gridcolor": "#eef2f7", "zerolinecolor": "#e2e8f0"},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        "hovermode": "x unified",
-        "showlegend": True,
-    }
-    for name, value in more.items():
-        base[name] = base[name] | value if isinstance(base.get(name), dict) else value
-    return base
-
-
 def _axis(y_range: list[float] | None, from_zero: bool, percent: bool) -> dict[str, Any]:
     axis: dict[str, Any] = {"range": y_range} if y_range else {"rangemode": "tozero"} if from_zero else {}
     return axis | ({"tickformat": ".0%"} if percent else {})
@@ -208,10 +182,10 @@ def _step_time(runs: Sequence[RunData]) -> Figure:
         "time/train_step_s": ("train", PHASE_COLOURS["train"]),
         "time/sync_s": ("sync", PHASE_COLOURS["sync"]),
     }
-    data = []
+    steps, data = [row["step"] for row in runs[0].steps], []
     for metric, (label, colour) in parts.items():
-        steps, values = runs[0].series(metric)
-        if steps:
+        if any(metric in row for row in runs[0].steps):  # a step without it took no time for it
+            values = [row.get(metric, 0.0) for row in runs[0].steps]
             data.append({"type": "bar", "name": label, "x": steps, "y": values, "marker": {"color": colour}})
     return {"data": data, "layout": layout(barmode="stack", yaxis={"title": {"text": "seconds"}})}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from deploy.report.charts import PHASE_COLOURS, Figure, layout
+from deploy.report.figures import PHASE_COLOURS, Figure, layout
 from deploy.run_events import LaneSpan
 from deploy.run_files import RunData
 from deploy.timeline import Span, merge_spans
