@@ -105,16 +105,21 @@ def read_rollouts(run_dir: Path, names: Sequence[str] = (OLDER, NAME)) -> Iterat
     A last line without its end is being written, or its writer is gone, and is left out. ConfigError for any other line
     that is broken.
     """
+    return (_read(line, where) for line, where in _lines(run_dir, names))
+
+
+def _lines(run_dir: Path, names: Sequence[str]) -> Iterator[tuple[bytes, str]]:
+    """Whole lines, each with its place."""
     for path in (run_dir / name for name in names):
         if not path.exists():
             continue
-        with path.open(encoding="utf-8") as lines:
-            for number, text in enumerate(lines, start=1):
-                if text.endswith("\n"):
-                    yield _read(text, f"{path}:{number}")
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.endswith(b"\n"):
+                    yield line, f"{path}:{number}"
 
 
-def _read(text: str, where: str) -> RecordedRollout:
+def _read(text: bytes, where: str) -> RecordedRollout:
     try:
         line = json.loads(text)
         found = RecordedRollout(
@@ -122,7 +127,7 @@ def _read(text: str, where: str) -> RecordedRollout:
             time=line["time"],
             actor=line["actor"],
             latency_s=line["latency_s"],
-            encoded=text.encode(),
+            encoded=text,
         )
         found.__dict__["trace"] = RolloutTrace.from_line(line)  # what the property would find
         return found
@@ -133,14 +138,16 @@ def _read(text: str, where: str) -> RecordedRollout:
 def find_rollout(run_dir: Path, key: RequestKey, step: int | None = None) -> RecordedRollout:
     """The last recorded rollout of a key, of an evaluation as well, or that of `step`.
 
-    ConfigError that says what is there instead.
+    Only lines that hold the key are decoded. ConfigError that says what is there instead.
     """
     found, count, first, last = None, 0, None, None
-    for rollout in read_rollouts(run_dir, (EVALUATIONS,) if key.evaluates else (OLDER, NAME)):
-        count, last = count + 1, rollout
-        first = first or rollout
-        if rollout.trace.key == key and step in (None, rollout.step):
-            found = rollout
+    name = str(key).encode()
+    for line in _lines(run_dir, (EVALUATIONS,) if key.evaluates else (OLDER, NAME)):
+        count, first, last = count + 1, first or line, line
+        if name in line[0]:
+            rollout = _read(*line)
+            if rollout.trace.key == key and step in (None, rollout.step):
+                found = rollout
     if found is not None:
         return found
     if first is None or last is None:
@@ -148,7 +155,8 @@ def find_rollout(run_dir: Path, key: RequestKey, step: int | None = None) -> Rec
             f"{run_dir}: holds no recorded rollouts; train with rollout.record_bytes above 0 to be able to replay"
         )
     wanted = str(key) if step is None else f"{key} of step {step}"
+    oldest, newest = _read(*first), _read(*last)
     raise ConfigError(
-        f"{run_dir}: {wanted} is not among its {count} recorded rollouts ({first.trace.key}, step {first.step} to "
-        f"{last.trace.key}, step {last.step}); raise rollout.record_bytes to keep more, or name another key"
+        f"{run_dir}: {wanted} is not among its {count} recorded rollouts ({oldest.trace.key}, step {oldest.step} to "
+        f"{newest.trace.key}, step {newest.step}); raise rollout.record_bytes to keep more, or name another key"
     )

@@ -58,6 +58,14 @@ def test_what_is_recorded_is_found_by_its_key_and_the_later_line_counts(tmp_path
     assert [each.trace.key.record for each in read_rollouts(tmp_path)] == [1, 2, 1]
 
 
+def test_a_look_up_decodes_the_lines_of_its_key_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RolloutFile(tmp_path, 1 << 20).append([rollout(record) for record in (1, 11, 1, 2)])
+    decoded, decode = [], RolloutTrace.from_line
+    monkeypatch.setattr(RolloutTrace, "from_line", lambda line: decoded.append(line["key"]) or decode(line))
+    assert find_rollout(tmp_path, RequestKey(1)).trace.key.record == 1
+    assert decoded == [str(RequestKey(1))] * 2
+
+
 def test_the_newest_rollouts_stay_within_the_bound(tmp_path: Path) -> None:
     bound = 8 * len(rollout(1).as_line())
     file = RolloutFile(tmp_path, bound)
