@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Mapping
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Imports, prints the table and, last, the summary as one JSON line."""
     check_targets(arguments)
+    say_size(arguments.instances)
     door = check_image
     if arguments.write_images is not None:
         door = Resizer(arguments.write_images, arguments.images, arguments.max_pixels or MAX_PIXELS)
@@ -86,6 +88,12 @@ def check_targets(arguments: argparse.Namespace) -> None:
     if arguments.write_images is not None and arguments.write_images.is_file():
         raise ConfigError(f"--write-images: {arguments.write_images} is a file; name a folder for the copies")
     check_target(arguments.contact_sheet)
+
+
+def say_size(instances: Path) -> None:
+    """What is read first, since a large file takes a minute, and nothing is to be seen of it meanwhile."""
+    with contextlib.suppress(OSError):  # the import says what is wrong with it
+        print(f"rollmatch: reading {instances}, {instances.stat().st_size / 2**20:.1f} MiB", file=sys.stderr)
 
 
 def box_hint(summary: ImportSummary) -> str | None:

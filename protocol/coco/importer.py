@@ -109,7 +109,7 @@ def import_coco(
     """
     options = options or ImportOptions()
     _check_splits(options.splits)
-    data = load_instances(Path(instances))
+    data = load_instances(Path(instances), boxes_only=options.shapes.geometry == "bbox")
     images = data["images"][: options.limit]
     counts: Counter[Rule] = Counter()
     by_image = group_by_image(data, counts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,7 +97,7 @@ def _given_box(annotation: Mapping[str, Any]) -> Box:
         parts = _parts(annotation.get("segmentation"))
         if parts:
             return bounds([point for part in parts for point in part])
-    if not isinstance(given, list | tuple) or len(given) != 4 or not all(map(_is_number, given)):
+    if not isinstance(given, list | tuple | array) or len(given) != 4 or not all(map(_is_number, given)):
         raise Dropped(Rule.BOX_MALFORMED)
     x, y, wide, high = map(float, given)
     if wide < 0 or high < 0:
@@ -114,7 +115,7 @@ def _parts(segmentation: object) -> list[Ring] | None:
         return []
     rings: list[Ring] = []
     for part in segmentation:
-        if not isinstance(part, list) or len(part) < 6 or len(part) % 2 or not all(map(_is_number, part)):
+        if not isinstance(part, list | array) or len(part) < 6 or len(part) % 2 or not all(map(_is_number, part)):
             return None
         rings.append([(float(part[at]), float(part[at + 1])) for at in range(0, len(part), 2)])
     return rings

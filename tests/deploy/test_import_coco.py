@@ -69,6 +69,16 @@ def test_the_command_writes_records_tables_and_a_sheet(tmp_path: Path, capsys: p
         assert sheet.width == 2 * 360  # two records
 
 
+def test_the_command_says_what_it_reads_before_it_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "instances.json"
+    path.write_text(" " * 3 * 2**19)
+    with pytest.raises(RecordError, match="is no JSON"):
+        run(command(tmp_path))
+    assert capsys.readouterr().err == f"rollmatch: reading {path}, 1.5 MiB\n"
+    with pytest.raises(RecordError, match="cannot be read"):
+        run(command(tmp_path / "gone"))
+
+
 def test_an_import_of_nothing_is_an_error(tmp_path: Path) -> None:
     instances(tmp_path)
     with pytest.raises(RecordError, match="no image was imported"):
@@ -112,8 +122,8 @@ def test_boxes_that_do_not_fit_their_images_are_asked_about(
     data["annotations"] = [{"image_id": 1 + at % 2, "category_id": 1, "bbox": box} for at, box in enumerate(boxes)]
     path.write_text(json.dumps(data))
     run(command(tmp_path))
-    said = capsys.readouterr().err
-    assert said == ("" if words is None else f"rollmatch: {words}; is bbox [x, y, width, height] in pixels?\n")
+    _, *said = capsys.readouterr().err.splitlines()
+    assert said == ([] if words is None else [f"rollmatch: {words}; is bbox [x, y, width, height] in pixels?"])
 
 
 @pytest.mark.parametrize(

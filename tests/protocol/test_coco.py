@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.coco import Effect, ImageFile, ImportOptions, ImportSummary, Rule, ShapeOptions, import_coco
+from protocol.coco.instances import load_instances
 from protocol.coco.rle import decode_rle
 from protocol.coco.rules import RULES
 from protocol.coco.shapes import annotation_shape
@@ -314,8 +316,9 @@ def test_a_file_that_is_no_instance_file_is_an_error(tmp_path: Path, text: str) 
 
 
 def test_nothing_is_left_behind_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(AttributeError):
-        run(tmp_path, 1, [annotation(image_id=1)], shapes=None)
+    not_a_number: Any = None
+    with pytest.raises(TypeError):
+        run(tmp_path, 1, [annotation(image_id=1)], shapes=ShapeOptions(min_side=not_a_number))
     assert [path.name for path in tmp_path.iterdir()] == ["instances.json"]
 
 
@@ -345,3 +348,47 @@ def test_every_annotation_is_written_or_dropped_by_one_rule(tmp_path: Path, made
 def test_every_rule_says_what_it_does() -> None:
     assert set(RULES) == set(Rule)
     assert all(rule.text for rule in Rule)
+
+
+@pytest.mark.parametrize(("boxes_only", "share"), [(True, 0.5), (False, 1.5)])
+def test_a_large_file_is_never_in_memory_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes_only: bool, share: float
+) -> None:
+    """As Python's numbers its polygons alone would be four times the file."""
+    monkeypatch.setattr("protocol.coco.json_stream.WINDOW", 2**12)
+    ring = [round(100 + 0.37 * at, 2) for at in range(90)]
+    entry = {"id": 1, "file_name": "1.jpg", "width": WIDTH, "height": HEIGHT}
+    data = {"annotations": [annotation(segmentation=[ring])] * 1000, "images": [entry], "categories": []}
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    tracemalloc.start()
+    try:
+        found = load_instances(tmp_path / "x.json", boxes_only=boxes_only)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found["annotations"]) == 1000
+    assert peak < share * (tmp_path / "x.json").stat().st_size
+
+
+@pytest.mark.parametrize("geometry", ["bbox", "poly"])
+def test_coordinates_are_not_rounded_on_their_way(tmp_path: Path, geometry: Any) -> None:
+    """Bin 100 begins at 63.68 pixels; a float32 could not tell the two apart."""
+    below = 63.68 * (1 - 1e-12)
+    marks = [[x, 48.0, 320.0, 48.0, 320.0, 240.0] for x in (below, 63.68)]
+    annotations = [annotation(bbox=[ring[0], 48, 256, 192], segmentation=[ring]) for ring in marks]
+    run(tmp_path, 1, annotations, shapes=ShapeOptions(geometry=geometry))
+    (record,) = read_records(tmp_path / "out.jsonl")
+    assert [truth.shape.bins[0] for truth in record.objects] == [99, 100]
+
+
+def test_what_is_no_number_reaches_the_rule_that_drops_it(tmp_path: Path) -> None:
+    ring = [*SQUARE[:-1], None]
+    annotations = [annotation(bbox=[64, 48, True, 48]), annotation(segmentation=[ring])]
+    summary = run(tmp_path, 1, annotations, shapes=ShapeOptions(geometry="poly"))
+    assert summary.rules == {Rule.BOX_MALFORMED: 1, Rule.POLY_MALFORMED: 1}
+
+
+def test_a_name_that_comes_twice_stands_for_its_last_value(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"images": [], "annotations": [], "categories": [], "images": 1}')
+    with pytest.raises(RecordError, match="has no list `images`"):
+        import_coco(tmp_path / "x.json", tmp_path, tmp_path / "out.jsonl")
