@@ -107,15 +107,14 @@ def test_the_time_left_is_told_from_two_steps_of_this_session_on_and_runs_down(
 ) -> None:
     console, _ = screen(terminal=False)
     clock = Clock()
-    with TrainProgress(60, console=console, clock=clock) as progress:
+    with caplog.at_level(logging.INFO, "rollmatch"), TrainProgress(60, console=console, clock=clock) as progress:
         progress.rewind(20)
         clock.now += 1000  # a start, which is no step's time
         progress.phase("rollout", "32 of 32 segments")
         told = []
         for step in (21, 22):
             clock.now += 30
-            with caplog.at_level(logging.INFO, "rollmatch"):
-                progress.step({"step": step, "rollout/f1": 0.5, "loss/total": 1.0})
+            progress.step({"step": step, "rollout/f1": 0.5, "loss/total": 1.0})
             told.append(caplog.messages[-1].partition("about ")[2])
         clock.now += 10
         progress.step({"eval_rollout_f1": 0.5})
