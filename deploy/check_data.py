@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from actors.images import open_image
 from deploy.check_lengths import FileLengths, TokenCounter, token_counter
 from deploy.check_saving import check_saving
 from deploy.findings import Finding, Findings, error, note, warning
+from deploy.progress import counted
 from protocol.config import RunConfig
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import ImageError, RecordError
@@ -24,6 +27,10 @@ MAX_LINES = 10_000
 """Lines that are read per file; the rest is only counted."""
 DECODED = 32
 """Images per file that are decoded, from all over it; of the others the header is read."""
+OPENERS = 16
+"""Threads that read headers: opening a file on a file server takes milliseconds, and a start waits for all of them."""
+AHEAD = 4 * OPENERS
+"""Records that are read before the header of the first of them is there, at most."""
 SHOWN = 20
 """Broken lines and images that are named per file."""
 _ENOUGH = 20
@@ -86,17 +93,12 @@ def _check_file(
     looked_at = min(len(records), MAX_LINES)
     lines, boxes, images = Findings(SHOWN), Findings(SHOWN), _Images(config, rules, looked_at)
     lengths, contents = FileLengths(config, path, file, len(records), counter), _Contents()
-    for index in range(looked_at):
-        try:
-            record = records[index]
-        except RecordError as raised:
-            where, _, message = str(raised).partition(": ")
-            lines.add(error(where, message))
-            continue
+    rows = counted(range(looked_at), f"checking the images of {file}")
+    for record, is_taken in images.look_at(_readable(records, rows, lines)):
         contents.add(record)
         for finding in _turned(record):
             boxes.add(finding)
-        if images.take(record):
+        if is_taken:
             lengths.add(record, rules.num_tokens(record.width, record.height))
     yield note(
         path,
@@ -110,6 +112,16 @@ def _check_file(
     if path == "custom.train_jsonl":
         yield from _schedule(config, path, len(records))
         yield from check_saving(config, len(records))
+
+
+def _readable(records: RecordFile, rows: Iterable[int], lines: Findings) -> Iterator[Record]:
+    """The records of these rows; a line that is none is a finding."""
+    for row in rows:
+        try:
+            yield records[row]
+        except RecordError as raised:
+            where, _, message = str(raised).partition(": ")
+            lines.add(error(where, message))
 
 
 def _schedule(config: RunConfig, path: str, num_records: int) -> Iterator[Finding]:
@@ -131,14 +143,27 @@ class _Images:
         self.findings = Findings(SHOWN)
         self.num_decoded = 0
 
-    def take(self, record: Record) -> bool:
-        """Whether the image has a size that the model takes."""
-        problem = _image_problem(record, self._max_pixels) or self._rules.problem(record.width, record.height)
+    def look_at(self, records: Iterable[Record]) -> Iterator[tuple[Record, bool]]:
+        """The records, in their order, each with whether its image has a size that the model takes."""
+        waiting: deque[tuple[Record, Future[str | None]]] = deque()
+        with ThreadPoolExecutor(OPENERS) as openers:
+            for record in records:
+                waiting.append((record, openers.submit(self._problem, record)))
+                if len(waiting) == AHEAD:
+                    yield self._judged(*waiting.popleft())
+            while waiting:
+                yield self._judged(*waiting.popleft())
+
+    def _problem(self, record: Record) -> str | None:
+        return _image_problem(record, self._max_pixels) or self._rules.problem(record.width, record.height)
+
+    def _judged(self, record: Record, header: Future[str | None]) -> tuple[Record, bool]:
+        problem = header.result()
         if problem is not None:
             self.findings.add(error(record.source, f"{record.images[0]} {problem}"))
         elif record.index in self._sample:
             self._decode(record)
-        return problem is None
+        return record, problem is None
 
     def _decode(self, record: Record) -> None:
         """Reads the image as an actor does: a file that is cut off has a good header."""

@@ -12,12 +12,14 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -28,6 +30,8 @@ log = logging.getLogger("rollmatch")
 
 SECONDS_BETWEEN_WAIT_LINES = 30.0
 """A wait that lasts is logged again this often where there is no terminal."""
+PATIENCE_S = 3.0
+"""A row of equal things to do is shown from here on."""
 WIDE = 120
 """Columns from which on the bar is long; with fewer it makes room for the time left."""
 FEWEST_STEPS = 2
@@ -38,6 +42,8 @@ SPEED = {
     "packing/post_rollout_fill": "fill {:.2f}",
 }
 """Of the last window, as everywhere else."""
+
+Item = TypeVar("Item")
 
 
 class Mark(NamedTuple):
@@ -159,6 +165,27 @@ class TrainProgress:
         if self._notice:
             lines.append(Text(self._notice, style="yellow"))
         return Group(*lines)
+
+
+def counted(
+    items: Sequence[Item],
+    what: str,
+    *,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Item]:
+    """The items; where they take longer than PATIENCE_S, a terminal shows how many were taken until all are."""
+    console = console or Console(file=sys.stderr)
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar, began, is_shown = Progress(*columns, console=console, transient=True), clock(), False
+    task = bar.add_task(what, total=len(items))
+    with ExitStack() as stack:
+        for item in items:
+            if not is_shown and console.is_terminal and clock() - began >= PATIENCE_S:
+                stack.enter_context(bar)
+                is_shown = True
+            yield item
+            bar.advance(task)
 
 
 def time_left(first: Mark | None, last: Mark | None, total: float, now: float) -> str:

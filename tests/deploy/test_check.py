@@ -7,6 +7,8 @@ import json
 import struct
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from deploy.check_data import ImageRules
 from deploy.findings import error, note
 from deploy.model_files import UNTRAINED
 from protocol.config import RunConfig, config_from_mapping
+from protocol.contracts import Record
 from protocol.errors import ConfigError
 from protocol.vocab import coord_token
 
@@ -171,6 +174,42 @@ def test_lines_behind_the_limit_are_counted_and_not_read(tmp_path: Path, monkeyp
     assert not [finding for finding in findings if finding.is_error]
     assert "5 records in" in findings[0].message
     assert "1..4 were checked" in findings[0].message
+
+
+def test_headers_are_read_by_several_threads_and_told_of_in_the_records_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each open waits for another seven, and the first of them is the last to go on."""
+    config = run(tmp_path)
+    path = write_data(tmp_path, "train.jsonl", *[record(images=[f"{number}.png"]) for number in range(16)])
+    together, after_it = threading.Barrier(8, timeout=30), threading.Event()
+
+    def opened(image: Path, **_: object) -> None:
+        together.wait()
+        if image.name == "0.png":
+            assert after_it.wait(timeout=30)
+        after_it.set()
+        raise MemoryError(f"of {image.name}")  # a broken file makes Pillow raise almost anything
+
+    monkeypatch.setattr(check_data.Image, "open", opened)
+    told = [f"{path}:{at + 1}: {tmp_path}/{at}.png cannot be read (of {at}.png); replace the file" for at in range(16)]
+    assert errors(config) == told
+
+
+def test_records_are_read_only_so_far_ahead_of_their_headers(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    taken: list[Record] = []
+
+    def records() -> Iterator[Record]:
+        for index in range(10 * check_data.AHEAD):
+            taken.append(Record(index=index, source="t:1", images=("gone",), width=8, height=8, objects=()))
+            yield taken[-1]
+
+    images = check_data._Images(config, ImageRules(32, None, None), 10 * check_data.AHEAD)
+    for number, (found, is_taken) in enumerate(images.look_at(records())):
+        assert found is taken[number]
+        assert not is_taken
+        assert len(taken) <= number + check_data.AHEAD
 
 
 def test_missing_files_and_too_few_records_are_errors(tmp_path: Path) -> None:

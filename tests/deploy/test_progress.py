@@ -8,7 +8,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from deploy.progress import TrainProgress
+from deploy.progress import PATIENCE_S, TrainProgress, counted
 from deploy.tables import print_before_after, print_metrics
 
 STEP = {
@@ -179,3 +179,19 @@ def test_the_evaluation_table_has_every_metric() -> None:
     print_metrics({"eval_rollout_f1": 0.5, "eval_rollout_gt_objects": 40.0}, console=console)
     assert "0.5000" in text.getvalue()
     assert "40" in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "seconds_each", "shown"), [(True, 1.0, True), (True, 0.1, False), (False, 1.0, False)]
+)
+def test_a_terminal_shows_how_far_work_is_that_lasts(terminal: bool, seconds_each: float, shown: bool) -> None:
+    console, text = screen(terminal=terminal)
+    clock = Clock()
+    taken = []
+    for item in counted(range(10), "checking [the] images", console=console, clock=clock):
+        assert text.getvalue() == "" or clock.now - 100 >= PATIENCE_S
+        taken.append(item)
+        clock.now += seconds_each
+    assert taken == [*range(10)]
+    assert ("checking [the] images" in text.getvalue() and "10/10" in text.getvalue()) == shown
+    assert (text.getvalue() != "") == shown
