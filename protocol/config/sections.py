@@ -78,7 +78,7 @@ class DataConfig(Section):
     dataloader_prefetch_factor: PositiveInt | None = None
     """Accepted for runbook files; without effect: the images of the next pack are read ahead."""
     dataloader_pin_memory: bool = True
-    """Pin image tensors for the copy to the GPU; without effect on CPU."""
+    """Accepted for runbook files; without effect: a pack's image tensors are copied from where they are."""
     dataset_num_proc: PositiveInt | None = None
     """Accepted for runbook files; without effect: records are read from disk by line, never preprocessed."""
 

@@ -614,3 +614,17 @@ def test_a_value_that_yaml_cannot_read_is_named_by_its_path(value: str, tmp_path
     path.write_text(f"training: {{run_name: {value}\n}}\n")
     with pytest.raises(ConfigError, match=r"a\.yaml"):
         load_config(path)
+
+
+def test_a_setting_that_no_code_names_says_that_it_has_no_effect() -> None:
+    """But one with a single value, which says that by its type, and those that vLLM is given by its own names."""
+    packages = [path for name in ("protocol", "actors", "learner", "deploy") for path in (ROOT / name).rglob("*.py")]
+    words = set(re.findall(r"\w+", "\n".join(path.read_text() for path in packages if path.parent.name != "config")))
+    config = "\n".join(path.read_text() for path in (ROOT / "protocol" / "config").glob("*.py"))
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \| .*? \| (.*) \|$", as_markdown(), re.MULTILINE)
+    assert len(rows) > 100
+    for key, kind, meaning in rows:
+        name = key.rpartition(".")[2]
+        is_named = name in words or f".{name}" in config
+        if not is_named and ".vllm." not in key and not re.fullmatch("`[^`]*`", kind):
+            assert meaning.startswith("Accepted for runbook files; without effect"), key
