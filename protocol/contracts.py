@@ -104,7 +104,7 @@ class RolloutRequest:
         return self.record.source
 
     def read(self) -> RolloutRequest:
-        """Itself: its record was read before; see `records.UnreadRequest`."""
+        """Itself: its record was read before; see `unread.UnreadRequest`."""
         return self
 
 
