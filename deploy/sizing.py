@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from deploy.model_shape import ModelShape
-from learner.settings import LearnerSettings
+from learner.settings import LearnerSettings, OptimizerSettings
 from protocol.config import RunConfig
 
 GIB = 2**30
@@ -100,6 +100,7 @@ def _learner(config: RunConfig) -> LearnerSettings:
         model=config.model.model,
         system_prompt="",
         user_prompt="",
+        optimizer=OptimizerSettings.from_config(config.training),
         torch_dtype=config.model.torch_dtype,
         deepspeed=config.deepspeed.resolve(),
     )

@@ -62,17 +62,31 @@ class TunerSettings:
 class OptimizerSettings:
     """AdamW, with one learning rate per part of the model."""
 
-    learning_rate: float = 1e-4
-    vit_lr: float | None = None
+    learning_rate: float
+    vit_lr: float | None
     """Vision tower; None takes `learning_rate`."""
-    aligner_lr: float | None = None
+    aligner_lr: float | None
     """Vision mergers; None takes `learning_rate`."""
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    max_grad_norm: float
     """0 does not clip."""
+
+    @classmethod
+    def from_config(cls, training: TrainingConfig) -> OptimizerSettings:
+        """The run's optimizer; what a run file leaves out has its default there."""
+        return cls(
+            learning_rate=training.learning_rate,
+            vit_lr=training.vit_lr,
+            aligner_lr=training.aligner_lr,
+            weight_decay=training.weight_decay,
+            beta1=training.adam_beta1,
+            beta2=training.adam_beta2,
+            epsilon=training.adam_epsilon,
+            max_grad_norm=training.max_grad_norm,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,12 +108,12 @@ class LearnerSettings:
     """Checkpoint folder, or a name on a model hub."""
     system_prompt: str
     user_prompt: str
+    optimizer: OptimizerSettings
     torch_dtype: DType = "bfloat16"
     """What the engines serve: merged weights are rounded to it once (SPEC A17)."""
     attn_impl: str = "sdpa"
     loss: LossSettings = field(default_factory=LossSettings)
     tuner: TunerSettings = field(default_factory=TunerSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
     """DeepSpeed's own JSON; `auto` and absent values are filled in by `deepspeed_config`."""
@@ -138,7 +152,7 @@ class LearnerSettings:
             attn_impl=config.model.attn_impl,
             loss=LossSettings(**asdict(config.coord_loss), normalization=training.loss_normalization),
             tuner=_tuner(config.tuner),
-            optimizer=_optimizer(training),
+            optimizer=OptimizerSettings.from_config(training),
             schedule=_schedule(training, num_steps),
             deepspeed=config.deepspeed.resolve(),
             max_skipped_steps=training.max_skipped_steps,
@@ -189,19 +203,6 @@ def _tuner(tuner: TunerConfig) -> TunerSettings:
         freeze_llm=tuner.freeze_llm,
         freeze_vit=tuner.freeze_vit,
         freeze_aligner=tuner.freeze_aligner,
-    )
-
-
-def _optimizer(training: TrainingConfig) -> OptimizerSettings:
-    return OptimizerSettings(
-        learning_rate=training.learning_rate,
-        vit_lr=training.vit_lr,
-        aligner_lr=training.aligner_lr,
-        weight_decay=training.weight_decay,
-        beta1=training.adam_beta1,
-        beta2=training.adam_beta2,
-        epsilon=training.adam_epsilon,
-        max_grad_norm=training.max_grad_norm,
     )
 
 

@@ -17,7 +17,7 @@ from learner.model import HeadOutput
 from learner.prompt_encoder import Prompt
 from learner.ranks import LearnerRank
 from learner.results import RankStep
-from learner.settings import LearnerSettings, OptimizerSettings, TunerSettings
+from learner.settings import LearnerSettings, TunerSettings
 from protocol.carry import plan_carry
 from protocol.contracts import RequestKey
 from protocol.segments import PackPlan, Segment
@@ -52,7 +52,7 @@ def case_settings(start: Path, stage: int, tuner: TunerSettings = tiny.FULL, **c
     """One optimizer for all cases; `changes` go to `LearnerSettings`."""
     # Gradients that are zero in exact arithmetic (the bias of attention keys) are noise of 1e-9 here; AdamW would
     # divide them by their own size and make a full step of them, so epsilon stands well above.
-    optimizer = OptimizerSettings(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0, epsilon=1e-4)
+    optimizer = tiny.optimizer(max_grad_norm=1.0, epsilon=1e-4)
     values = {"tuner": tuner, "deepspeed": {"zero_optimization": {"stage": stage}}, "optimizer": optimizer}
     return tiny.settings(start, **(values | changes))
 

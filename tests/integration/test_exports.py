@@ -20,13 +20,14 @@ from learner.export import write_adapter, write_merged
 from learner.merge import MergedWeights, Rounding
 from learner.model import build_policy, trainable
 from learner.publisher import Publisher
-from learner.settings import LearnerSettings, TunerSettings
+from learner.settings import TunerSettings
 from protocol.config import load_config
 from protocol.contracts import Record
 from protocol.records import read_records
 from protocol.weights import WeightsManifest
 from tests.actors import engine_contract as contract
 from tests.integration.conftest import ROOT
+from tests.learner import tiny
 from tests.learner.merging import Unpartitioned
 
 pytestmark = pytest.mark.integration
@@ -53,10 +54,7 @@ def records(scenes: Path) -> list[Record]:
 @pytest.fixture(scope="module")
 def published(actor: ActorSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     """A folder with `merged` and `adapter` of a policy whose adapters have moved; its publish, manifest last."""
-    settings = LearnerSettings(
-        model=str(START), system_prompt="", user_prompt="", torch_dtype="float32", tuner=DORA, seed=5
-    )
-    policy = build_policy(settings)
+    policy = build_policy(tiny.settings(START, tuner=DORA, seed=5))
     torch.manual_seed(5)
     with torch.no_grad():
         for _, parameter in trainable(policy):

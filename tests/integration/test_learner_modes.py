@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from learner.model import part_of
-from learner.settings import OptimizerSettings, TunerSettings
+from learner.settings import TunerSettings
 from protocol.segments import Segment
 from tests.integration.learner_cases import (
     CARRIED_WHOLE,
@@ -100,7 +100,7 @@ def test_rates_of_parts_and_clipping_reach_the_weights(
     start: Path, segments: list[Segment], two: Ranks, stage: int
 ) -> None:
     # With an epsilon far above the gradients AdamW's first update is proportional to gradient and rate.
-    plain = OptimizerSettings(learning_rate=1.0, weight_decay=0.0, max_grad_norm=0.0, epsilon=100.0)
+    plain = tiny.optimizer(learning_rate=1.0, weight_decay=0.0, epsilon=100.0)
     two.prepare(case_settings(start, stage, optimizer=plain))
     before = two.publish()
     norm = two.step(SHARDED, segments)[0].grad_norm

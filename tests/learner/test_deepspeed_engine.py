@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from learner import worker as worker_module
 from learner.deepspeed_engine import TrainEngine, _optimizer, join
-from learner.settings import LearnerSettings, OptimizerSettings, ScheduleSettings
+from learner.settings import LearnerSettings, ScheduleSettings
 from learner.worker import LearnerWorker
 from protocol.errors import ConfigError, ContractError
 from protocol.segments import Segment
@@ -54,7 +54,7 @@ def one_rank(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 def worker(settings: LearnerSettings, **optimizer: Any) -> LearnerWorker:
-    return LearnerWorker(replace(settings, optimizer=OptimizerSettings(**optimizer)))
+    return LearnerWorker(replace(settings, optimizer=tiny.optimizer(**optimizer)))
 
 
 def options(of: TrainEngine) -> list[tuple[Any, ...]]:

@@ -10,7 +10,7 @@ import torch
 from learner.collate import Vision, collate_packed
 from learner.losses import LossScales
 from learner.model import build_policy, parameter_groups, part_of, trainable
-from learner.settings import OptimizerSettings, TunerSettings
+from learner.settings import TunerSettings
 from protocol.errors import ConfigError
 from protocol.segments import Segment
 from tests.learner import tiny
@@ -31,7 +31,7 @@ def test_every_name_belongs_to_one_part(name: str, part: str) -> None:
 
 
 def test_each_part_has_its_rate_and_vectors_are_not_decayed(checkpoint: Path) -> None:
-    optimizer = OptimizerSettings(learning_rate=1e-4, aligner_lr=5e-5, vit_lr=1e-6, weight_decay=0.1)
+    optimizer = tiny.optimizer(learning_rate=1e-4, aligner_lr=5e-5, vit_lr=1e-6, weight_decay=0.1)
     settings = tiny.settings(checkpoint, optimizer=optimizer)
     policy = build_policy(settings)
     groups = {group["name"]: group for group in parameter_groups(policy, settings)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
 
 from learner.export import start_folder
-from learner.settings import LearnerSettings, TunerSettings
+from learner.settings import LearnerSettings, OptimizerSettings, TunerSettings
 from protocol.config import RunConfig, config_from_mapping
 from protocol.errors import ConfigError
 from tests.learner import tiny
@@ -42,6 +43,21 @@ def test_settings_follow_the_configuration() -> None:
     assert (found.schedule.kind, found.schedule.warmup_steps, found.schedule.min_lr) == ("cosine", 5, 1e-6)
     assert (found.zero_stage, found.compute_dtype, found.packing) == (3, "bfloat16", True)
     assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_an_optimizer_is_what_the_run_says_and_has_no_defaults_of_its_own() -> None:
+    """A second set of them would be trained with wherever the first is not handed on."""
+    assert {each.default for each in fields(OptimizerSettings)} == {MISSING}
+    assert LearnerSettings.from_config(config(), 100).optimizer == OptimizerSettings(
+        learning_rate=2e-5,
+        vit_lr=None,
+        aligner_lr=None,
+        weight_decay=0.1,
+        beta1=0.9,
+        beta2=0.999,
+        epsilon=1e-8,
+        max_grad_norm=0.5,
+    )
 
 
 def test_a_constant_rate_has_no_warm_up() -> None:

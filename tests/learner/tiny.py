@@ -126,6 +126,21 @@ def write_checkpoint(folder: Path, *, tied: bool = True, seed: int = 0, **text: 
 FULL = TunerSettings(freeze_vit=False, freeze_aligner=False)
 
 
+def optimizer(**changes: float | None) -> OptimizerSettings:
+    """AdamW with one rate, which does not clip."""
+    values: dict[str, float | None] = {
+        "learning_rate": 1e-3,
+        "vit_lr": None,
+        "aligner_lr": None,
+        "weight_decay": 0.01,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "epsilon": 1e-8,
+        "max_grad_norm": 0.0,
+    }
+    return OptimizerSettings(**(values | changes))  # type: ignore[arg-type]
+
+
 def settings(model: Path, **changes: object) -> LearnerSettings:
     """fp32 on CPU, everything trained, constant rate."""
     values: dict[str, object] = {
@@ -135,7 +150,7 @@ def settings(model: Path, **changes: object) -> LearnerSettings:
         "torch_dtype": "float32",
         "loss": LossSettings(target_truncate=16),
         "tuner": FULL,
-        "optimizer": OptimizerSettings(learning_rate=1e-3, weight_decay=0.01, max_grad_norm=0.0),
+        "optimizer": optimizer(),
         "schedule": ScheduleSettings(kind="constant"),
         "deepspeed": {"zero_optimization": {"stage": 0}},
         "bucket_bytes": 100_000,
