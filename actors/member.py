@@ -54,6 +54,11 @@ class Call:
     manifest: WeightsManifest | None = None
     """The publish that a load must attest; None for a start."""
 
+    @property
+    def left_s(self) -> float:
+        """Seconds until its deadline; 0 behind it."""
+        return max(0.0, self.deadline - time.monotonic())
+
 
 class Collect(NamedTuple):
     """A `collect` call: its two objects."""
@@ -106,9 +111,23 @@ class Member:
         return self.state is ActorState.SYNCED and not self.num_suspects
 
     @property
+    def has_process(self) -> bool:
+        """Its actor was started, and not ended since."""
+        return self.state is not ActorState.DEAD
+
+    @property
     def is_live(self) -> bool:
         """Has an engine that can be sent weights."""
         return self.state in (ActorState.STALE, ActorState.SYNCED, ActorState.SUSPECT)
+
+    @property
+    def is_idle(self) -> bool:
+        """Has an engine that loads nothing now."""
+        return self.is_live and self.call is None
+
+    def serves(self, version: int | None) -> bool:
+        """Its engine attested this version last, and loads no other."""
+        return self.call is None and self.version == version
 
     def is_due(self, now: float) -> bool:
         """Its back-off is over."""
@@ -139,6 +158,14 @@ class Member:
         excused = self.call is not None or not self.owed
         if excused or before is None or progress.num_steps > before.num_steps:
             self.moved()
+
+    def answered(self, progress: EngineProgress) -> Any:
+        """A group of answers came, which ends a row of failures; where its segments are."""
+        assert self.collecting is not None
+        segments = self.collecting.segments
+        self.collecting, self.progress, self.failures = None, progress, 0
+        self.moved()
+        return segments
 
     def forget(self) -> None:
         """Drops everything that belonged to a process that is gone."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from actors.engine import EngineProgress
 from protocol.contracts import RequestKey
-from protocol.segments import Segment, SegmentMeta, SegmentStats
+from protocol.segments import Segment, SegmentMeta, SegmentRef, SegmentStats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,10 @@ class Outcome:
     """Name of its slot in the pool."""
 
 
+Placed = tuple[Outcome, SegmentRef | None]
+"""An outcome, and where its segment is, where it has one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What the driver fetches of a group of answers."""
@@ -39,6 +46,12 @@ class Report:
     outcomes: tuple[Outcome, ...]
     progress: EngineProgress
     """In the place of a heartbeat."""
+
+    def placed(self, segments: Any) -> Iterator[Placed]:
+        """The outcomes, those with a `meta` each with its place in the group's segments, whose reference is given."""
+        position = itertools.count()
+        for outcome in self.outcomes:
+            yield outcome, SegmentRef(segments, next(position)) if outcome.meta is not None else None
 
 
 Group = tuple[tuple[Segment, ...], Report]

@@ -19,7 +19,6 @@ owes it; what a dead actor's calls still bring is not looked at, and what it owe
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -30,7 +29,7 @@ import ray
 from actors.engine import LoadReport
 from actors.member import ActorState, Member
 from actors.member_calls import MemberCalls
-from actors.outcome import Outcome, Report
+from actors.outcome import Placed, Report
 from actors.published import PublishedWeights, check_attested
 from actors.ray_calls import ActorLost, Ended, get
 from actors.request_queue import RequestQueue
@@ -38,7 +37,6 @@ from actors.status import ActorStatus
 from actors.supervision import PoolSettings, judge, plan_restart
 from protocol.contracts import RolloutRequest
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
-from protocol.segments import SegmentRef
 from protocol.unread import AnyRequest
 from protocol.weights import WeightsManifest
 
@@ -101,9 +99,9 @@ class RolloutPool:
         """What each actor does now."""
         return [member.status() for member in self._members]
 
-    def poll(self, timeout_s: float = 1.0) -> list[tuple[Outcome, SegmentRef | None]]:
+    def poll(self, timeout_s: float = 1.0) -> list[Placed]:
         """Outcomes that arrived, each with the place of its segment (None without one). Waits for one, or `wake`."""
-        outcomes: list[tuple[Outcome, SegmentRef | None]] = []
+        outcomes: list[Placed] = []
         for ended in self._calls.inbox.take(timeout_s):
             try:
                 self._take(ended, outcomes)
@@ -125,44 +123,37 @@ class RolloutPool:
         if manifest.version != self.published.version:
             self.reports = []
         self.published.update(manifest, refs)
-        idle = [member for member in self._members if member.is_live and member.call is None]
-        group = manifest.group
-        self._calls.load([m for m in idle if group is None or m.process in group.offsets], manifest, refs)
+        idle = [member for member in self._members if member.is_idle and manifest.reaches(member.process)]
+        self._calls.load(idle, manifest, refs)
 
     def recipients(self, full: bool) -> list[str]:
         """Engine processes for the next broadcast: in part to those that are current, in full to the others."""
-        first = self.published.version is None
-        idle = [member for member in self._members if member.is_live and member.call is None]
-        return [member.process for member in idle if first or self._is_current(member) != full]
+        version = self.published.version
+        idle = [member for member in self._members if member.is_idle]
+        return [member.process for member in idle if version is None or member.serves(version) != full]
 
     @property
     def awaits_full(self) -> bool:
         """An engine came back after a broadcast, which it cannot read any more."""
-        if self.published.latest is None or self.published.can_be_fetched:
-            return False
-        return any(m.is_live and m.call is None and not self._is_current(m) for m in self._members)
+        return self.published.was_broadcast and bool(self.recipients(full=True))
 
     @property
     def synced(self) -> bool:
         """Every live engine attested the published version, and at least one does."""
-        if not all(self._is_current(member) or not member.is_live for member in self._members):
-            return False
-        return any(member.is_live for member in self._members)
+        live = [member for member in self._members if member.is_live]
+        return bool(live) and all(member.serves(self.published.version) for member in live)
 
     def sleep(self) -> None:
         """Every engine leaves its device; one that does not within the sync's deadline is restarted. None starts or
         loads before the next publish or request, because the learner has the device."""
         self._away = True
         for member in self._members:
-            if member.call is not None:  # an engine that is still to start or load would come back
-                left_s = max(0.0, member.call.deadline - time.monotonic())
-                self._await(member, member.call.ref, left_s, member.call.what)
-        calls = [
-            (member, member.handle.sleep.remote()) for member in self._members if member.state is not ActorState.DEAD
-        ]
-        for member, call in calls:
+            if (call := member.call) is not None:  # an engine that is still to start or load would come back
+                self._await(member, call.ref, call.left_s, call.what)
+        leaving = [(member, member.handle.sleep.remote()) for member in self._members if member.has_process]
+        for member, ref in leaving:
             what = f"{member.name} to leave its device (sync.timeout_s)"
-            self._await(member, call, self._settings.sync_timeout_s, what)
+            self._await(member, ref, self._settings.sync_timeout_s, what)
 
     def serve_start_checkpoint(self) -> None:
         """Lets the engines answer with the checkpoint they started from: evaluation without a learner."""
@@ -185,10 +176,7 @@ class RolloutPool:
         except (InfrastructureFailure, SyncError) as error:
             self._fail(member, error)
 
-    def _is_current(self, member: Member) -> bool:
-        return member.call is None and member.version == self.published.version
-
-    def _take(self, ended: Ended[Member], outcomes: list[tuple[Outcome, SegmentRef | None]]) -> None:
+    def _take(self, ended: Ended[Member], outcomes: list[Placed]) -> None:
         """One call that ended; nothing where it belongs to a process that is gone."""
         member, ref = ended.owner, ended.ref
         if member.collecting is not None and ref == member.collecting.report:
@@ -203,15 +191,10 @@ class RolloutPool:
             else:
                 self._on_loaded(member, answer, call.manifest)
 
-    def _on_collected(self, member: Member, report: Report) -> Iterator[tuple[Outcome, SegmentRef | None]]:
-        assert member.collecting is not None
-        group, position = member.collecting.segments, itertools.count()
-        member.collecting, member.progress = None, report.progress
-        member.failures = 0
-        member.moved()
-        for outcome in report.outcomes:
+    def _on_collected(self, member: Member, report: Report) -> Iterator[Placed]:
+        for outcome, place in report.placed(member.answered(report.progress)):
             self._queue.answered(member, outcome.key)
-            yield outcome, SegmentRef(group, next(position)) if outcome.meta is not None else None
+            yield outcome, place
         self._calls.collect(member, hold=not self._queue)
 
     def _on_started(self, member: Member, pid: int) -> None:

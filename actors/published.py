@@ -42,6 +42,11 @@ class PublishedWeights:
         """Whether `full` can serve the last publish to an engine that comes later."""
         return self.latest is not None and self.latest[0].group is None
 
+    @property
+    def was_broadcast(self) -> bool:
+        """Whether the last publish is gone for an engine that comes later."""
+        return self.latest is not None and self.latest[0].group is not None
+
     def update(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
         """Takes a publish. The first must be full."""
         assert manifest.full or self.latest, "the first publish must be full"

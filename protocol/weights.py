@@ -61,3 +61,7 @@ class WeightsManifest:
     extra: dict[str, float] = field(default_factory=dict)
     """Timings and rounding report of the producer, `optimizer_steps` since the last publish and the
     `largest_learning_rate` in them."""
+
+    def reaches(self, process: str) -> bool:
+        """Whether this process can read the buckets: a broadcast goes to the processes of its group only."""
+        return self.group is None or process in self.group.offsets

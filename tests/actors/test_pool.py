@@ -17,6 +17,7 @@ from actors.pool import RolloutPool
 from actors.supervision import PoolSettings
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import DeadlineError, EngineError
+from protocol.segments import SegmentRef
 from protocol.weights import SyncGroup, WeightsManifest
 
 GROUP = SyncGroup(generation=1, address="a", port=1, world_size=2, offsets={"actor-0": 1}, timeout_s=1)
@@ -138,6 +139,16 @@ def test_an_answer_ends_a_row_of_failures_and_its_actor_is_asked_for_the_next_gr
     assert [outcome.key for outcome, _ in pool.poll(0)] == [asked(1).key]
     assert (member.failures, [*member.owed], member.progress) == (0, [asked(2).key], progress)
     assert len(handle.collect.calls) == 2
+
+
+def test_an_answer_with_a_segment_has_its_place_among_the_segments_of_its_group(handle: Any) -> None:
+    pool = pool_of(synced(), handle)
+    pool.submit([asked(number) for number in range(4)])
+    ((segments, report),) = handle.collect.calls
+    meta: Any = object()
+    outcomes = [Outcome(key=asked(at).key, meta=meta if at % 2 else None, failure="gone") for at in range(4)]
+    report.end(Report(outcomes=tuple(outcomes), progress=EngineProgress(num_steps=7, running=0)))
+    assert [place for _, place in pool.poll(0)] == [None, SegmentRef(segments, 0), None, SegmentRef(segments, 1)]
 
 
 def starting_with(handle: Any, *results: object) -> RolloutPool:
