@@ -2,6 +2,8 @@
 
 The text lies in a window that moves over the file. What is malformed at the window's end may only be cut off there, so
 it is read again with more text, and is an error where none is left.
+
+Not ijson: it reads the file once per list, and a list that is missing is an empty one to it.
 """
 
 from __future__ import annotations
