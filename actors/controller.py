@@ -28,6 +28,7 @@ engines) leaves a checkpoint of the window that it trains.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 
@@ -39,10 +40,12 @@ from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Plan
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from actors.weight_sync import WeightSync
-from protocol.errors import DataFailure, EngineError, Interrupted, RecordError, SegmentsLost
+from protocol.errors import DataFailure, EngineError, Interrupted, LearnerError, RecordError, SegmentsLost
 from protocol.event_metrics import packing_metrics, window_metrics, without_generation
 from protocol.segments import PackPlan
 from protocol.unread import RecordLines
+
+log = logging.getLogger("rollmatch.loop")
 
 
 class Controller:
@@ -96,12 +99,24 @@ class Controller:
             self._learner_thread.check()
         except (Interrupted, DataFailure, RecordError, EngineError) as ending:
             self._learner_thread.failure = ending
-            if self.state.step == self._whole_step != self._saved_step and (self.stop or self.state.trained):
-                self._save()
+            self._save_before(ending)
             raise
         finally:
             self._learner_thread.close()
         return self.state
+
+    def _save_before(self, ending: Exception) -> None:
+        """The last whole window, where the run ends with `ending`, and the learner can still write it."""
+        if self.state.step != self._whole_step or self.state.step == self._saved_step:
+            return
+        if not self.stop and not self.state.trained:
+            return
+        try:
+            self._save()
+        except LearnerError as error:
+            if isinstance(ending, Interrupted):
+                raise
+            log.error("no checkpoint of step %d is written: %s", self.state.step, error)
 
     def _begin(self) -> None:
         """Evaluates the start, or what the run that is resumed was stopped before; nothing is left to train where that
@@ -127,7 +142,7 @@ class Controller:
 
     def _leave_device(self) -> None:
         if self._settings.takes_turns:
-            self._pool.sleep()
+            self._pool.sleep(last=self._is_leaving)
 
     def _save(self) -> None:
         """Writes a checkpoint of this moment, whole also where what an actor answers meanwhile ends the run."""

@@ -163,12 +163,12 @@ class Intake:
 
     def _accept(self, outcome: Outcome, segment: Any) -> None:
         self._arrived.append(outcome)
-        order = self._orders.pop(outcome.key)
         self._observer.outcome(outcome)
         if outcome.meta is None:
             self.state.quarantined += self._observer.quarantine(outcome)
+            del self._orders[outcome.key]  # where the quarantine ends the run, a resume asks for the record again
             return
-        self._buffer.put(outcome.meta, segment, order=order)
+        self._buffer.put(outcome.meta, segment, order=self._orders.pop(outcome.key))
         self.state.accepted += 1
 
     def _rollout_metrics(self, metas: list[SegmentMeta], arrived: list[Outcome], seconds: float) -> dict[str, float]:

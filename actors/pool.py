@@ -1,6 +1,6 @@
 """N rollout actors behind one queue: routing, heartbeats, restarts, weight sync. States are drawn in `member`.
 
-Nothing here blocks on one actor: whatever ends (groups of answers, started engines, attested loads, heartbeats) comes
+Nothing but `sleep` blocks on one actor: whatever ends (groups of answers, started engines, attested loads, heartbeats) comes
 out of one inbox, and `poll` looks at deadlines and due restarts beside it, so an actor that restarts never holds up the
 others.
 
@@ -20,7 +20,7 @@ owes it; what a dead actor's calls still bring is not looked at, and what it owe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,10 +31,11 @@ from actors.member import ActorState, Member
 from actors.member_calls import MemberCalls
 from actors.outcome import Placed, Report
 from actors.published import PublishedWeights, check_attested
-from actors.ray_calls import ActorLost, Ended, get
+from actors.ray_calls import ActorLost, Ended
 from actors.request_queue import RequestQueue
 from actors.status import ActorStatus
 from actors.supervision import PoolSettings, judge, plan_restart
+from actors.turns import leave
 from protocol.contracts import RolloutRequest
 from protocol.errors import DeadlineError, EngineError, InfrastructureFailure, SyncError
 from protocol.unread import AnyRequest
@@ -58,6 +59,8 @@ class RolloutPool:
         self._away = False
         """The engines were told to leave their device, and have not been asked for anything since."""
         self._started = self._serves_start = False
+        self._ended: EngineError | None = None
+        """Why no actor can be had any more."""
         self.published = PublishedWeights()
         self.reports: list[LoadReport] = []
         """Attestations of the version that was published last."""
@@ -77,7 +80,9 @@ class RolloutPool:
 
     def submit(self, requests: Sequence[AnyRequest]) -> None:
         """Queues requests and hands out what fits."""
-        self._away = False
+        if self._away:
+            self._away = False
+            self._load_fully(member for member in self._members if member.is_idle)
         self._queue.submit(requests)
         self._route()
 
@@ -102,16 +107,14 @@ class RolloutPool:
     def poll(self, timeout_s: float = 1.0) -> list[Placed]:
         """Outcomes that arrived, each with the place of its segment (None without one). Waits for one, or `wake`."""
         outcomes: list[Placed] = []
-        for ended in self._calls.inbox.take(timeout_s):
-            try:
-                self._take(ended, outcomes)
-            except (InfrastructureFailure, SyncError) as error:
-                self._fail(ended.owner, error)
-        if (unseen := time.monotonic() - self._watched) >= WATCH_S:
-            self._watched += unseen
-            self._watch(self._watched, unseen if unseen > timeout_s + BLIND_S else 0.0)
-        self._route()
-        return outcomes + [(outcome, None) for outcome in self._queue.blamed()]
+        try:
+            self._look(timeout_s, outcomes)
+        except EngineError as error:
+            self._ended = error
+        outcomes += ((outcome, None) for outcome in self._queue.blamed())
+        if self._ended is not None and not outcomes:  # first what was answered, and what is to blame
+            raise self._ended
+        return outcomes
 
     def wake(self) -> None:
         """Ends the wait of `poll`, from any thread."""
@@ -143,17 +146,11 @@ class RolloutPool:
         live = [member for member in self._members if member.is_live]
         return bool(live) and all(member.serves(self.published.version) for member in live)
 
-    def sleep(self) -> None:
-        """Every engine leaves its device; one that does not within the sync's deadline is restarted. None starts or
-        loads before the next publish or request, because the learner has the device."""
+    def sleep(self, *, last: bool = False) -> None:
+        """Every engine leaves its device (`turns.leave`). None starts or loads before the next publish or request,
+        because the learner has the device."""
         self._away = True
-        for member in self._members:
-            if (call := member.call) is not None:  # an engine that is still to start or load would come back
-                self._await(member, call.ref, call.left_s, call.what)
-        leaving = [(member, member.handle.sleep.remote()) for member in self._members if member.has_process]
-        for member, ref in leaving:
-            what = f"{member.name} to leave its device (sync.timeout_s)"
-            self._await(member, ref, self._settings.sync_timeout_s, what)
+        leave(self._members, self._settings.sync_timeout_s, self._fail, last=last)
 
     def serve_start_checkpoint(self) -> None:
         """Lets the engines answer with the checkpoint they started from: evaluation without a learner."""
@@ -170,11 +167,16 @@ class RolloutPool:
             member.forget()
         self._members.clear()
 
-    def _await(self, member: Member, ref: Any, limit_s: float, what: str) -> None:
-        try:
-            get(ref, limit_s, what)
-        except (InfrastructureFailure, SyncError) as error:
-            self._fail(member, error)
+    def _look(self, timeout_s: float, outcomes: list[Placed]) -> None:
+        for ended in self._calls.inbox.take(timeout_s):
+            try:
+                self._take(ended, outcomes)
+            except (InfrastructureFailure, SyncError) as error:
+                self._fail(ended.owner, error)
+        if (unseen := time.monotonic() - self._watched) >= WATCH_S:
+            self._watched += unseen
+            self._watch(self._watched, unseen if unseen > timeout_s + BLIND_S else 0.0)
+        self._route()
 
     def _take(self, ended: Ended[Member], outcomes: list[Placed]) -> None:
         """One call that ended; nothing where it belongs to a process that is gone."""
@@ -203,19 +205,24 @@ class RolloutPool:
         member.enter(ActorState.STALE)
         if self._serves_start:
             member.enter(ActorState.SYNCED)
-        elif self.published.can_be_fetched and not self._away:
-            self._calls.load([member], *self.published.full())
+        elif not self._away:
+            self._load_fully([member])
 
     def _on_loaded(self, member: Member, report: LoadReport, manifest: WeightsManifest) -> None:
         check_attested(member.name, report, manifest)
         member.moved()
         if manifest.version != self.published.version:  # a newer one was published meanwhile
-            if self.published.can_be_fetched:
-                self._calls.load([member], *self.published.full())
+            self._load_fully([member])
             return
         member.version = manifest.version
         self.reports.append(replace(report, engine=member.name, ended=time.time()))
         member.enter(ActorState.SYNCED)
+
+    def _load_fully(self, members: Iterable[Member]) -> None:
+        """Sends the published version, all of it, to those that do not serve it, where it can be sent again."""
+        if self.published.can_be_fetched:
+            stale = [member for member in members if not member.serves(self.published.version)]
+            self._calls.load(stale, *self.published.full())
 
     def _route(self) -> None:
         for member, batch in self._queue.plan(self._members):
@@ -242,8 +249,9 @@ class RolloutPool:
         member.enter(ActorState.DEAD)
         ray.kill(member.handle)
         by_request = member.call is None and not isinstance(cause, SyncError)
+        narrows = by_request and member.num_suspects > 1
         self._queue.give_back(member, cause, by_request=by_request)
         member.forget()
         if cannot_start and not self._started:
             raise EngineError(f"{member.name}: its engine cannot start: {cause}") from cause
-        plan_restart(member, self._members, self._settings, cause)
+        plan_restart(member, self._members, self._settings, cause, counts=not narrows)

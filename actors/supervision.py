@@ -53,12 +53,16 @@ def judge(member: Member, limit_s: float, now: float) -> None:
         member.enter(ActorState.SYNCED)
 
 
-def plan_restart(member: Member, members: Sequence[Member], limits: PoolSettings, cause: Exception) -> None:
+def plan_restart(
+    member: Member, members: Sequence[Member], limits: PoolSettings, cause: Exception, *, counts: bool = True
+) -> None:
     """Counts a failure of a DEAD member and sets when it starts again; the pause doubles with each failure in a row.
+
+    One that narrows down which request kills does not count: of those there are as many as groups in groups.
 
     Raises EngineError when it is given up and fewer than `min_healthy` members are left.
     """
-    member.failures += 1
+    member.failures += counts
     member.causes[type(cause).__name__] += 1
     member.given_up = member.failures > limits.max_restarts
     if not member.given_up:

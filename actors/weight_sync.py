@@ -91,7 +91,9 @@ class WeightSync:
         learner_s = time.monotonic() - started
         if not full and self._settings.learning:
             check_changed(manifest)
-        if not self._is_leaving():  # else the engines would load while the learner saves, perhaps on their device
+        # A run that ends has no use for it, and its learner saves next, perhaps on the device where they would load. A
+        # broadcast has begun with the publish, and must not wait for engines that nobody tells.
+        if manifest.group is not None or not self._is_leaving():
             self._pool.publish(manifest, refs)
             self._on_its_way = OnItsWay(manifest=manifest, started=started, learner_s=learner_s)
             if not self._may_train_meanwhile(manifest, full):

@@ -13,7 +13,7 @@ from actors.outcome import Outcome
 from deploy.step_metrics import OVERSIZE
 from protocol.config import RunConfig
 from protocol.contracts import RequestKey
-from protocol.errors import DataFailure
+from protocol.errors import ConfigError, DataFailure
 
 log = logging.getLogger("rollmatch")
 
@@ -35,10 +35,13 @@ class Quarantine:
     """The file, and what it holds so far."""
 
     def __init__(self, config: RunConfig) -> None:
+        """ConfigError where a run that goes on would end at once: it holds more records than its limit."""
         self._limit = config.quarantine.max_records
         self._raises_oversize = config.template.truncation_strategy == "raise"
         self._path = config.run_dir / "quarantine.jsonl"
         self.read()
+        if len(self._reasons) > self._limit:
+            raise ConfigError(f"quarantine.max_records: {self._too_many()}")
 
     def read(self) -> None:
         """Takes what the file holds; again where a resume has cut it back."""
@@ -57,14 +60,14 @@ class Quarantine:
         key, reason = str(outcome.key), outcome.failure or ""
         if key in self._keys:
             return False  # it was in flight when the checkpoint was taken that the run continues from
+        if self._raises_oversize and reason.startswith(OVERSIZE):  # not written down: a resume asks for it again
+            raise DataFailure(f"{key}: {reason}, or write template.truncation_strategy: delete to leave it out")
         is_new = outcome.key.record not in self._reasons
         self._keys.add(key)
         self._reasons[outcome.key.record] = reason
         with self._path.open("a") as lines:
             lines.write(json.dumps({"key": key, "reason": reason}) + "\n")
         log.warning("quarantined %s: %s", key, reason)
-        if self._raises_oversize and reason.startswith(OVERSIZE):
-            raise DataFailure(f"{key}: {reason}, or write template.truncation_strategy: delete to leave it out")
         if len(self._reasons) > self._limit:
             raise DataFailure(self._too_many())
         return is_new

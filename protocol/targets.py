@@ -98,9 +98,10 @@ def build_target(
     appended = tuple(at for at in range(len(record.objects)) if at not in supervised)
     missing = [record.objects[at] for at in appended]
     append_text = append_fragment(prefix.text, missing, 1 if prefix.max_index is None else prefix.max_index + 1)
-    whole = settings.teach_format and prefix.text == FALLBACK_PREFIX
+    whole = settings.teach_format and prefix.max_index is None
     if whole:
-        append_text, prefix = prefix.text + append_text, replace(prefix, ids=prefix.ids[:0], text="")
+        append_text = FALLBACK_PREFIX + append_fragment(FALLBACK_PREFIX, missing, 1)
+        prefix = replace(prefix, ids=prefix.ids[:0], text="")
     append_ids = codec.encode(append_text)
     row = _TeacherRow(
         input_ids=np.concatenate(

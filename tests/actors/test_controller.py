@@ -21,7 +21,16 @@ from actors.loop import LoopSettings, LoopState, TrainedWindow
 from actors.outcome import Outcome
 from actors.requests import RequestStream
 from protocol.contracts import Record
-from protocol.errors import DataFailure, EngineError, Interrupted, NothingChangedError, RecordError, SegmentsLost
+from protocol.errors import (
+    DataFailure,
+    EngineError,
+    ImageError,
+    Interrupted,
+    LearnerError,
+    NothingChangedError,
+    RecordError,
+    SegmentsLost,
+)
 from protocol.packing import plan_packs
 from protocol.segments import PackPlan, SegmentMeta, SegmentStats
 from protocol.unread import AnyRequest, RecordLine
@@ -87,7 +96,7 @@ class FakePool:
         )
         return Outcome(key=request.key, meta=meta, new_tokens=50), f"ref of {request.key}"
 
-    def sleep(self) -> None:
+    def sleep(self, *, last: bool = False) -> None:
         self._log.append(f"sleep, {self.num_open} in flight")
 
     def publish(self, manifest: WeightsManifest, refs: Sequence[Any]) -> None:
@@ -613,3 +622,35 @@ def test_engines_that_end_the_run_between_windows_cost_none_that_was_trained(win
     with pytest.raises(EngineError, match="no actor is left"):
         loop.controller.run()
     assert [remembered["step"] for remembered, _ in loop.keeper.saved] == saved
+
+
+def test_a_record_that_ends_the_run_is_asked_for_again_by_a_resume() -> None:
+    loop = build(max_steps=5, fails=lambda answered: answered == 6)
+
+    def refuse(outcome: Outcome) -> bool:
+        raise DataFailure(str(outcome.key))
+
+    loop.observer.quarantine = refuse  # type: ignore[method-assign]
+    with pytest.raises(DataFailure) as raised:
+        loop.controller.run()
+    ((saved, position),) = loop.keeper.saved
+    again = RequestStream(Records(), seed=0, position=position)
+    assert (saved["step"], position) == (1, 4)
+    assert str(raised.value) in [str(request.key) for _, request in again.take(4, 0)]
+
+
+def test_what_the_learner_fails_with_is_not_hidden_by_the_checkpoint_that_it_cannot_write() -> None:
+    loop = build(max_steps=5)
+    train_step = loop.learner.train_step
+
+    def fail(plan: PackPlan, segment_refs: Sequence[Any]) -> FakeStep:
+        if loop.learner.trained:
+            raise ImageError("record=3: cannot read x.png")
+        return train_step(plan, segment_refs)
+
+    def closed() -> str:
+        raise LearnerError("save_checkpoint: the learner group is closed")
+
+    loop.learner.train_step, loop.keeper.write = fail, closed  # type: ignore[method-assign]
+    with pytest.raises(ImageError, match="record=3"):
+        loop.controller.run()

@@ -260,7 +260,7 @@ def test_engines_that_start_or_load_are_awaited_before_they_leave_the_device(
 ) -> None:
     """A load that runs beside the call to leave would bring the engine back beside the learner."""
     order: list[Any] = []
-    monkeypatch.setattr("actors.pool.get", lambda ref, *_: order.append(ref))
+    monkeypatch.setattr("actors.turns.get", lambda ref, *_: order.append(ref))
     handle.sleep = Remote()
     loading, starting = synced("actor-0"), Member("actor-1")
     pool = pool_of(loading, handle)
@@ -277,3 +277,47 @@ def test_engines_that_start_or_load_are_awaited_before_they_leave_the_device(
     pool.published.update(replace(manifest, group=None), [])
     pool.poll(0)
     assert (starting.state, len(handle.load_weights.calls)) == (ActorState.STALE, 1), "it loads with the next publish"
+
+
+def test_an_engine_that_is_starting_when_the_run_ends_is_not_awaited(
+    handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.kill", lambda _: None)
+    awaited: list[Any] = []
+    monkeypatch.setattr("actors.turns.get", lambda ref, *_: awaited.append(ref))
+    member = Member("actor-0")
+    pool = pool_of(member, handle)
+    pool._calls.start(member)
+    pool.sleep(last=True)
+    assert (member.state, awaited) == (ActorState.DEAD, [])
+
+
+def test_an_engine_that_came_back_in_the_learners_turn_is_sent_the_version_with_the_next_requests(handle: Any) -> None:
+    member = Member("actor-0")
+    pool = pool_of(member, handle)
+    pool._calls.start(member)
+    pool._away = True
+    manifest = WeightsManifest(version=4, full=True, tensors=(), bucket_checksums=(), changed_tensors=1)
+    pool.published.update(manifest, [])
+    loads: list[str] = []
+    pool._calls.load = lambda members, *_: loads.extend(m.name for m in members)  # type: ignore[method-assign]
+    handle.start.calls[0][0].end(PID)
+    pool.poll(0)
+    assert (member.state, loads) == (ActorState.STALE, [])
+    pool.submit([])
+    assert loads == ["actor-0"]
+
+
+def test_what_is_to_blame_is_told_before_the_run_ends_of_it(handle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.kill", lambda _: None)
+    member = synced()
+    pool = pool_of(member, handle)
+    record = Record(index=0, source="t:1", images=("x.png",), width=8, height=8, objects=())
+    pool.submit([RolloutRequest(key=RequestKey(0), record=record, seed=0)])
+    member.num_suspects, member.failures = 1, LIMITS.max_restarts
+    handle.collect.calls[0][1].end(EngineError("gone"))
+    ((outcome, _),) = pool.poll(0)
+    assert outcome.failure is not None
+    assert outcome.failure.startswith("EngineKilled: t:1")
+    with pytest.raises(EngineError, match="0 of 1 actors are left"):
+        pool.poll(0)

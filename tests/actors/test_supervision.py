@@ -75,3 +75,10 @@ def test_the_run_ends_when_fewer_than_min_healthy_actors_are_left() -> None:
     member.failures = LIMITS.max_restarts
     with pytest.raises(EngineError, match=r"0 of 2 actors are left, rollout.min_healthy is 1; last cause: gone"):
         plan_restart(member, [member, other], LIMITS, EngineError("gone"))
+
+
+def test_a_death_that_narrows_down_which_request_kills_does_not_count() -> None:
+    member = synced()
+    for _ in range(10):
+        plan_restart(member, [member], LIMITS, EngineError("x"), counts=False)
+    assert (member.failures, member.given_up, member.causes["EngineError"]) == (0, False, 10)

@@ -54,13 +54,23 @@ def test_where_nothing_is_kept_a_taught_row_is_a_whole_answer_and_learns_all_of_
     for codec in (CHAR, qwen_codec()):
         untaught = make_target(case.text, case.record, codec, case.policy, LOOSE)[2]
         taught = make_target(case.text, case.record, codec, case.policy, LOOSE, teach_format=True)[2]
-        assert taught.train_text == untaught.train_text
         assert untaught.stats.prefix_len > 0, "as the specification has it"
-        if untaught.train_text == "{" + untaught.append_text:
+        is_whole = taught.stats.prefix_len == 0
+        if case.policy == "matched":
+            assert is_whole == (untaught.train_text == "{" + untaught.append_text)
+        if is_whole:
+            assert untaught.stats.fn_appended == len(case.record.objects), "nothing was kept"
             _check_whole(taught, case.record, codec)
         else:
             assert taught.stats == untaught.stats
             assert _arrays(taught) == _arrays(untaught)
+
+
+@pytest.mark.parametrize("policy", ["rollout", "matched"])
+def test_a_list_in_a_fence_is_taught_as_a_whole_under_either_policy(policy: PrefixPolicy) -> None:
+    """As Qwen3-VL answers before it knows the format; what stands before the brace would have no loss."""
+    text = '```json\n[\n\t{"bbox_2d": [1, 2, 3, 4], "label": "cat"}\n]\n```'
+    _check_whole(make_target(text, TWO, qwen_codec(), policy, LOOSE, teach_format=True)[2], TWO, qwen_codec())
 
 
 def _check_whole(target: Target, record: Record, codec: TokenCodec) -> None:
