@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_headers(file: Path) -> dict[str, Any]:
-    """`dtype` and `shape` by tensor name: 8 bytes of length, then JSON."""
+    """`dtype` and `shape` by tensor name: 8 bytes of length, then JSON, then all that the JSON places."""
     with open(file, "rb") as opened:
         size = struct.unpack("<Q", opened.read(8).ljust(8, b"\0"))[0]
         if not 0 < size <= _MAX_HEADER_BYTES:
@@ -77,6 +78,11 @@ def tensor_headers(file: Path) -> dict[str, Any]:
             )
         try:
             header = json.loads(opened.read(size))
-        except ValueError as raised:
+            tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+            whole = 8 + size + max((value["data_offsets"][1] for value in tensors.values()), default=0)
+        except (ValueError, KeyError) as raised:
             raise BrokenModelError(f"{file} has a broken header ({raised}); fetch the file again") from raised
-    return {name: value for name, value in header.items() if name != "__metadata__"}
+        on_disk = os.fstat(opened.fileno()).st_size
+    if on_disk < whole:
+        raise BrokenModelError(f"{file} is cut short: it has {on_disk} of {whole} bytes; download it again")
+    return tensors

@@ -189,10 +189,17 @@ def test_a_disk_that_fills_up_or_a_file_that_is_cut_short_leaves_no_half_folder(
         assert main(["add-coordinates", str(folder), "--out", str(out)]) == 1
     assert "No space left on device; is a disk full" in capsys.readouterr().err
     table = json.loads((folder / INDEX).read_text())["weight_map"]["model.language_model.embed_tokens.weight"]
+    other = next(file.name for file in folder.glob("*.safetensors") if file.name != table)
+    whole = (folder / other).read_bytes()
+    (folder / other).write_bytes(whole[:-1])
+    assert main(["add-coordinates", str(folder), "--out", str(out)]) == 2
+    told = f"{folder / other} is cut short: it has {len(whole) - 1} of {len(whole)} bytes; download it again"
+    assert told in capsys.readouterr().err
+    (folder / other).write_bytes(whole)
     with (folder / table).open("r+b") as file:
         file.truncate((folder / table).stat().st_size - 1)
     assert main(["add-coordinates", str(folder), "--out", str(out)]) == 2
-    assert "download the file again" in capsys.readouterr().err
+    assert re.search(r"is cut short: it has \d+ of \d+ bytes; download it again", capsys.readouterr().err)
     assert [*tmp_path.iterdir()] == [folder]
 
 

@@ -53,12 +53,17 @@ def added_token(name: str, at: int) -> dict[str, Any]:
     return {"content": name, "id": at, "special": True, **flags}
 
 
+def weight_header(tensors: dict[str, Any]) -> bytes:
+    """What a weight file begins with."""
+    encoded = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
 def write_model(folder: Path, **changes: Any) -> Path:
     """The metadata of a checkpoint, and a weight file that holds a header only. `changes` replaces or drops (None)."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [coord_token(bin_) for bin_ in range(1000)] + list(SPECIAL)
-    header = {"model.layers.0.self_attn.q_proj.weight": {}, "__metadata__": {}}
-    encoded = json.dumps(header).encode()
+    header = {"model.layers.0.self_attn.q_proj.weight": {"data_offsets": [0, 0]}, "__metadata__": {}}
     files: dict[str, Any] = {
         "config.json": {
             "model_type": "qwen3_vl",
@@ -70,7 +75,7 @@ def write_model(folder: Path, **changes: Any) -> Path:
         },
         "tokenizer_config.json": {"chat_template": "{{ messages }}"},
         "preprocessor_config.json": {"do_resize": False, "patch_size": 16, "merge_size": 2},
-        "model.safetensors": struct.pack("<Q", len(encoded)) + encoded,
+        "model.safetensors": weight_header(header),
     } | {name.replace("__", "."): value for name, value in changes.items()}
     for name, value in files.items():
         if value is not None:
@@ -294,6 +299,11 @@ def test_image_rules_follow_the_processor() -> None:
         ({"preprocessor_config__json": None}, "preprocessor_config.json is missing"),
         ({"model__safetensors": None}, "has neither model.safetensors nor"),
         ({"model__safetensors": b"version https://git-lfs"}, "is it a Git LFS pointer?"),
+        ({"model__safetensors": weight_header({"a": {}})}, "has a broken header"),
+        (
+            {"model__safetensors": weight_header({"a": {"data_offsets": [0, 8]}}) + bytes(7)},
+            "is cut short: it has 46 of 47 bytes; download it again",
+        ),
         (
             {"model__safetensors__index__json": {"weight_map": {"a": "gone.safetensors"}}},
             "names 1 files that are missing",
