@@ -74,6 +74,9 @@ def add_coordinates(folder: Path, out: Path) -> dict[str, Any]:
         raise ConfigError(f"{folder}: {text}, or begin with a checkpoint that has none")
     tables = _tables(folder, config)
     first, before = max(ids.values()) + 1, config["text_config"]["vocab_size"]
+    if first > before:
+        text = f"tokenizer.json has ids up to {first - 1}, and its tables have {before} rows, so ids are without one"
+        raise ConfigError(f"{folder}: {text}; use a checkpoint whose tokenizer is its own")
     rows = max(before, -(-(first + len(TOKENS)) // ROW_MULTIPLE) * ROW_MULTIPLE)
     digits = [ids[str(digit)] for digit in range(10)]
     with replacing(out.absolute()) as new:

@@ -138,7 +138,7 @@ def test_a_single_file_on_another_disk_is_enough(start: Path, tmp_path: Path, mo
     assert load(tmp_path / "out").state_dict().keys() == load(tmp_path / "copied").state_dict().keys()
 
 
-def change(folder: Path, name: str, *keys: str, value: object) -> None:
+def change(folder: Path, name: str, *keys: str | int, value: object) -> None:
     content = json.loads((folder / name).read_text())
     inner = content
     for key in keys[:-1]:
@@ -153,6 +153,10 @@ def change(folder: Path, name: str, *keys: str, value: object) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda folder: change(folder, "config.json", "text_config", "vocab_size", value=None), "use a Qwen3-VL"),
         (lambda folder: change(folder, "config.json", "text_config", "vocab_size", value=299), "has 300 rows"),
+        (
+            lambda folder: change(folder, "tokenizer.json", "added_tokens", -1, "id", value=ROWS),
+            "tokenizer.json has ids up to 300, and its tables have 300 rows",
+        ),
         (
             lambda folder: next(folder.glob("model-00002*")).unlink(),
             "1 files that are missing, first model-00002",
