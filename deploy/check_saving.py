@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,15 +20,29 @@ def check_saving(config: RunConfig, num_records: int) -> Iterator[Finding]:
     """Warnings; nothing about the disk where the model's size is unknown, or the folder is another machine's."""
     training, num_steps = config.training, config.num_optimizer_steps(num_records)
     every = config.interval(training.save_strategy, training.save_steps, num_records)
-    if not every and num_steps > LONG_RUN:
-        name, value = ("save_steps", "null") if training.save_strategy == "steps" else ("save_strategy", "no")
+    delay = config.save_delay(num_records)
+    first = math.ceil(max(float(every), delay)) if every else num_steps
+    if first >= num_steps > LONG_RUN:
+        name, change = _late(config, delay if 0 < every < delay else None)
+        value = getattr(training, name)
         yield warning(
             f"training.{name}",
-            f"is {value}, so no checkpoint is written before the last of {num_steps} optimizer steps, and a crash "
-            "costs everything since the start; set training.save_steps",
+            f"is {'null' if value is None else value}, so no checkpoint is written before the last of {num_steps} "
+            f"optimizer steps, and a crash costs everything since the start; {change}",
         )
-    if every and training.save_total_limit is None:
-        yield from _disk(config, int(num_steps / every))
+    if every and first <= num_steps and training.save_total_limit is None:
+        yield from _disk(config, 1 + int(num_steps / every) - int(first / every))
+
+
+def _late(config: RunConfig, delay: float | None) -> tuple[str, str]:
+    """The setting by which no checkpoint comes before the last, and what to do about it; `delay` in optimizer steps,
+    where it is the reason."""
+    training = config.training
+    if delay is not None:
+        return ("save_delay_epochs" if delay > training.save_delay_steps else "save_delay_steps"), "lower it"
+    if training.save_strategy != "steps":
+        return "save_strategy", "write steps, and set training.save_steps"
+    return "save_steps", "set training.save_steps" if training.save_steps is None else "lower it"
 
 
 def _disk(config: RunConfig, count: int) -> Iterator[Finding]:

@@ -67,13 +67,12 @@ class CheckpointKeeper:
 
     def __init__(self, config: RunConfig, learner: SavingLearner, num_records: int, last_step: int = 0) -> None:
         """`last_step`: of the checkpoint that the run continues from."""
-        steps_per_epoch = config.steps_per_epoch(num_records)
         self._settings = settings_of(config, num_records)
         self._training = config.training
         self._run_dir = config.run_dir
         self._learner = learner
         self._every = config.interval(config.training.save_strategy, config.training.save_steps, num_records)
-        self._delay = max(config.training.save_delay_steps, config.training.save_delay_epochs * steps_per_epoch)
+        self._delay = config.save_delay(num_records)
         self._last = last_step
 
     def due(self, step: int) -> bool:

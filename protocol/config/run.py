@@ -134,6 +134,11 @@ class RunConfig(Section):
             return self.steps_per_epoch(num_records)
         return Fraction(steps or 0) if strategy == "steps" else Fraction(0)
 
+    def save_delay(self, num_records: int) -> float:
+        """The optimizer step before which no checkpoint is written but the last."""
+        training = self.training
+        return max(training.save_delay_steps, training.save_delay_epochs * float(self.steps_per_epoch(num_records)))
+
     def as_mapping(self) -> dict[str, Any]:
         """Every setting in effect as plain JSON values; `config_from_mapping` reads it back to an equal run."""
         values = self.model_dump(mode="json")

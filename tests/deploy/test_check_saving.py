@@ -11,9 +11,11 @@ import pytest
 
 from deploy.check import check_run
 from deploy.check_saving import LONG_RUN, check_saving
+from deploy.checkpoints import CheckpointKeeper
 from deploy.model_shape import preset
 from deploy.sizing import GIB, checkpoint_bytes
 from tests.deploy.test_check import run
+from tests.deploy.test_checkpoints import FolderLearner
 
 
 def found(tmp_path: Path, **training: Any) -> list[str]:
@@ -33,6 +35,37 @@ def test_a_long_run_that_saves_only_its_end_is_told_what_a_crash_costs(tmp_path:
     assert not found(tmp_path, max_steps=LONG_RUN + 1, save_strategy="epoch", save_total_limit=2)
 
 
+@pytest.mark.parametrize(
+    ("settings", "first", "told"),
+    [
+        ({"save_steps": 5000}, None, "training.save_steps: is 5000, so no checkpoint"),
+        ({"save_steps": 2000}, None, "training.save_steps: is 2000, so no checkpoint"),
+        ({"save_steps": 1999}, 1999, None),
+        ({"save_steps": 10, "save_delay_steps": 2000}, None, "training.save_delay_steps: is 2000, so no checkpoint"),
+        ({"save_steps": 10, "save_delay_steps": 1999}, 1999, None),
+        ({"save_steps": 10, "save_delay_epochs": 20.0}, None, "training.save_delay_epochs: is 20.0, so no checkpoint"),
+        ({"save_steps": 10, "save_delay_epochs": 0.5}, 50, None),
+        ({"save_strategy": "epoch"}, 100, None),
+    ],
+)
+def test_a_first_checkpoint_that_would_come_with_the_last_step_is_told_as_the_keeper_saves(
+    tmp_path: Path, settings: dict[str, Any], first: int | None, told: str | None
+) -> None:
+    settings |= {"max_steps": 2000, "save_total_limit": 3}
+    changes = {f"training__{name}": value for name, value in settings.items()}
+    keeper = CheckpointKeeper(run(tmp_path, **changes), FolderLearner(), 400)
+    assert next(filter(keeper.due, range(2000)), None) == first
+    texts = found(tmp_path, **settings)
+    assert not texts if told is None else texts[0].startswith(told)
+
+
+def test_of_an_epoch_that_is_the_whole_run_another_strategy_is_advised(tmp_path: Path) -> None:
+    training = {"training__save_strategy": "epoch", "training__num_train_epochs": 1}
+    (text,) = (str(finding) for finding in check_saving(run(tmp_path, **training), 3000))
+    assert text.startswith("training.save_strategy: is epoch, so no checkpoint is written before the last of 750")
+    assert text.endswith("write steps, and set training.save_steps")
+
+
 def test_checkpoints_that_exceed_the_free_disk_are_told_with_both_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +81,8 @@ def test_checkpoints_that_exceed_the_free_disk_are_told_with_both_sizes(
     assert asked == [tmp_path], "the folder is not there yet"
     assert not found(tmp_path, max_steps=100, save_steps=10)
     assert not found(tmp_path, max_steps=110, save_steps=10, save_total_limit=3)
+    assert not found(tmp_path, max_steps=110, save_steps=10, save_delay_steps=20), "ten come after the delay"
+    assert "and 11 checkpoints" in found(tmp_path, max_steps=110, save_steps=10, save_delay_steps=19)[0]
     changes = {"training__max_steps": 110, "training__save_steps": 10, "cluster__address": "auto"}
     elsewhere = run(tmp_path, model__model="org/some-4B", **changes)
     assert not list(check_saving(elsewhere, 400)), "the folder is another machine's"
