@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from PIL import Image
 
@@ -11,6 +12,7 @@ from protocol.contracts import Record, RolloutRequest
 from protocol.errors import ImageError
 from protocol.record_lines import DEEP_MODES, IMAGE_FORMATS
 
+T = TypeVar("T")
 TRIES = 3
 PAUSE_S = 1.0
 """Between two tries: a file server that fails over."""
@@ -22,7 +24,7 @@ def open_image(
     """The request's image as RGB; ImageError that names the record when it cannot be what the record says, or has more
     than `max_pixels`.
 
-    What the system says of a file that is there (ESTALE, EIO, EMFILE) may pass, and is tried again; `pause` waits.
+    `pause` as `patiently` takes it.
     """
     record = request.record
     num_pixels = record.width * record.height
@@ -31,23 +33,32 @@ def open_image(
             f"{record.source}: image {record.images[0]} is {record.width}x{record.height}, {num_pixels} pixels, "
             f"template.max_pixels is {max_pixels}; shrink it, or raise the limit"
         )
+    try:
+        return patiently(lambda: _read(record), pause)
+    except ImageError:
+        raise
+    except Exception as error:  # a broken file makes Pillow raise almost anything
+        path = record.images[0]
+        message = f"{record.source}: cannot read image {path} ({error}); restore it or drop the record"
+        raise ImageError(message) from error
+
+
+def patiently(read: Callable[[], T], pause: Callable[[float], None] = time.sleep) -> T:
+    """What `read` returns. What the system says of a file that is there (ESTALE, EIO, EMFILE) may pass, and is tried
+    again; `pause` waits."""
     for tries_left in reversed(range(TRIES)):
         try:
-            return _read(record)
-        except ImageError:
-            raise
-        except Exception as error:  # a broken file makes Pillow raise almost anything
+            return read()
+        except OSError as error:
             if not tries_left or not _may_pass(error):
-                path = record.images[0]
-                message = f"{record.source}: cannot read image {path} ({error}); restore it or drop the record"
-                raise ImageError(message) from error
+                raise
         pause(PAUSE_S)
     raise AssertionError("the last try returns or raises")
 
 
-def _may_pass(error: Exception) -> bool:
+def _may_pass(error: OSError) -> bool:
     """Pillow's own errors carry no number."""
-    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
+    return error.errno is not None and not isinstance(error, FileNotFoundError)
 
 
 def _read(record: Record) -> Image.Image:

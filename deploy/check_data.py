@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from actors.images import open_image
+from actors.images import open_image, patiently
 from deploy.check_lengths import FileLengths, TokenCounter, token_counter
 from deploy.check_saving import check_saving
 from deploy.findings import Finding, Findings, error, note, warning
@@ -142,6 +142,7 @@ class _Images:
         self._sample = {step * num_records // DECODED for step in range(DECODED)}
         self.findings = Findings(SHOWN)
         self.num_decoded = 0
+        self._num_broken = 0
 
     def look_at(self, records: Iterable[Record]) -> Iterator[tuple[Record, bool]]:
         """The records, in their order, each with whether its image has a size that the model takes."""
@@ -155,11 +156,14 @@ class _Images:
                 yield self._judged(*waiting.popleft())
 
     def _problem(self, record: Record) -> str | None:
-        return _image_problem(record, self._max_pixels) or self._rules.problem(record.width, record.height)
+        is_patient = self._num_broken < SHOWN  # else a disk that fails costs 20 minutes a file of records
+        problem = _image_problem(record, self._max_pixels, is_patient=is_patient)
+        return problem or self._rules.problem(record.width, record.height)
 
     def _judged(self, record: Record, header: Future[str | None]) -> tuple[Record, bool]:
         problem = header.result()
         if problem is not None:
+            self._num_broken += 1
             self.findings.add(error(record.source, f"{record.images[0]} {problem}"))
         elif record.index in self._sample:
             self._decode(record)
@@ -175,12 +179,11 @@ class _Images:
             self.findings.add(error(where, message))
 
 
-def _image_problem(record: Record, max_pixels: int | None) -> str | None:
-    """Reads the image's header only."""
+def _image_problem(record: Record, max_pixels: int | None, *, is_patient: bool) -> str | None:
+    """Reads the image's header only; again, where that may pass and `is_patient`, as an actor does."""
     path = Path(record.images[0])
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            size, mode = image.size, image.mode
+        size, mode = patiently(lambda: _header(path)) if is_patient else _header(path)
     except FileNotFoundError:
         return "is missing; correct the path, relative ones count from the JSONL's folder"
     except Exception as raised:  # a broken file makes Pillow raise almost anything
@@ -194,6 +197,12 @@ def _image_problem(record: Record, max_pixels: int | None) -> str | None:
             f"has {size[0] * size[1]} pixels, more than template.max_pixels {max_pixels}; shrink it, or raise the limit"
         )
     return None
+
+
+def _header(path: Path) -> tuple[tuple[int, int], str]:
+    """Size in pixels, and mode."""
+    with Image.open(path, formats=IMAGE_FORMATS) as image:
+        return image.size, image.mode
 
 
 def _turned(record: Record) -> Iterator[Finding]:

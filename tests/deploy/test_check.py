@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import itertools
 import json
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from actors import images
 from deploy import check_data
 from deploy.check import _num_gpus, check_run, print_findings, require_clean
 from deploy.check_data import ImageRules
@@ -199,6 +203,28 @@ def test_headers_are_read_by_several_threads_and_told_of_in_the_records_order(
     monkeypatch.setattr(check_data.Image, "open", opened)
     told = [f"{path}:{at + 1}: {tmp_path}/{at}.png cannot be read (of {at}.png); replace the file" for at in range(16)]
     assert errors(config) == told
+
+
+def test_what_the_system_says_of_an_image_once_is_tried_again_until_many_are_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_records = check_data.SHOWN + 2 * check_data.AHEAD
+    config = run(tmp_path)
+    write_data(tmp_path, "train.jsonl", *[record()] * num_records)
+    monkeypatch.setattr(images, "PAUSE_S", 0.0)
+    whole, opened = Image.open, itertools.count(1)
+
+    def opening(last: int, *arguments: Any, **options: Any) -> Image.Image:
+        if next(opened) <= last:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", partial(opening, images.TRIES - 1))
+    assert errors(config) == []
+    opened = itertools.count(1)
+    monkeypatch.setattr(Image, "open", partial(opening, 10 * num_records))
+    assert len(errors(config)) == check_data.SHOWN + 1
+    assert next(opened) - 1 < num_records + (images.TRIES - 1) * (check_data.SHOWN + check_data.AHEAD)
 
 
 def test_records_are_read_only_so_far_ahead_of_their_headers(tmp_path: Path) -> None:
