@@ -12,9 +12,12 @@ REJECTED = 0.10
 DUPLICATES = 0.10
 PREDICTIONS_PER_TRUTH = 1.5
 COLLAPSE = 0.5
+HARDLY_ANY = 0.05
+"""F1 that a model may have by chance, and lose."""
 RISE = 0.01
 FALL = 0.03
 WORDS_FALL = 0.05
+_MATCHING = "custom.extra.rollout_matching"
 
 
 def _quality(n: Numbers) -> Iterator[HealthFinding]:
@@ -28,7 +31,7 @@ def _quality(n: Numbers) -> Iterator[HealthFinding]:
     else:
         what, start, end = "F1 of the rollouts", n.start("rollout/f1") or 0.0, n.end("rollout/f1") or 0.0
         best = n.best("rollout/f1") or 0.0
-    if end < COLLAPSE * best:
+    if end < COLLAPSE * best and best >= HARDLY_ANY:
         yield HealthFinding(
             Level.BAD,
             "F1 has collapsed",
@@ -92,6 +95,14 @@ def _format(n: Numbers) -> Iterator[HealthFinding]:
         return
     before = n.start("rollout/sample_valid_pred_rate") or 0.0
     lost = before >= USABLE
+    if not lost and n.setting(f"{_MATCHING}.teach_format", False):
+        yield HealthFinding(
+            Level.WATCH,
+            "The format is being taught",
+            f"{percent(usable)} of the rollouts hold a valid object, {percent(before)} at the start: where this does "
+            "not rise, look at the worst samples, and at prefix_policy: matched.",
+        )
+        return
     cause = (
         "the format is being lost, lower training.learning_rate"
         if lost
@@ -128,7 +139,7 @@ def _against_truncation(n: Numbers) -> str:
     usable = n.end("rollout/sample_valid_pred_rate")
     if usable is not None and usable < UNUSABLE:
         return "hardly any rollout holds an object, so mend that first"
-    most = n.setting("custom.extra.rollout_matching.max_new_tokens", 0)
+    most = n.setting(f"{_MATCHING}.max_new_tokens", 0)
     longest = n.end("rollout/gen_new_tokens_p99")
     if most and longest is not None and longest < 0.95 * most:
         return (
@@ -140,10 +151,10 @@ def _against_truncation(n: Numbers) -> str:
 
 def _lengths(n: Numbers) -> Iterator[HealthFinding]:
     """Silent where truncation is told already."""
-    most = n.setting("custom.extra.rollout_matching.max_new_tokens", 0)
+    most = n.setting(f"{_MATCHING}.max_new_tokens", 0)
     longest = n.end("rollout/gen_new_tokens_p90")
     cut = n.end("rollout/parse_truncated_rate") or 0.0
-    if most and longest is not None and longest >= most and cut <= TRUNCATED:
+    if most > 1 and longest is not None and longest >= most and cut <= TRUNCATED:
         yield HealthFinding(
             Level.WATCH,
             "Rollouts reach their limit",
@@ -151,19 +162,23 @@ def _lengths(n: Numbers) -> Iterator[HealthFinding]:
         )
 
 
+_cut_off = _rate(
+    "rollout/parse_truncated_rate", TRUNCATED, Level.BAD, "Truncated rollouts", "truncation", _against_truncation
+)
+
+
+def _truncation(n: Numbers) -> Iterator[HealthFinding]:
+    """Silent where one new token is asked for: every rollout is cut off then, and is meant to be."""
+    if n.setting(f"{_MATCHING}.max_new_tokens", 0) != 1:
+        yield from _cut_off(n)
+
+
 MODEL_RULES: tuple[Rule, ...] = (
     _quality,
     _words,
     _precision,
     _format,
-    _rate(
-        "rollout/parse_truncated_rate",
-        TRUNCATED,
-        Level.BAD,
-        "Truncated rollouts",
-        "truncation",
-        _against_truncation,
-    ),
+    _truncation,
     _rate(
         "rollout/parse_obj_drop_frac",
         REJECTED,

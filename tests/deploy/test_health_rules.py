@@ -46,6 +46,27 @@ def test_a_model_without_the_format_is_told_that_first_and_not_to_write_longer()
     assert found[1].text == "truncation is 100 %: hardly any rollout holds an object, so mend that first."
 
 
+def test_a_format_that_is_being_taught_is_watched_and_one_that_is_lost_is_not() -> None:
+    (found,) = said(rows(rollout__sample_valid_pred_rate=lambda step: step / 400), teach_format=True)
+    assert (found.level, found.title) == (Level.WATCH, "The format is being taught")
+    assert found.text.startswith("23 % of the rollouts hold a valid object, 3 % at the start: where this does not rise")
+    (found,) = said(rows(rollout__sample_valid_pred_rate=lambda step: 1 - step / 150), teach_format=True)
+    assert (found.level, found.title) == (Level.BAD, "Rollouts without a valid object")
+
+
+@pytest.mark.parametrize("truncated", [0.0, 1.0])
+def test_rollouts_of_one_token_are_meant_to_be_cut_off(truncated: float) -> None:
+    one = rows(rollout__parse_truncated_rate=truncated, rollout__gen_new_tokens_p90=1.0)
+    assert [each.title for each in said(one, max_new_tokens=1)] == ["Nothing stands out"]
+
+
+def test_a_score_that_never_was_one_does_not_collapse() -> None:
+    for best, titles in ((0.049, ["F1 is lower than at the start"]), (0.051, ["F1 has collapsed"])):
+        assert [each.title for each in said(rows(rollout__f1=lambda step, best=best: best * (step < 50)))] == titles
+    noise = [{"step": float(step), "eval_rollout_f1": score} for step, score in enumerate((0.002, 0.001, 0.0))]
+    assert [each.title for each in said(rows(), noise)] == ["Nothing stands out"]
+
+
 def test_a_share_that_was_high_all_along_did_not_rise() -> None:
     (found,) = said(rows(rollout__parse_truncated_rate=0.4))
     assert found.text.startswith("truncation is 40 %:")
