@@ -93,9 +93,9 @@ def _counted(metric: str, level: Level, title: str, change: str, *, lasts: bool 
 
     def rule(n: Numbers) -> Iterator[HealthFinding]:
         rows = n.series(metric) if lasts else n.recent(metric)
-        when = "so far" if lasts else f"in the last {len(rows)} steps"
         steps = [step for step, value in rows if value > 0]
         if steps:
+            when = "so far" if lasts else f"since step {rows[0][0]:.0f}"
             count = sum(value for _, value in rows)
             yield HealthFinding(level, title, f"{count:.0f} {when}, the first at step {steps[0]:.0f}: {change}.")
 

@@ -182,8 +182,13 @@ def test_what_happened_long_ago_is_told_only_where_it_lasts() -> None:
 
     assert titles("train__skipped_steps", 7) == ["All health counters are within their bounds."]
     assert titles("train__skipped_steps", 170) == [
-        "2 in the last 50 steps, the first at step 170: lower training.learning_rate."
+        "2 since step 151, the first at step 170: lower training.learning_rate."
     ]
+    every_tenth = [
+        row for row in rows(1000, rollout__actor_restarts=lambda at: float(at == 700)) if not row["step"] % 10
+    ]
+    (found,) = said(every_tenth)
+    assert found.text.startswith("1 since step 510, the first at step 700: ")
     assert titles("rollout__oversize_dropped", 7) == ["2 so far, the first at step 7: raise global_max_length."]
 
 
