@@ -42,15 +42,16 @@ def check_target(path: Path | None) -> None:
 
 
 def sample_rows(files: Sequence[RecordFile], count: int) -> Iterator[tuple[RecordFile, int]]:
-    """At most `count` rows from all over the files, in order."""
-    total = sum(map(len, files))
-    for step in range(min(count, total)):
-        row = step * total // min(count, total)
-        for file in files:
-            if row < len(file):
-                yield file, row
-                break
-            row -= len(file)
+    """At most `count` rows from all over the files, in order: of each, however short, two where there is room, else by
+    length; the middle of each stretch."""
+    least = min(2, count // max(1, len(files)))
+    cells = [min(least, len(file)) for file in files]
+    while sum(cells) < min(count, sum(map(len, files))):
+        widest = max(range(len(files)), key=lambda at: len(files[at]) / (cells[at] + 1))
+        cells[widest] += 1
+    for file, share in zip(files, cells, strict=True):
+        for step in range(share):
+            yield file, (2 * step + 1) * len(file) // (2 * share)
 
 
 def draw_overlay(record: Record, cell: int) -> Image.Image:

@@ -37,8 +37,16 @@ def test_an_overlay_draws_boxes_and_polygons_where_they_are(tmp_path: Path) -> N
 
 def test_samples_come_from_all_over_the_files_in_order(tmp_path: Path) -> None:
     files = [write(tmp_path / "a.jsonl", ["x.png"] * 3), write(tmp_path / "b.jsonl", ["x.png"] * 9)]
-    assert [(files.index(file), row) for file, row in sample_rows(files, 4)] == [(0, 0), (1, 0), (1, 3), (1, 6)]
-    assert len([*sample_rows(files, 100)]) == 12
+    assert [(files.index(file), row) for file, row in sample_rows(files, 4)] == [(0, 0), (0, 2), (1, 2), (1, 6)]
+    assert [row for _, row in sample_rows(files, 100)] == [*range(3), *range(9)]
+    assert [row for _, row in sample_rows(files[1:], 3)] == [1, 4, 7]
+    assert [(files.index(file), row) for file, row in sample_rows(files, 1)] == [(1, 4)]
+
+
+def test_the_short_file_of_a_run_is_on_the_sheet_too(tmp_path: Path) -> None:
+    files = [write(tmp_path / "train.jsonl", ["x.png"] * 900), write(tmp_path / "val.jsonl", ["x.png"] * 5)]
+    assert [row for file, row in sample_rows(files, 12) if file is files[1]] == [1, 3]
+    assert len([*sample_rows(files, 12)]) == 12
 
 
 def test_what_cannot_be_read_or_drawn_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
