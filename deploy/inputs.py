@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from actors.loop import LoopSettings
 from deploy.check_data import MAX_LINES
 from protocol.carry import plan_carry
 from protocol.config import RunConfig
+from protocol.errors import RecordError
 from protocol.packing import padded_plan, plan_packs
 from protocol.records import RecordFile, RecordRows, sample_with_replacement
 from protocol.segments import PackPlan
@@ -48,8 +50,13 @@ def validation_records(config: RunConfig) -> RecordLines:
 
 
 def record_files(config: RunConfig) -> list[RecordFile]:
-    """Both files of a run, whole, as far as it names them; RecordError where one cannot be read."""
-    return [RecordFile(path) for path in (config.custom.train_jsonl, config.custom.val_jsonl) if path is not None]
+    """Both files of a run, whole, as far as it names them and they can be read; `check_data` names the others."""
+    files = []
+    for path in (config.custom.train_jsonl, config.custom.val_jsonl):
+        if path is not None:
+            with contextlib.suppress(RecordError):
+                files.append(RecordFile(path))
+    return files
 
 
 def training_records(config: RunConfig) -> RecordFile:

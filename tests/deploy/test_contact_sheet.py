@@ -71,5 +71,12 @@ def test_check_draws_both_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureF
     main(["check", "--config", "configs/tutorial.yaml", "--contact-sheet", str(sheet), *data])
     with Image.open(sheet) as image:
         assert image.width == 2 * 360
+    (tmp_path / "val.jsonl").unlink()
+    assert main(["check", "--config", "configs/tutorial.yaml", "--contact-sheet", str(sheet), *data]) == 2
+    with Image.open(sheet) as image:
+        assert image.width == 360, "what can be read is drawn"
+    (tmp_path / "train.jsonl").unlink()
+    assert main(["check", "--config", "configs/tutorial.yaml", "--contact-sheet", str(sheet), *data]) == 2
+    assert "no record could be drawn" in capsys.readouterr().err
     assert main(["check", "--config", "configs/tutorial.yaml", "--contact-sheet", "sheet.txt"]) == 2
     assert "--contact-sheet: sheet.txt is no picture" in capsys.readouterr().err
