@@ -1,7 +1,7 @@
 """Reads a JSON file part by part: as Python objects a file of 1 GB takes six, of which an import needs half a one.
 
 The text lies in a window that moves over the file. What is malformed at the window's end may only be cut off there, so
-it is read again with more text, and is an error where none is left.
+it is read again with more text, and is an error where none is left; what is malformed before that is one at once.
 
 Not ijson: it reads the file once per list, and a list that is missing is an empty one to it.
 """
@@ -19,6 +19,9 @@ _SPACE = " \t\n\r"
 _UNFINISHED = 3
 """Characters behind a number that may belong to it though it can end before them, as `e-7` in `1e-7` or `.5` in `1.5`,
 where the window ends within them."""
+_CUT_OFF = 16
+"""Characters before the window's end within which what is malformed may only be cut off: more than the longest words
+have, `-Infinity` and a pair of `\\uXXXX`. A text without its end is told of at its beginning."""
 _DECODER = json.JSONDecoder()
 
 
@@ -26,7 +29,12 @@ def open_json(path: Path) -> TextIO:
     """The file's text, in the encoding that its first bytes show, as `json.loads` would decode it."""
     with open(path, "rb") as file:
         encoding = json.detect_encoding(file.read(4))
-    return open(path, encoding=encoding, errors="surrogatepass")
+    return open(path, encoding=encoding, errors="surrogatepass", newline="")  # a place in it counts both of \r\n
+
+
+def _is_final(error: json.JSONDecodeError) -> bool:
+    """Whether more text cannot mend it."""
+    return error.pos + _CUT_OFF < len(error.doc) and not error.msg.startswith("Unterminated string")
 
 
 class JsonStream:
@@ -60,7 +68,7 @@ class JsonStream:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                if not self._more():
+                if _is_final(error) or not self._more():
                     raise self._error(error.msg, error.pos) from error
             else:
                 if end + _UNFINISHED <= len(self._text) or not self._more():

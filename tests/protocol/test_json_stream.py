@@ -72,6 +72,20 @@ def test_a_text_that_is_malformed_is_an_error_at_its_place_in_the_file(text: str
         read(text, window)
 
 
+@pytest.mark.parametrize("text", ["{'a': 1}", '{"a": nul}', '{"a": "\\ud8zz"}', "[1, 2 3]", '{"a": "\n"}'])
+def test_what_no_more_text_can_mend_is_an_error_before_any_is_read(text: str) -> None:
+    file = io.StringIO(f"{text}{' ' * 3 * json_stream.WINDOW}")
+    with pytest.raises(ValueError, match="at character"):
+        JsonStream(file).value()
+    assert file.tell() == json_stream.WINDOW
+
+
+def test_a_place_in_a_file_counts_every_character_of_a_line_break(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b'{\r\n\r\n"a": [}')
+    with open_json(tmp_path / "x.json") as file, pytest.raises(ValueError, match=r"at character 11$"):
+        JsonStream(file).value()
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_a_file_is_decoded_as_json_decodes_it(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "x.json").write_text('{"name": "crêpe"}', encoding=encoding)
