@@ -34,7 +34,10 @@ def load_instances(path: Path, *, boxes_only: bool) -> dict[str, Any]:
             stream.end()
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:  # its place is one in the piece that was read
+        byte = f"byte 0x{error.object[error.start]:02x}: {error.reason}"
+        raise RecordError(f"{path}: is no text in {error.encoding} ({byte}); save it in UTF-8") from error
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{path}: is no JSON ({error}); name an instance file") from error
     for key in KEPT:
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
@@ -93,4 +96,9 @@ def _entry(entry: Any, names: tuple[str, ...], boxes_only: bool) -> Any:
 
 def _packed(values: Any) -> Any:
     """A list of numbers as an array; what holds anything else as it is, for the rule that drops it."""
-    return array("d", values) if isinstance(values, list) and set(map(type, values)) <= _NUMBERS else values
+    if not isinstance(values, list) or not set(map(type, values)) <= _NUMBERS:
+        return values
+    try:
+        return array("d", values)
+    except OverflowError:  # an integer beyond float64
+        return values

@@ -388,6 +388,26 @@ def test_what_is_no_number_reaches_the_rule_that_drops_it(tmp_path: Path) -> Non
     assert summary.rules == {Rule.BOX_MALFORMED: 1, Rule.POLY_MALFORMED: 1}
 
 
+@pytest.mark.parametrize("huge", [10**400, -(10**400), 2**1024], ids=["positive", "negative", "just too large"])
+def test_an_integer_that_no_float_holds_reaches_the_rule_that_drops_it(tmp_path: Path, huge: int) -> None:
+    annotations = [annotation(bbox=[64, 48, huge, 48]), annotation(segmentation=[[*SQUARE[:-1], huge]])]
+    summary = run(tmp_path, 1, annotations, shapes=ShapeOptions(geometry="poly"))
+    assert summary.rules == {Rule.BOX_MALFORMED: 1, Rule.POLY_MALFORMED: 1}
+    assert shape_of(bbox=[64, 48, float("inf"), float("nan")]) == (None, [Rule.BOX_MALFORMED])
+
+
+def test_a_file_in_another_encoding_is_told_with_its_byte_and_no_place(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b'{"info": "' + b"x" * 2**21 + 'crêpe"}'.encode("latin-1"))
+    with pytest.raises(RecordError, match=r"x.json: is no text in utf-8 \(byte 0xea: [a-z ]+\); save it in UTF-8$"):
+        load_instances(tmp_path / "x.json", boxes_only=True)
+
+
+def test_a_file_that_is_nested_too_deep_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"info": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(RecordError, match=r"x.json: is no JSON \(maximum recursion depth exceeded"):
+        load_instances(tmp_path / "x.json", boxes_only=True)
+
+
 def test_a_name_that_comes_twice_stands_for_its_last_value(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"images": [], "annotations": [], "categories": [], "images": 1}')
     with pytest.raises(RecordError, match="has no list `images`"):
