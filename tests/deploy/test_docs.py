@@ -9,6 +9,7 @@ import pytest
 
 from protocol.config import RunConfig
 from protocol.config.explain import all_paths
+from protocol.config.reference import as_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted({*(ROOT / "docs").glob("*.md"), ROOT / "README.md"})
@@ -36,6 +37,14 @@ def test_the_commands_that_a_page_names_exist(page: Path) -> None:
     blocks = "\n".join(re.findall(r"```bash.*?```|```\n.*?```", page.read_text(), re.DOTALL))
     for command in re.findall(r"^ *rollmatch ([a-z-]+)", blocks, re.MULTILINE):
         assert re.search(rf"^    {command}\b", usage, re.MULTILINE), f"{page.name}: rollmatch {command}"
+
+
+def test_the_migration_page_names_every_setting_that_has_no_effect() -> None:
+    _, _, page = (ROOT / "docs" / "migration.md").read_text().partition("Keys that load and do nothing:")
+    named = re.findall(r"`([\w.]+)`", page.partition("\n\n")[0])
+    dead = re.findall(r"^\| `([\w.]+)` .* Accepted for runbook files; without effect", as_markdown(), re.MULTILINE)
+    assert len(dead) > 5
+    assert not [key for key in dead if not key.endswith(tuple(named))]
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md"], ids=lambda page: page.name)
