@@ -122,10 +122,14 @@ def _words(runs: Sequence[RunData]) -> Iterator[Chart]:
         "rollout/desc_sem_sim_mean": "mean similarity",
     }
     words = _evaluated(runs, _lines(runs, descs, y_range=[0, 1]), "eval_rollout_desc_exact_acc_on_matched")
+    is_taught = any(run.setting("custom.extra.rollout_matching.teach_format", False) for run in runs)
+    trained = (
+        "Only where teach_format finds nothing to keep a loss trains them." if is_taught else "No loss trains them."
+    )
     yield Chart(
         "descs",
         "Descriptions of matched pairs",
-        "Diamonds: same words in the evaluation. Lines: the desc monitor. No loss trains them.",
+        f"Diamonds: same words in the evaluation. Lines: the desc monitor. {trained}",
         words,
     )
     yield Chart("rejects", "Why objects were rejected", "Among the recorded rollouts.", _rejects(runs))

@@ -227,6 +227,14 @@ def test_staleness_is_drawn_where_it_may_be_above_0(tmp_path: Path) -> None:
     assert "staleness" in figures(overlapped)
 
 
+def test_what_trains_descriptions_is_said_as_the_run_is_set(tmp_path: Path) -> None:
+    settings = {"custom__extra__rollout_matching__teach_format": True}
+    plain, taught = read_run(write_run(tmp_path / "a")), read_run(write_run(tmp_path / "b", **settings))
+    assert "Lines: the desc monitor. No loss trains them." in render([plain])
+    for page in (render([taught]), render([plain, taught])):
+        assert "Lines: the desc monitor. Only where teach_format finds nothing to keep a loss trains them." in page
+
+
 def test_a_run_that_only_began_can_be_looked_at(tmp_path: Path) -> None:
     run = tmp_path / "young"
     run.mkdir()
