@@ -1,8 +1,8 @@
 """N rollout actors behind one queue: routing, heartbeats, restarts, weight sync. States are drawn in `member`.
 
-Nothing but `sleep` blocks on one actor: whatever ends (groups of answers, started engines, attested loads, heartbeats) comes
-out of one inbox, and `poll` looks at deadlines and due restarts beside it, so an actor that restarts never holds up the
-others.
+Nothing but `sleep` blocks on one actor: whatever ends (groups of answers, started engines, attested loads, heartbeats)
+comes out of one inbox, and `poll` looks at deadlines and due restarts beside it, so an actor that restarts never holds
+up the others.
 
 | who waits | for what | who ends the wait |
 |---|---|---|

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from deploy.checkpoints import complete_checkpoints
 from deploy.findings import Finding, warning
 from deploy.model_shape import model_shape
 from deploy.sizing import GIB, checkpoint_bytes
@@ -31,7 +32,8 @@ def check_saving(config: RunConfig, num_records: int) -> Iterator[Finding]:
             f"optimizer steps, and a crash costs everything since the start; {change}",
         )
     if every and first <= num_steps and training.save_total_limit is None:
-        yield from _disk(config, 1 + int(num_steps / every) - int(first / every))
+        there = 0 if training.resume == "never" else len(complete_checkpoints(config.run_dir))
+        yield from _disk(config, 1 + int(num_steps / every) - int(first / every) - there)
 
 
 def _late(config: RunConfig, delay: float | None) -> tuple[str, str]:
@@ -54,6 +56,6 @@ def _disk(config: RunConfig, count: int) -> Iterator[Finding]:
     if needed > free:
         yield warning(
             "training.save_total_limit",
-            f"is null, and {count} checkpoints take at least {needed / GIB:.0f} GiB, of which {existing} has "
+            f"is null, and {count} more checkpoints take at least {needed / GIB:.0f} GiB, of which {existing} has "
             f"{free / GIB:.0f} free; set it, or raise save_steps",
         )

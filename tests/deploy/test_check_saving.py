@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from actors.loop import LoopState
 from deploy.check import check_run
 from deploy.check_saving import LONG_RUN, check_saving
 from deploy.checkpoints import CheckpointKeeper
@@ -75,17 +76,20 @@ def test_checkpoints_that_exceed_the_free_disk_are_told_with_both_sizes(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=10 * one))
     (text,) = found(tmp_path, max_steps=110, save_steps=10)
     assert text == (
-        f"training.save_total_limit: is null, and 11 checkpoints take at least {11 * one / GIB:.0f} GiB, of which "
+        f"training.save_total_limit: is null, and 11 more checkpoints take at least {11 * one / GIB:.0f} GiB, of which "
         f"{tmp_path} has {10 * one / GIB:.0f} free; set it, or raise save_steps"
     )
     assert asked == [tmp_path], "the folder is not there yet"
     assert not found(tmp_path, max_steps=100, save_steps=10)
     assert not found(tmp_path, max_steps=110, save_steps=10, save_total_limit=3)
     assert not found(tmp_path, max_steps=110, save_steps=10, save_delay_steps=20), "ten come after the delay"
-    assert "and 11 checkpoints" in found(tmp_path, max_steps=110, save_steps=10, save_delay_steps=19)[0]
+    assert "and 11 more checkpoints" in found(tmp_path, max_steps=110, save_steps=10, save_delay_steps=19)[0]
     changes = {"training__max_steps": 110, "training__save_steps": 10, "cluster__address": "auto"}
     elsewhere = run(tmp_path, model__model="org/some-4B", **changes)
     assert not list(check_saving(elsewhere, 400)), "the folder is another machine's"
+    CheckpointKeeper(run(tmp_path), FolderLearner(), 400).snapshot(LoopState(step=10), position=0)()
+    assert not found(tmp_path, max_steps=110, save_steps=10, resume="auto"), "one of the eleven lies there"
+    assert found(tmp_path, max_steps=110, save_steps=10), "a fresh start moves it aside"
 
 
 def test_a_check_of_the_run_says_it(tmp_path: Path) -> None:
