@@ -288,8 +288,9 @@ def test_an_engine_that_is_starting_when_the_run_ends_is_not_awaited(
     member = Member("actor-0")
     pool = pool_of(member, handle)
     pool._calls.start(member)
+    member.failures = LIMITS.max_restarts
     pool.sleep(last=True)
-    assert (member.state, awaited) == (ActorState.DEAD, [])
+    assert (member.state, member.given_up, awaited) == (ActorState.DEAD, True, []), "the checkpoint is still written"
 
 
 def test_an_engine_that_came_back_in_the_learners_turn_is_sent_the_version_with_the_next_requests(handle: Any) -> None:
