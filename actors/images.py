@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from PIL import Image
 
 from protocol.contracts import Record, RolloutRequest
 from protocol.errors import ImageError
+from protocol.patience import patiently
 from protocol.record_lines import DEEP_MODES, IMAGE_FORMATS
-
-T = TypeVar("T")
-TRIES = 3
-PAUSE_S = 1.0
-"""Between two tries: a file server that fails over."""
 
 
 def open_image(
@@ -41,24 +36,6 @@ def open_image(
         path = record.images[0]
         message = f"{record.source}: cannot read image {path} ({error}); restore it or drop the record"
         raise ImageError(message) from error
-
-
-def patiently(read: Callable[[], T], pause: Callable[[float], None] = time.sleep) -> T:
-    """What `read` returns. What the system says of a file that is there (ESTALE, EIO, EMFILE) may pass, and is tried
-    again; `pause` waits."""
-    for tries_left in reversed(range(TRIES)):
-        try:
-            return read()
-        except OSError as error:
-            if not tries_left or not _may_pass(error):
-                raise
-        pause(PAUSE_S)
-    raise AssertionError("the last try returns or raises")
-
-
-def _may_pass(error: OSError) -> bool:
-    """Pillow's own errors carry no number."""
-    return error.errno is not None and not isinstance(error, FileNotFoundError)
 
 
 def _read(record: Record) -> Image.Image:

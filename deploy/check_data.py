@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from actors.images import open_image, patiently
+from actors.images import open_image
 from deploy.check_lengths import FileLengths, TokenCounter, token_counter
 from deploy.check_saving import check_saving
 from deploy.findings import Finding, Findings, error, note, warning
@@ -19,6 +19,7 @@ from deploy.progress import counted
 from protocol.config import RunConfig
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import ImageError, RecordError
+from protocol.patience import patiently
 from protocol.record_lines import DEEP_MODES, IMAGE_FORMATS
 from protocol.records import RecordFile
 from protocol.vocab import NUM_BINS

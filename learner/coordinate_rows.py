@@ -16,9 +16,6 @@ from torch import Tensor
 from protocol.errors import ConfigError
 from protocol.vocab import NUM_BINS
 
-NUM_ROWS = 1 + NUM_BINS
-"""Of the wildcard, then of each bin."""
-
 
 def extend_file(
     source: Path, target: Path, tables: Sequence[str], digits: Sequence[int], first: int, rows: int

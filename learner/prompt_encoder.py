@@ -7,7 +7,7 @@ both sides hold the same processor, template and image until the ids are equal (
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,11 +19,9 @@ from learner.collate import Vision, check_prompt
 from learner.settings import LearnerSettings
 from protocol.contracts import IntArray
 from protocol.errors import ImageError, LearnerError
+from protocol.patience import TRIES, patiently
 from protocol.record_lines import IMAGE_FORMATS, MAX_IMAGE_PIXELS
 from protocol.segments import Segment
-
-TRIES = 3
-"""Of reading an image that the operating system refuses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +40,15 @@ class Prompt:
 class PromptEncoder:
     """Reads images in threads, ahead of who needs them, and remembers them: a window is trained `m_steps` times."""
 
-    def __init__(self, settings: LearnerSettings, pause_s: float = 1.0) -> None:
-        """`pause_s` lies between two tries to read an image."""
+    def __init__(self, settings: LearnerSettings, pause: Callable[[float], None] = time.sleep) -> None:
+        """`pause` waits between two tries to read an image."""
         self._processor = AutoProcessor.from_pretrained(settings.model)
         self._text = self._template(settings.system_prompt, settings.user_prompt)
         self._threads = ThreadPoolExecutor(max(1, settings.image_threads), thread_name_prefix="pixels")
         self._prompts: dict[tuple[str, ...], Future[Prompt]] = {}
         """By images, oldest first."""
         self._limit = settings.pixel_cache_bytes
-        self._pause_s = pause_s
+        self._pause = pause
 
     def prefetch(self, segments: Sequence[Segment]) -> None:
         """Begins to read what the segments of a step need, in their order; waits for nothing and raises nothing.
@@ -96,7 +94,7 @@ class PromptEncoder:
         return text
 
     def _encode(self, segment: Segment) -> Prompt:
-        images = [_open(path, segment, self._pause_s) for path in segment.images]
+        images = [_open(path, segment, self._pause) for path in segment.images]
         encoded = self._processor(text=[self._text], images=images, return_tensors="pt")
         vision = Vision(encoded["pixel_values"], encoded["image_grid_thw"])
         patch = self._processor.image_processor.patch_size
@@ -115,19 +113,15 @@ def _num_bytes(future: Future[Prompt]) -> int:
     return future.result().num_bytes if future.done() and future.exception() is None else 0
 
 
-def _open(path: str, segment: Segment, pause_s: float) -> Image.Image:
+def _open(path: str, segment: Segment, pause: Callable[[float], None]) -> Image.Image:
     """ImageError where the file is no image, LearnerError where the operating system does not hand it over."""
-    for attempt in range(1, TRIES + 1):
-        try:
-            return _decode(path, segment)
-        except OSError as error:  # the engine has read this very file, so it may be back in a moment
-            if attempt == TRIES:
-                raise LearnerError(
-                    f"{segment.key}: cannot read {path}, {TRIES} tries: {error}; the engine could, so this machine or "
-                    "its mount failed: check that all nodes see the same files"
-                ) from error
-            time.sleep(pause_s)
-    raise AssertionError("the last try returns or raises")
+    try:  # the engine has read this very file, so it may be back in a moment
+        return patiently(lambda: _decode(path, segment), pause, missing_may_pass=True)
+    except OSError as error:
+        raise LearnerError(
+            f"{segment.key}: cannot read {path}, {TRIES} tries: {error}; the engine could, so this machine or its "
+            "mount failed: check that all nodes see the same files"
+        ) from error
 
 
 def _decode(path: str, segment: Segment) -> Image.Image:

@@ -15,12 +15,13 @@ from PIL import Image
 from PIL.PngImagePlugin import MAX_TEXT_CHUNK, PngInfo
 
 from actors.hf_engine import HfEngine
-from actors.images import PAUSE_S, TRIES, open_image
+from actors.images import open_image
 from actors.settings import ActorSettings
 from actors.vllm_engine import VllmEngine
 from protocol.config import load_config
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import ImageError
+from protocol.patience import PAUSE_S, TRIES
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

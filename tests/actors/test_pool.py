@@ -19,6 +19,7 @@ from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import DeadlineError, EngineError
 from protocol.segments import SegmentRef
 from protocol.weights import SyncGroup, WeightsManifest
+from tests.actors.members import synced
 
 GROUP = SyncGroup(generation=1, address="a", port=1, world_size=2, offsets={"actor-0": 1}, timeout_s=1)
 """Of a load that Ray's object store has no part in."""
@@ -74,13 +75,6 @@ def pool_of(member: Member, handle: Any) -> RolloutPool:
     pool = RolloutPool(LIMITS, lambda _: handle, None)
     pool._members = [member]
     return pool
-
-
-def synced(name: str = "actor-0") -> Member:
-    member = Member(name)
-    for state in (ActorState.STARTING, ActorState.STALE, ActorState.SYNCED):
-        member.enter(state)
-    return member
 
 
 def test_an_actor_is_not_blamed_for_silence_while_nobody_asked(handle: Any) -> None:

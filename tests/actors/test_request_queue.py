@@ -8,17 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.member import ActorState, Member
+from actors.member import Member
 from actors.request_queue import RequestQueue
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import EngineError, SyncError
-
-
-def synced(name: str = "actor-0") -> Member:
-    member = Member(name)
-    for state in (ActorState.STARTING, ActorState.STALE, ActorState.SYNCED):
-        member.enter(state)
-    return member
+from tests.actors.members import synced
 
 
 def request(number: int) -> RolloutRequest:

@@ -7,6 +7,7 @@ import pytest
 from actors.member import ActorState, Call, Member
 from actors.supervision import PoolSettings, judge, plan_restart
 from protocol.errors import DeadlineError, EngineError
+from tests.actors.members import synced
 
 LIMITS = PoolSettings(
     num_actors=2,
@@ -18,13 +19,6 @@ LIMITS = PoolSettings(
     max_retries=1,
     min_healthy=1,
 )
-
-
-def synced(name: str = "actor-0") -> Member:
-    member = Member(name)
-    for state in (ActorState.STARTING, ActorState.STALE, ActorState.SYNCED):
-        member.enter(state)
-    return member
 
 
 def test_an_arrow_that_is_not_drawn_is_refused() -> None:

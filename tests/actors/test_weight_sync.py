@@ -159,9 +159,8 @@ def test_engines_that_end_the_run_in_a_load_leave_a_checkpoint_that_fits_its_fil
     assert saved["trained"] == position == 4 * saved["step"]
 
 
-def test_a_broadcast_that_has_begun_is_told_to_the_engines_also_when_the_run_ends() -> None:
-    """The learner's rank waits for them, and would keep the checkpoint waiting."""
-    loop = slow_to_load(max_staleness=1, group=GROUP, max_steps=5)
+def stop_in_the_merge(loop: Loop) -> None:
+    """Runs it, and asks it to stop while the learner merges version 2."""
     publish = loop.learner.publish
 
     def merge(version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
@@ -171,6 +170,12 @@ def test_a_broadcast_that_has_begun_is_told_to_the_engines_also_when_the_run_end
     loop.learner.publish = merge  # type: ignore[method-assign]
     with pytest.raises(Interrupted, match="step 2, version 2"):
         loop.controller.run()
+
+
+def test_a_broadcast_that_has_begun_is_told_to_the_engines_also_when_the_run_ends() -> None:
+    """The learner's rank waits for them, and would keep the checkpoint waiting."""
+    loop = slow_to_load(max_staleness=1, group=GROUP, max_steps=5)
+    stop_in_the_merge(loop)
     assert [line for line in loop.log if line.startswith("sync 2")]
 
 
@@ -178,15 +183,7 @@ def test_a_broadcast_that_has_begun_is_told_to_the_engines_also_when_the_run_end
 def test_what_is_merged_when_the_run_is_asked_to_stop_is_not_sent(takes_turns: bool) -> None:
     """The learner saves next, perhaps on the device on which the engines would load."""
     loop = slow_to_load(max_staleness=0, takes_turns=takes_turns, max_steps=5)
-    publish = loop.learner.publish
-
-    def merge(version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
-        loop.controller.stop |= version == 2
-        return publish(version, full)
-
-    loop.learner.publish = merge  # type: ignore[method-assign]
-    with pytest.raises(Interrupted, match="step 2, version 2"):
-        loop.controller.run()
+    stop_in_the_merge(loop)
     assert not [line for line in loop.log if line.startswith("sync 2")]
     assert [(saved["step"], saved["version"]) for saved, _ in loop.keeper.saved] == [(2, 2)]
 

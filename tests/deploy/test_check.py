@@ -20,12 +20,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from actors import images
 from deploy import check_data
 from deploy.check import _num_gpus, check_run, print_findings, require_clean
 from deploy.check_data import ImageRules
 from deploy.findings import error, note
 from deploy.model_files import UNTRAINED
+from protocol import patience
 from protocol.config import RunConfig, config_from_mapping
 from protocol.contracts import Record
 from protocol.errors import ConfigError
@@ -211,7 +211,7 @@ def test_what_the_system_says_of_an_image_once_is_tried_again_until_many_are_bro
     num_records = check_data.SHOWN + 2 * check_data.AHEAD
     config = run(tmp_path)
     write_data(tmp_path, "train.jsonl", *[record()] * num_records)
-    monkeypatch.setattr(images, "PAUSE_S", 0.0)
+    monkeypatch.setattr(patience, "PAUSE_S", 0.0)
     whole, opened = Image.open, itertools.count(1)
 
     def opening(last: int, *arguments: Any, **options: Any) -> Image.Image:
@@ -219,12 +219,12 @@ def test_what_the_system_says_of_an_image_once_is_tried_again_until_many_are_bro
             raise OSError(errno.ESTALE, "Stale file handle")
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(Image, "open", partial(opening, images.TRIES - 1))
+    monkeypatch.setattr(Image, "open", partial(opening, patience.TRIES - 1))
     assert errors(config) == []
     opened = itertools.count(1)
     monkeypatch.setattr(Image, "open", partial(opening, 10 * num_records))
     assert len(errors(config)) == check_data.SHOWN + 1
-    assert next(opened) - 1 < num_records + (images.TRIES - 1) * (check_data.SHOWN + check_data.AHEAD)
+    assert next(opened) - 1 < num_records + (patience.TRIES - 1) * (check_data.SHOWN + check_data.AHEAD)
 
 
 def test_records_are_read_only_so_far_ahead_of_their_headers(tmp_path: Path) -> None:

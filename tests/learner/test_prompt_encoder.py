@@ -21,7 +21,7 @@ from tests.learner import tiny
 
 @pytest.fixture(scope="module")
 def encoder(checkpoint: Path) -> Iterator[PromptEncoder]:
-    encoder = PromptEncoder(tiny.settings(checkpoint), pause_s=0.0)
+    encoder = PromptEncoder(tiny.settings(checkpoint), pause=lambda _: None)
     yield encoder
     encoder.close()
 
@@ -71,7 +71,7 @@ def test_an_image_that_the_machine_does_not_hand_over_is_tried_again_and_then_th
         return real(path, **options)
 
     monkeypatch.setattr(Image, "open", fail_first)
-    encoder = PromptEncoder(tiny.settings(checkpoint), pause_s=0.0)
+    encoder = PromptEncoder(tiny.settings(checkpoint), pause=lambda _: None)
     if is_read:
         assert len(encoder.encode_all(segments[:1])) == 1
     else:
