@@ -143,7 +143,7 @@ def serve(pipe: Connection, variant: Variant, data: Path, threads: int) -> None:
     """The engine's process: one round per message, until the other end is closed."""
     import torch
 
-    from protocol.records import read_records
+    from protocol.records import RecordFile
 
     settings = demo_settings(f"cluster.cpus_per_actor={threads}", *(ON_GPU if torch.cuda.is_available() else []))
     settings = replace(
@@ -151,7 +151,7 @@ def serve(pipe: Connection, variant: Variant, data: Path, threads: int) -> None:
         engine=replace(settings.engine, backend=variant.backend, options=settings.engine.options | variant.options),
         decode=replace(settings.decode, max_new_tokens=256, batch_size=variant.batch_size),
     )
-    records, started = list(read_records(data)), time.perf_counter()
+    records, started = list(RecordFile(data)), time.perf_counter()
     loop, libraries = start(settings)
     answer(loop, records[-1:])
     pipe.send(time.perf_counter() - started)

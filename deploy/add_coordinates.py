@@ -19,11 +19,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.hub_cache import model_file
 from deploy.model_files import (
     INDEX,
     MODEL_TYPE,
     UNTRAINED,
+    model_file,
     read_json,
     tensor_headers,
     token_ids,

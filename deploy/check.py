@@ -31,7 +31,7 @@ from deploy.findings import Finding, error, print_findings, warning
 from deploy.model_shape import model_shape
 from learner.deepspeed_json import read_json
 from protocol.config import RunConfig
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, refuse
 from protocol.metric_table import check_evaluation_metric
 from protocol.prompts import resolve_prompts
 
@@ -48,9 +48,7 @@ def check_run(config: RunConfig, *, learners: bool = True) -> list[Finding]:
 
 def require_clean(config: RunConfig, *, learners: bool = True) -> None:
     """ConfigError that lists all errors of `check_run`; returns where there is none."""
-    errors = [str(finding) for finding in check_run(config, learners=learners) if finding.is_error]
-    if errors:
-        raise ConfigError(errors[0] if len(errors) == 1 else f"{len(errors)} things are wrong\n" + "\n".join(errors))
+    refuse([str(finding) for finding in check_run(config, learners=learners) if finding.is_error])
 
 
 def _settings(config: RunConfig) -> Iterator[Finding]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.findings import Finding, error
-from deploy.hub_cache import model_file
+from deploy.model_files import BrokenModelError, model_file, tensor_headers
+from deploy.run_paths import DESC_ENCODER
 from protocol.config import RunConfig
 
-_WHERE = "custom.extra.rollout_matching.desc_monitor.semantic_model"
 _OTHERWISE = "or set desc_monitor.mode to exact"
 _NEEDED = ("config.json", "tokenizer.json", "model.safetensors")
 
@@ -21,7 +21,9 @@ def check_encoder(config: RunConfig) -> Iterator[Finding]:
     if not monitor.enabled or monitor.mode == "exact":
         return
     if importlib.util.find_spec("sentence_transformers") is None:
-        yield error(_WHERE, f"needs the package sentence-transformers, which is missing; install it, {_OTHERWISE}")
+        yield error(
+            DESC_ENCODER, f"needs the package sentence-transformers, which is missing; install it, {_OTHERWISE}"
+        )
         return
     files = {name: model_file(monitor.semantic_model, name) for name in _NEEDED}
     missing = [name for name, path in files.items() if path is None]
@@ -30,21 +32,14 @@ def check_encoder(config: RunConfig) -> Iterator[Finding]:
             "a folder that lacks" if Path(monitor.semantic_model).is_dir() else "no folder; the local hub cache lacks"
         )
         yield error(
-            _WHERE,
+            DESC_ENCODER,
             f"{monitor.semantic_model} is {place} {', '.join(missing)}; name the folder of a sentence-transformers "
             f"model, or download it beforehand, {_OTHERWISE}",
         )
         return
     weights = files["model.safetensors"]
     assert weights is not None
-    yield from _readable(weights)
-
-
-def _readable(weights: Path) -> Iterator[Finding]:
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(weights, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as raised:
-        yield error(_WHERE, f"{weights} cannot be read ({raised}); fetch the file again, {_OTHERWISE}")
+        tensor_headers(weights)
+    except (BrokenModelError, OSError) as raised:
+        yield error(DESC_ENCODER, f"{raised}, {_OTHERWISE}")

@@ -16,6 +16,7 @@ import numpy as np
 from deploy.file_codec import load_codec
 from deploy.findings import Finding, Findings, error, note, warning
 from protocol.config import RunConfig
+from protocol.config.rules import MATCHING
 from protocol.contracts import Record
 from protocol.errors import ConfigError
 from protocol.prompts import resolve_prompts
@@ -26,7 +27,6 @@ MANY_PIECES = 30_000
 """Different numbered descriptions in a file from which only SAMPLE of its records are counted, of every size and the
 largest among them: each description costs an encoding, and a check should take seconds."""
 SAMPLE = 1_000
-_MATCHING = "custom.extra.rollout_matching"
 _FRAME = (
     "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n<|vision_start|><|vision_end|>{user}<|im_end|>\n"
     "<|im_start|>assistant\n"
@@ -138,10 +138,10 @@ class FileLengths:
         )
         yield from self._prompts.folded(self._path)
         incomplete = "no rollout can write them in full"
-        yield from self._over(f"{_MATCHING}.max_new_tokens", matching.max_new_tokens, "answers", answers, incomplete)
+        yield from self._over(f"{MATCHING}.max_new_tokens", matching.max_new_tokens, "answers", answers, incomplete)
         if self._model_len is not None:
             wholes = [found.prompt + found.answer for found in counted if found.prompt < self._model_len]
-            path = f"{_MATCHING}.vllm.max_model_len"
+            path = f"{MATCHING}.vllm.max_model_len"
             yield from self._over(path, self._model_len, "prompts with their answer", wholes, incomplete)
         if self._path != "custom.train_jsonl":
             return

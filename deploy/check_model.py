@@ -8,11 +8,11 @@ from pathlib import Path
 
 from deploy.check_data import ImageRules
 from deploy.findings import Finding, error, note, warning
-from deploy.hub_cache import model_file
 from deploy.model_files import (
     MODEL_TYPE,
     UNTRAINED,
     BrokenModelError,
+    model_file,
     read_json,
     tensor_headers,
     token_ids,
@@ -20,12 +20,12 @@ from deploy.model_files import (
     weight_files,
 )
 from protocol.config import RunConfig, TunerConfig
+from protocol.config.rules import MATCHING
 from protocol.vocab import END_OF_TURN, CoordIds, find_missing
 
 SPECIAL_TOKENS = (END_OF_TURN, "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 DEFAULT_RULES = ImageRules(multiple=32, min_pixels=None, max_pixels=None)
 _WHERE = "model.model"
-_MATCHING = "custom.extra.rollout_matching"
 
 
 def check_model(config: RunConfig) -> tuple[list[Finding], ImageRules]:
@@ -77,7 +77,7 @@ def _architecture(folder: Path, config: RunConfig) -> Iterator[Finding]:
     positions = found.get("text_config", {}).get("max_position_embeddings")
     lengths = {"global_max_length": config.global_max_length}
     if config.matching.rollout_backend == "vllm":
-        lengths[f"{_MATCHING}.vllm.max_model_len"] = config.matching.vllm.max_model_len
+        lengths[f"{MATCHING}.vllm.max_model_len"] = config.matching.vllm.max_model_len
     for path, length in lengths.items():
         if isinstance(positions, int) and length > positions:
             yield error(path, f"is {length}, the model has max_position_embeddings {positions}; lower it")
@@ -153,10 +153,10 @@ def _untrained(folder: Path, config: RunConfig, tables: list[str]) -> Iterator[F
         yield warning(where, text)
     if matching.prefix_policy == "rollout":
         text = f"rollout keeps what {folder} writes, which does not know the format yet, and trains none of it"
-        yield warning(f"{_MATCHING}.prefix_policy", f"{text}; write matched")
+        yield warning(f"{MATCHING}.prefix_policy", f"{text}; write matched")
     if not matching.teach_format:
         text = f"is false, so {folder} learns no opening brace and no description, and may write coordinates for words"
-        yield warning(f"{_MATCHING}.teach_format", f"{text}; write true")
+        yield warning(f"{MATCHING}.teach_format", f"{text}; write true")
 
 
 def _head_target(tuner: TunerConfig) -> Iterator[Finding]:

@@ -11,9 +11,10 @@ from deploy.findings import Finding, error, warning
 from deploy.model_shape import ModelShape
 from deploy.sizing import GIB, engine_memory, host_memory, learner_memory, learner_stage
 from protocol.config import RunConfig
+from protocol.config.rules import MATCHING
 from protocol.errors import ConfigError
 
-VLLM = "custom.extra.rollout_matching.vllm"
+VLLM = f"{MATCHING}.vllm"
 CPU_LIMIT = 1_000_000_000
 """Parameters above which a CPU is surely not meant."""
 

@@ -17,15 +17,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from actors.codec import HubCodec
 from deploy.dump_pages import as_html, as_markdown
 from deploy.file_codec import load_codec
-from deploy.overlay import draw_sample, outlines
+from deploy.overlay import draw_rollout
 from deploy.recorder import RecordedRollout
-from deploy.replay import answer_of, replay_answer
+from deploy.replay import replay_answer
 from protocol.config import RunConfig
 from protocol.contracts import GroundTruth, Shape
 from protocol.parsing import caret
@@ -80,7 +79,9 @@ class MonitorDumps:
         base.with_suffix(".json").write_text(json.dumps(payload, indent=2) + "\n", encoding="ascii")
         if self._settings.write_markdown:
             base.with_suffix(".md").write_text(as_markdown(payload), encoding="utf-8")
-        pictures = [self._picture(each, base.with_name(f"{base.name}_{at}.png")) for at, each in enumerate(seen)]
+        pictures = [f"{base.name}_{at}.png" for at in range(len(chosen))]
+        for rollout, name in zip(chosen, pictures, strict=True):
+            draw_rollout(rollout.trace, width=640).save(self._dir / name)
         base.with_suffix(".html").write_text(as_html(payload, seen, pictures), encoding="utf-8")
 
     def log_parse_failure(self, rollout: RecordedRollout) -> None:
@@ -98,13 +99,7 @@ class MonitorDumps:
         )
 
     def _replay(self, rollout: RecordedRollout) -> Replay:
-        return replay_answer(answer_of(rollout.trace, about=""), self._config, self._codec)
-
-    def _picture(self, seen: Replay, path: Path) -> str:
-        predictions = [(item.desc, item.shape) for item in seen.parsed.predictions]
-        drawn = outlines(seen.record.objects, predictions, seen.match.pairs)
-        draw_sample(seen.record.images[0], drawn).save(path)
-        return path.name
+        return replay_answer(rollout.trace, self._config, self._codec)
 
     def _meta(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         matching = self._config.matching

@@ -10,17 +10,21 @@ Nothing here waits for the loop: values are read, never asked for. The threads a
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from deploy.health import Health
 from protocol.errors import ConfigError
+from protocol.whole_file import write_whole
 
 log = logging.getLogger("rollmatch")
 
@@ -78,6 +82,23 @@ class _ServerOn6(_Server):
 def host_port(host: str, port: int) -> str:
     """`10.0.0.2:9095`, `[fd00::5]:9095`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def write_scrape_targets(run_dir: Path, driver: str, nodes: Iterable[Mapping[str, Any]] = ()) -> Path:
+    """`scrape_targets.json` in the run's folder, for Prometheus' `file_sd_configs`.
+
+    The driver's endpoint is job `rollmatch`; the metrics ports of Ray's living nodes are job `ray`.
+
+    Args:
+        driver: `host:port`.
+        nodes: what `ray.nodes()` says.
+    """
+    ray = [host_port(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes if node["Alive"]]
+    jobs = {"rollmatch": [driver], "ray": sorted(ray)}
+    groups = [{"targets": targets, "labels": {"job": job}} for job, targets in jobs.items() if targets]
+    path = run_dir / "scrape_targets.json"
+    write_whole(path, json.dumps(groups, indent=1) + "\n")
+    return path
 
 
 def _answer(ok: bool, sentence: str) -> tuple[int, str, bytes]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from actors.codec import HubCodec
-from deploy.hub_cache import model_file
+from deploy.model_files import model_file
 from protocol.errors import ConfigError
 
 

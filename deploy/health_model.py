@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from deploy.health_numbers import HealthFinding, Level, Numbers, Rule, percent
+from protocol.config.rules import MATCHING
 
 USABLE, UNUSABLE = 0.9, 0.5
 TRUNCATED = 0.05
@@ -17,7 +18,6 @@ HARDLY_ANY = 0.05
 RISE = 0.01
 FALL = 0.03
 WORDS_FALL = 0.05
-_MATCHING = "custom.extra.rollout_matching"
 
 
 def _quality(n: Numbers) -> Iterator[HealthFinding]:
@@ -95,7 +95,7 @@ def _format(n: Numbers) -> Iterator[HealthFinding]:
         return
     before = n.start("rollout/sample_valid_pred_rate") or 0.0
     lost = before >= USABLE
-    if not lost and n.setting(f"{_MATCHING}.teach_format", False):
+    if not lost and n.setting(f"{MATCHING}.teach_format", False):
         yield HealthFinding(
             Level.WATCH,
             "The format is being taught",
@@ -139,7 +139,7 @@ def _against_truncation(n: Numbers) -> str:
     usable = n.end("rollout/sample_valid_pred_rate")
     if usable is not None and usable < UNUSABLE:
         return "hardly any rollout holds an object, so mend that first"
-    most = n.setting(f"{_MATCHING}.max_new_tokens", 0)
+    most = n.setting(f"{MATCHING}.max_new_tokens", 0)
     longest = n.end("rollout/gen_new_tokens_p99")
     if most and longest is not None and longest < 0.95 * most:
         return (
@@ -151,7 +151,7 @@ def _against_truncation(n: Numbers) -> str:
 
 def _lengths(n: Numbers) -> Iterator[HealthFinding]:
     """Silent where truncation is told already."""
-    most = n.setting(f"{_MATCHING}.max_new_tokens", 0)
+    most = n.setting(f"{MATCHING}.max_new_tokens", 0)
     longest = n.end("rollout/gen_new_tokens_p90")
     cut = n.end("rollout/parse_truncated_rate") or 0.0
     if most > 1 and longest is not None and longest >= most and cut <= TRUNCATED:
@@ -169,7 +169,7 @@ _cut_off = _rate(
 
 def _truncation(n: Numbers) -> Iterator[HealthFinding]:
     """Silent where one new token is asked for: every rollout is cut off then, and is meant to be."""
-    if n.setting(f"{_MATCHING}.max_new_tokens", 0) != 1:
+    if n.setting(f"{MATCHING}.max_new_tokens", 0) != 1:
         yield from _cut_off(n)
 
 

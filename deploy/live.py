@@ -16,11 +16,10 @@ import ray
 from actors.buffer import SegmentBuffer
 from actors.outcome import Outcome
 from actors.pool import RolloutPool
-from deploy.endpoint import Endpoint, host_port
+from deploy.endpoint import Endpoint, host_port, write_scrape_targets
 from deploy.exporter import PHASES, Exporter
 from deploy.health import Health
 from deploy.phase_clock import PhaseClock
-from deploy.scrape_targets import write_scrape_targets
 from protocol.config import RunConfig
 
 log = logging.getLogger("rollmatch")

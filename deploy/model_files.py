@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
 from protocol.errors import ConfigError
 
 MODEL_TYPE = "qwen3_vl"
@@ -21,6 +24,20 @@ _MAX_HEADER_BYTES = 1 << 27
 
 class BrokenModelError(ConfigError):
     """A file of the checkpoint that is missing or cannot be read."""
+
+
+def model_file(model: str, name: str) -> Path | None:
+    """`name` of a model that is a folder or a name on the hub; None where it is neither here nor in the local cache."""
+    if Path(model).is_dir():
+        path = Path(model) / name
+        return path if path.is_file() else None
+    if model.count("/") != 1:
+        return None
+    try:
+        cached = try_to_load_from_cache(model, name)
+    except HFValidationError:
+        return None  # a path of one level, not a name on the hub
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from protocol.contracts import GroundTruth, MatchedPair, Shape
 from protocol.norm1000 import to_pixels
 from protocol.record_lines import IMAGE_FORMATS
+from protocol.traces import RolloutTrace
 
 _LEGEND_PX = 24
 _FONT_PX = 12
@@ -51,6 +52,12 @@ def outlines(
         label, mark = (f"{desc} {ious[at]:.2f}", Mark.MATCHED) if at in ious else (desc, Mark.SPURIOUS)
         drawn.append(Outline(shape, label, mark))
     return drawn
+
+
+def draw_rollout(trace: RolloutTrace, width: int) -> Image.Image:
+    """A rollout's image with ground truth and predictions. OSError where it cannot be read."""
+    predictions = [(each.desc, each.shape) for each in trace.predictions]
+    return draw_sample(trace.record.images[0], outlines(trace.record.objects, predictions, trace.pairs), width=width)
 
 
 def draw_sample(path: str | Path, drawn: Sequence[Outline], *, width: int = 640) -> Image.Image:

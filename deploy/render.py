@@ -22,7 +22,7 @@ from deploy.render_observability import common_manifests
 from deploy.render_pods import AGENT, DASHBOARD, RAY_METRICS, RUN_FOLDER, Manifest, cluster_spec, image_pull, labels
 from deploy.run_paths import DESC_ENCODER, on_a_hub, read_paths, written_paths
 from protocol.config import RunConfig
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, refuse
 
 ROOT = Path(__file__).resolve().parent
 RAY_PORTS = (6379, DASHBOARD, RAY_METRICS, AGENT)
@@ -200,10 +200,7 @@ def run(config: RunConfig, output: Path | None) -> int:
     """Writes the files, or prints what a RayJob needs as one stream. ConfigError where pods could not do the run."""
     if output is not None and output.exists() and not output.is_dir():
         raise ConfigError(f"-o: {output} is a file, and several are written; name a folder")
-    problems = refusals(config)
-    if problems:
-        several = f"{len(problems)} things are wrong\n" + "\n".join(problems)
-        raise ConfigError(problems[0] if len(problems) == 1 else several)
+    refuse(refusals(config))
     files = render(config, read_assets())
     if output is not None:
         write(files, output)

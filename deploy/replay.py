@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ import numpy as np
 
 from actors.settings import ActorSettings
 from deploy.file_codec import load_codec
-from deploy.recorder import find_rollout
+from deploy.recorder import RecordedRollout, find_rollout
 from protocol.config import RunConfig, load_config
-from protocol.contracts import IntArray, Record, RequestKey
+from protocol.contracts import RequestKey
 from protocol.errors import ConfigError, RecordError
 from protocol.record_lines import parse_record
-from protocol.replay import Replay, replay
+from protocol.replay import Answer, Replay, replay
 from protocol.traces import RolloutTrace
 from protocol.vocab import END_OF_TURN, NUM_BINS, TokenCodec
 
@@ -44,21 +44,6 @@ AGAIN = (
     "tail_ignored",
 )
 """Counters of a target that a replay under the run's settings gives again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What is replayed."""
-
-    key: RequestKey
-    record: Record
-    token_ids: IntArray
-    prompt_len: int
-    suffix_ids: tuple[int, ...]
-    about: str
-    """Where it came from, for the title."""
-    trace: RolloutTrace | None = None
-    """What the run decided, where a run did."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,24 +73,23 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = _config(arguments)
     codec = load_codec(config.model.model)
-    answer = _recorded(arguments) if arguments.run_dir is not None else read_answer(arguments.json, codec)
-    print_replay(replay_answer(answer, config, codec), answer, config, max_pairs=arguments.pairs)
+    if arguments.run_dir is None:
+        answer = read_answer(arguments.json, codec)
+        print_replay(replay_answer(answer, config, codec), config, str(arguments.json), max_pairs=arguments.pairs)
+    else:
+        found = _recorded(arguments)
+        seen, about = (
+            replay_answer(found.trace, config, codec),
+            f"{arguments.run_dir}, step {found.step}, {found.actor}",
+        )
+        print_replay(seen, config, about, found.trace, max_pairs=arguments.pairs)
     return 0
 
 
-def replay_answer(answer: Answer, config: RunConfig, codec: TokenCodec) -> Replay:
+def replay_answer(answer: Answer | RolloutTrace, config: RunConfig, codec: TokenCodec) -> Replay:
     """The answer under a run's settings."""
     settings = ActorSettings.from_config(config)
-    return replay(
-        key=answer.key,
-        record=answer.record,
-        token_ids=answer.token_ids,
-        prompt_len=answer.prompt_len,
-        suffix_ids=answer.suffix_ids,
-        codec=codec,
-        matching=settings.match,
-        target=settings.target,
-    )
+    return replay(answer, codec, settings.match, settings.target)
 
 
 def difference(seen: Replay, trace: RolloutTrace) -> str:
@@ -126,28 +110,14 @@ def _config(arguments: argparse.Namespace) -> RunConfig:
     return load_config(path, overrides=arguments.overrides)
 
 
-def _recorded(arguments: argparse.Namespace) -> Answer:
+def _recorded(arguments: argparse.Namespace) -> RecordedRollout:
     if arguments.key is None:
         raise ConfigError("--key: is missing; name a rollout of the run, e.g. --key record=17/epoch=0")
     try:
         key = RequestKey.parse(arguments.key)
     except ValueError as error:
         raise ConfigError(f"--key: {error}") from error
-    found = find_rollout(arguments.run_dir, key, arguments.step)
-    return answer_of(found.trace, about=f"{arguments.run_dir}, step {found.step}, {found.actor}")
-
-
-def answer_of(trace: RolloutTrace, about: str) -> Answer:
-    """A recorded rollout as something to replay."""
-    return Answer(
-        key=trace.key,
-        record=trace.record,
-        token_ids=trace.token_ids,
-        prompt_len=trace.prompt_len,
-        suffix_ids=trace.suffix_ids,
-        about=about,
-        trace=trace,
-    )
+    return find_rollout(arguments.run_dir, key, arguments.step)
 
 
 def read_answer(path: Path, codec: TokenCodec) -> Answer:
@@ -170,7 +140,6 @@ def read_answer(path: Path, codec: TokenCodec) -> Answer:
         token_ids=np.asarray(ids, dtype=np.int32),
         prompt_len=int(data.get("prompt_len", 1)),
         suffix_ids=tuple(data.get("suffix_ids", codec.encode(END_OF_TURN + "\n"))),
-        about=str(path),
     )
 
 

@@ -7,10 +7,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from deploy.replay import Answer, difference
+from deploy.replay import difference
 from protocol.config import RunConfig
 from protocol.contracts import Shape
 from protocol.replay import Mask, Replay
+from protocol.traces import RolloutTrace
 
 _CONTEXT_TOKENS = 12
 """Tokens shown on either side of an offence."""
@@ -20,20 +21,20 @@ MASK_STYLES = {
     Mask.CE: "bold green",
     Mask.IGNORED: "dim magenta",
 }
-MASK_WORDS = {
-    Mask.CONTEXT: "context: read, not learnt",
-    Mask.COORD: "coordinate loss (→ bin where it differs)",
-    Mask.CE: "cross-entropy",
-    Mask.IGNORED: "ignored: appended without loss",
-}
 
 
 def print_replay(
-    seen: Replay, answer: Answer, config: RunConfig, *, max_pairs: int = 40, console: Console | None = None
+    seen: Replay,
+    config: RunConfig,
+    about: str,
+    trace: RolloutTrace | None = None,
+    *,
+    max_pairs: int = 40,
+    console: Console | None = None,
 ) -> None:
-    """Prints every section, in the order in which the decisions were made."""
+    """Prints every section, in the order in which the decisions were made; `trace` is what a run decided."""
     console = console or Console()
-    console.print(_title(seen, answer, config))
+    console.print(_title(seen, config, about, trace))
     console.print(_completion(seen))
     console.print(_objects(seen))
     if seen.parsed.rejects:
@@ -41,13 +42,13 @@ def print_replay(
     console.print(_candidates(seen, config.matching.maskiou_gate, max_pairs))
     console.print(_truths(seen))
     console.print(_target(seen, config))
-    for line in _verdict(seen, answer):
+    for line in _verdict(seen, trace):
         console.print(line)
 
 
-def _title(seen: Replay, answer: Answer, config: RunConfig) -> RenderableType:
-    matching, trace = config.matching, answer.trace
-    places = dict.fromkeys((answer.about, seen.record.source, *seen.record.images))
+def _title(seen: Replay, config: RunConfig, about: str, trace: RolloutTrace | None) -> RenderableType:
+    matching = config.matching
+    places = dict.fromkeys((about, seen.record.source, *seen.record.images))
     lines = [" · ".join(places)]
     if trace is not None:
         policy = f"{trace.first_version}" + (
@@ -164,7 +165,7 @@ def _target(seen: Replay, config: RunConfig) -> RenderableType:
         text.append(token.text, MASK_STYLES[token.mask])
         if token.bin is not None and f"<|coord_{token.bin}|>" != token.text:
             text.append(f"→{token.bin}", "bold yellow")
-    legend = Text.assemble(*[part for mask in Mask for part in ((MASK_WORDS[mask], MASK_STYLES[mask]), "   ")])
+    legend = Text.assemble(*[part for mask in Mask for part in ((mask.words, MASK_STYLES[mask]), "   ")])
     counts = {mask: sum(token.mask is mask for token in seen.tokens) for mask in Mask}
     stats = seen.target.stats
     title = (
@@ -178,7 +179,7 @@ def _target(seen: Replay, config: RunConfig) -> RenderableType:
     return Panel(Group(*parts), title=title, title_align="left")
 
 
-def _verdict(seen: Replay, answer: Answer) -> list[Text]:
+def _verdict(seen: Replay, trace: RolloutTrace | None) -> list[Text]:
     pairs, predicted, truths = len(seen.match.pairs), len(seen.parsed.predictions), len(seen.record.objects)
     lines = [
         Text(
@@ -187,7 +188,7 @@ def _verdict(seen: Replay, answer: Answer) -> list[Text]:
             f"{seen.match.gating_rejections} pairs below the gate"
         )
     ]
-    if answer.trace is not None and (differs := difference(seen, answer.trace)):
+    if trace is not None and (differs := difference(seen, trace)):
         lines.append(Text(differs, "yellow"))
     return lines
 

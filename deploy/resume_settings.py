@@ -7,7 +7,6 @@ the run's folder is changed. No torch is imported here.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from deploy.hub_cache import model_file
+from deploy.model_files import BrokenModelError, model_file, weight_files
 from learner.settings import LearnerSettings
 from protocol.config import RunConfig, TunerConfig
 from protocol.errors import ConfigError
@@ -87,10 +86,9 @@ def _digest(model: str) -> str | None:
     config = model_file(model, "config.json")
     if config is None:
         return None
-    index = config.with_name("model.safetensors.index.json")
-    shards = json.loads(index.read_bytes())["weight_map"].values() if index.is_file() else ["model.safetensors"]
-    files = [config.with_name(name) for name in sorted(set(shards))]
-    if not all(file.is_file() for file in files):
+    try:
+        files = weight_files(config.parent)
+    except BrokenModelError:
         return None
     digest = xxhash.xxh3_128(config.read_bytes())
     for file in files:

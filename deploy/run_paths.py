@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from protocol.config import RunConfig
+from protocol.config.rules import MATCHING
 from protocol.config.sections import ZERO_STAGES
 
-MATCHING = "custom.extra.rollout_matching"
 DESC_ENCODER = f"{MATCHING}.desc_monitor.semantic_model"
 
 

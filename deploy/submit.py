@@ -32,7 +32,7 @@ from ray.job_submission import JobSubmissionClient
 from deploy.job import follow, stop
 from deploy.run_paths import on_a_hub, read_paths, written_paths
 from protocol.config import RunConfig
-from protocol.errors import ConfigError, DeadlineError
+from protocol.errors import ConfigError, DeadlineError, refuse
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_ENV = ROOT / "configs" / "runtime_env.yaml"
@@ -62,10 +62,7 @@ def submit(config: RunConfig, arguments: argparse.Namespace) -> int:
         DeadlineError: a stopped job did not end.
     """
     runtime_env: dict[str, Any] = yaml.safe_load(RUNTIME_ENV.read_text())
-    problems = list(portability(config, runtime_env["excludes"]))
-    if problems:
-        several = f"{len(problems)} things are wrong\n" + "\n".join(problems)
-        raise ConfigError(problems[0] if len(problems) == 1 else several)
+    refuse(portability(config, runtime_env["excludes"]))
     overrides = [*arguments.overrides, *(["debug.enabled=true"] if arguments.debug else [])]
     command = entrypoint(config, arguments.config, arguments.base_config, overrides)
     client = _client(arguments.address)

@@ -17,12 +17,6 @@ MASK_CSS = """
 .target .ce { background: #d9f5e0; color: #11592a; border-radius: 3px; }
 .target .ignored { background: #f2e9fb; color: #6b4a8a; border-radius: 3px; }
 """
-MASK_WORDS = {
-    Mask.CONTEXT: "context: read, not learnt",
-    Mask.COORD: "coordinate loss (target bin where it differs)",
-    Mask.CE: "cross-entropy",
-    Mask.IGNORED: "appended without loss",
-}
 
 
 def target_html(tokens: Sequence[TargetToken]) -> str:
@@ -33,7 +27,7 @@ def target_html(tokens: Sequence[TargetToken]) -> str:
 
 def legend_html() -> str:
     """What the colours mean, in the same classes."""
-    words = " &nbsp; ".join(f'<span class="{mask}">{escape(text)}</span>' for mask, text in MASK_WORDS.items())
+    words = " &nbsp; ".join(f'<span class="{mask}">{escape(mask.words)}</span>' for mask in Mask)
     return f'<div class="target">{words}</div>'
 
 

@@ -60,14 +60,7 @@ class RankStep:
 class StepResult:
     """One optimizer step over all ranks."""
 
-    ce_sum: float
-    ce_tokens: int
-    coord_sum: float
-    coord_targets: int
-    coord_prefix_sum: float
-    coord_prefix_count: int
-    coord_tail_sum: float
-    coord_tail_count: int
+    sums: LossSums
     loss: float
     """As optimised."""
     grad_norm: float
@@ -77,46 +70,37 @@ class StepResult:
     non_finite_keys: tuple[RequestKey, ...] = ()
     """Of a skipped step: segments of the micro-batches whose loss was not finite; all of the step's segments where only
     the gradient was not."""
-    forward_s: float = 0.0
-    """Slowest rank, like the other times."""
-    backward_s: float = 0.0
-    mask_build_s: float = 0.0
-    fetch_s: float = 0.0
-    optimizer_s: float = 0.0
+    slowest: Seconds = Seconds()
+    """Of each phase, over the ranks."""
     busy_s: tuple[float, ...] = field(default=())
     """Per rank."""
 
     def metrics(self) -> dict[str, float]:
         """Under the runbook's names; a mean without observations is absent (SPEC A12)."""
+        sums = self.sums
         found = {
             "loss/total": self.loss,
             "train/grad_norm": self.grad_norm,
             "train/learning_rate": self.learning_rate,
             "train/skipped_steps": float(self.skipped),
             "train/tokens": float(self.num_tokens),
-            "train/ce_tokens": float(self.ce_tokens),
-            "train/coord_tokens": float(self.coord_targets),
-            "time/fetch_s": self.fetch_s,
-            "time/mask_build_s": self.mask_build_s,
-            "time/forward_s": self.forward_s,
-            "time/backward_s": self.backward_s,
-            "time/optimizer_s": self.optimizer_s,
+            "train/ce_tokens": float(sums.ce_tokens),
+            "train/coord_tokens": float(sums.coord_targets),
+            **{f"time/{name}_s": seconds for name, seconds in asdict(self.slowest).items()},
         }
         means = {
-            "loss/ce": (self.ce_sum, self.ce_tokens),
-            "loss/coord": (self.coord_sum, self.coord_targets),
-            "loss/coord_prefix": (self.coord_prefix_sum, self.coord_prefix_count),
-            "loss/coord_tail": (self.coord_tail_sum, self.coord_tail_count),
+            "loss/ce": (sums.ce_sum, sums.ce_tokens),
+            "loss/coord": (sums.coord_sum, sums.coord_targets),
+            "loss/coord_prefix": (sums.coord_prefix_sum, sums.coord_prefix_count),
+            "loss/coord_tail": (sums.coord_tail_sum, sums.coord_tail_count),
         }
         return found | {name: total / count for name, (total, count) in means.items() if count}
 
 
 def combine(ranks: Sequence[RankStep]) -> StepResult:
     """Adds sums and losses over ranks; times are those of the slowest rank."""
-    sums = sum((rank.sums for rank in ranks), LossSums())
-    slowest = {f"{name}_s": max(getattr(rank.seconds, name) for rank in ranks) for name in Seconds.__slots__}
     return StepResult(
-        **asdict(sums),
+        sums=sum((rank.sums for rank in ranks), LossSums()),
         loss=sum(rank.loss for rank in ranks),
         grad_norm=ranks[0].grad_norm,
         learning_rate=ranks[0].learning_rate,
@@ -124,7 +108,7 @@ def combine(ranks: Sequence[RankStep]) -> StepResult:
         skipped=ranks[0].skipped,
         non_finite_keys=_all(rank.non_finite_keys for rank in ranks) or _all(rank.skipped_keys for rank in ranks),
         busy_s=tuple(rank.seconds.busy for rank in ranks),
-        **slowest,
+        slowest=Seconds(*map(max, zip(*(astuple(rank.seconds) for rank in ranks), strict=True))),
     )
 
 

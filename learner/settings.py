@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -150,7 +150,9 @@ class LearnerSettings:
             user_prompt=user_prompt,
             torch_dtype=config.model.torch_dtype,
             attn_impl=config.model.attn_impl,
-            loss=LossSettings(**asdict(config.coord_loss), normalization=training.loss_normalization),
+            loss=LossSettings(
+                **config.coord_loss.model_dump(exclude={"enabled"}), normalization=training.loss_normalization
+            ),
             tuner=_tuner(config.tuner),
             optimizer=OptimizerSettings.from_config(training),
             schedule=_schedule(training, num_steps),

@@ -23,6 +23,10 @@ Every message has three parts: what is wrong with the numbers, whose duty it was
 picklable (plain string arguments), because Ray strips the type of what it cannot pickle.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class RollmatchError(Exception):
     """Root of the tree; never raised itself."""
@@ -30,6 +34,13 @@ class RollmatchError(Exception):
 
 class ConfigError(RollmatchError, ValueError):
     """A setting, or two settings together, cannot work. The message starts with the dotted path."""
+
+
+def refuse(problems: Sequence[str], what: str = "things") -> None:
+    """ConfigError that lists all of them; returns where there is none."""
+    if problems:
+        text = "\n".join(problems)
+        raise ConfigError(text if len(problems) == 1 else f"{len(problems)} {what} are wrong\n{text}")
 
 
 class RecordError(RollmatchError, ValueError):

@@ -16,31 +16,13 @@ import numpy.typing as npt
 
 from protocol.contracts import Record
 from protocol.errors import RecordError
-from protocol.record_lines import DATASET_SEED, parse_record
+from protocol.record_lines import DATASET_SEED
 from protocol.serialization import Ordering
 from protocol.unread import RecordLine
 
 VALIDATION_SAMPLE_SEED = 53
 _CHUNK_BYTES = 1 << 20
 _NEWLINE = 10
-
-
-def read_records(path: str | Path, *, limit: int | None = None, root: str | Path | None = None) -> Iterator[Record]:
-    """The records in file order, one line in memory at a time; `limit` keeps the first ones.
-
-    Args:
-        root: folder that relative image paths count from; None: ROOT_IMAGE_DIR, or the file's own.
-
-    Raises:
-        RecordError: the file cannot be read, or at the first line that is no record.
-    """
-    with _open(path) as file:
-        folder = _root(path, root)
-        for index, line in enumerate(file):
-            if index == limit or (not line.strip() and _only_blank(file)):
-                return
-            source = f"{path}:{index + 1}"
-            yield parse_record(line, index=index, source=source, root=folder, confined_to=_confined_to())
 
 
 class RecordFile:
@@ -65,7 +47,7 @@ class RecordFile:
         """
         self._path = str(path)
         self._ordering: Ordering = ordering
-        self._root = _root(path, None)
+        self._root = _root(path)
         self._confined_to = _confined_to()
         self._seed = seed
         self._offsets, self._stamp = _line_offsets(path, limit)
@@ -145,11 +127,6 @@ def _stamp(file: BinaryIO) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _only_blank(lines: Iterator[bytes]) -> bool:
-    """Blank lines are allowed at the end of a file only: elsewhere they would shift every later index."""
-    return not any(line.strip() for line in lines)
-
-
 def _open(path: str | Path) -> BinaryIO:
     try:
         return open(path, "rb")
@@ -157,9 +134,9 @@ def _open(path: str | Path) -> BinaryIO:
         raise RecordError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
 
 
-def _root(path: str | Path, root: str | Path | None) -> Path:
-    """Where relative image paths count from: the argument, the environment's ROOT_IMAGE_DIR, the file's own folder."""
-    return Path(root or os.environ.get("ROOT_IMAGE_DIR") or Path(path).parent).absolute()
+def _root(path: str | Path) -> Path:
+    """Where relative image paths count from: the environment's ROOT_IMAGE_DIR, the file's own folder."""
+    return Path(os.environ.get("ROOT_IMAGE_DIR") or Path(path).parent).absolute()
 
 
 def _confined_to() -> str | None:

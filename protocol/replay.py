@@ -9,15 +9,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 
-from protocol.contracts import Completion, GroundTruth, MatchResult, ParsedCompletion, Record, RequestKey
+from protocol.contracts import (
+    Completion,
+    GroundTruth,
+    IntArray,
+    MatchResult,
+    ParsedCompletion,
+    Record,
+    RequestKey,
+    Shape,
+)
 from protocol.matching import MatchSettings, compare_candidates, count_duplicates, match
 from protocol.parsing import parse
 from protocol.pieces import piece_table
 from protocol.segments import IGNORE_INDEX, Segment
 from protocol.targets import Target, TargetSettings, build_target
+from protocol.traces import RolloutTrace
 from protocol.vocab import TokenCodec
 
 _NO_LIMIT = 2**31
@@ -35,6 +46,19 @@ class Mask(StrEnum):
     """Cross-entropy."""
     IGNORED = "ignored"
     """Appended without loss: words of a desc, and what stands behind the end of turn."""
+
+    @property
+    def words(self) -> str:
+        """For a legend."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Mask.CONTEXT: "context: read, not learnt",
+    Mask.COORD: "coordinate loss (→ bin where it differs)",
+    Mask.CE: "cross-entropy",
+    Mask.IGNORED: "ignored: appended without loss",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,69 +114,67 @@ class Replay:
         return 2 * len(self.match.pairs) / total if total else 1.0
 
 
-def replay(
-    *,
-    key: RequestKey,
-    record: Record,
-    token_ids: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int32]],
-    prompt_len: int,
-    suffix_ids: Sequence[int],
-    codec: TokenCodec,
-    matching: MatchSettings,
-    target: TargetSettings,
-) -> Replay:
-    """Runs one completion through parse, match and target again.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is replayed, where no run recorded it: the part of a `RolloutTrace` that a replay needs."""
 
-    Args:
-        token_ids: [L] the completion, without the prompt.
-        prompt_len: tokens of the prompt, at least 1; it counts towards `target.max_length` only.
-        suffix_ids: end-of-turn and what follows it.
-    """
-    parsed = parse(token_ids, codec)
+    key: RequestKey
+    record: Record
+    token_ids: IntArray
+    """[L] the completion, without the prompt."""
+    prompt_len: int
+    """Tokens of the prompt; it counts towards `TargetSettings.max_length` only."""
+    suffix_ids: tuple[int, ...]
+    """End-of-turn and what follows it."""
+
+
+def replay(answer: Answer | RolloutTrace, codec: TokenCodec, matching: MatchSettings, target: TargetSettings) -> Replay:
+    """Runs one completion through parse, match and target again."""
+    parsed, record = parse(answer.token_ids, codec), answer.record
     shapes, truths = [p.shape for p in parsed.predictions], [t.shape for t in record.objects]
-    matched = match(shapes, truths, matching)
-    completion = Completion(
-        key=key,
-        prompt_token_ids=np.full(max(1, prompt_len), -1, dtype=np.int32),
-        token_ids=np.asarray(token_ids, dtype=np.int32),
-        finish_reason="",
-        first_version=0,
-        last_version=0,
+    matched, duplicates = match(shapes, truths, matching), count_duplicates(parsed.predictions)
+    build = partial(
+        build_target,
+        record=record,
+        completion=Completion(
+            key=answer.key,
+            prompt_token_ids=np.full(max(1, answer.prompt_len), -1, dtype=np.int32),
+            token_ids=answer.token_ids,
+            finish_reason="",
+            first_version=0,
+            last_version=0,
+        ),
+        parsed=parsed,
+        match=matched,
+        suffix_ids=answer.suffix_ids,
+        codec=codec,
+        duplicates=duplicates,
     )
-    duplicates = count_duplicates(parsed.predictions)
-
-    def build(settings: TargetSettings) -> Target:
-        return build_target(
-            record=record,
-            completion=completion,
-            parsed=parsed,
-            match=matched,
-            suffix_ids=suffix_ids,
-            codec=codec,
-            settings=settings,
-            duplicates=duplicates,
-        )
-
-    built = build(target)
-    row = built.segment or build(replace(target, max_length=_NO_LIMIT)).segment
+    built = build(settings=target)
+    row = built.segment or build(settings=replace(target, max_length=_NO_LIMIT)).segment
     assert row is not None, "only its length keeps a target from being built"
-    pairs = {(pair.prediction, pair.ground_truth) for pair in matched.pairs}
-    rows, columns, ious = compare_candidates(shapes, truths, matching)
     return Replay(
-        key=key,
+        key=answer.key,
         record=record,
         pieces=tuple(piece_table(codec).pieces(parsed.response_ids.tolist())),
         parsed=parsed,
-        candidates=tuple(
-            Candidate(a, b, iou, iou >= matching.maskiou_gate, (a, b) in pairs)
-            for a, b, iou in zip(rows.tolist(), columns.tolist(), ious.tolist(), strict=True)
-        ),
+        candidates=_candidates(shapes, truths, matching, matched),
         match=matched,
         target=built,
         appended=tuple(record.objects[at] for at in built.appended),
         appended_keys=dict(zip(built.appended, _KEY.findall(built.append_text), strict=True)),
         tokens=mark_tokens(row, built.stats.prefix_len, codec),
         duplicates=duplicates,
+    )
+
+
+def _candidates(
+    shapes: Sequence[Shape], truths: Sequence[Shape], matching: MatchSettings, matched: MatchResult
+) -> tuple[Candidate, ...]:
+    pairs = {(pair.prediction, pair.ground_truth) for pair in matched.pairs}
+    compared = (each.tolist() for each in compare_candidates(shapes, truths, matching))
+    return tuple(
+        Candidate(a, b, iou, iou >= matching.maskiou_gate, (a, b) in pairs) for a, b, iou in zip(*compared, strict=True)
     )
 
 

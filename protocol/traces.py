@@ -23,6 +23,7 @@ from protocol.contracts import (
     MatchResult,
     ParsedCompletion,
     Record,
+    Reject,
     RejectReason,
     RequestKey,
     RolloutRequest,
@@ -38,16 +39,6 @@ class TracedPrediction:
     key: str
     desc: str
     shape: Shape
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TracedReject:
-    """A rejected object; `span` is [start, end) in `token_ids`."""
-
-    key: str
-    reason: RejectReason
-    detail: str
-    span: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +58,7 @@ class RolloutTrace:
     suffix_ids: tuple[int, ...]
     """What the chat template writes behind the answer."""
     predictions: tuple[TracedPrediction, ...]
-    rejects: tuple[TracedReject, ...]
+    rejects: tuple[Reject, ...]
     pairs: tuple[MatchedPair, ...]
     stats: SegmentStats
 
@@ -93,9 +84,7 @@ class RolloutTrace:
             token_ids=completion.token_ids,
             suffix_ids=tuple(suffix_ids),
             predictions=tuple(TracedPrediction(key=p.key, desc=p.desc, shape=p.shape) for p in parsed.predictions),
-            rejects=tuple(
-                TracedReject(key=r.key, reason=r.reason, detail=r.detail, span=r.token_span) for r in parsed.rejects
-            ),
+            rejects=parsed.rejects,
             pairs=match.pairs,
             stats=stats,
         )
@@ -123,7 +112,9 @@ class RolloutTrace:
             "suffix_ids": list(self.suffix_ids),
             "objects": [{"desc": truth.desc} | _geometry(truth.shape) for truth in record.objects],
             "predictions": [{"key": p.key, "desc": p.desc} | _geometry(p.shape) for p in self.predictions],
-            "rejects": [asdict(reject) for reject in self.rejects],
+            "rejects": [
+                {"key": r.key, "reason": r.reason, "detail": r.detail, "span": list(r.token_span)} for r in self.rejects
+            ],
             "pairs": [list(pair) for pair in self.pairs],
             "stats": asdict(self.stats),
         }
@@ -166,11 +157,11 @@ class RolloutTrace:
                 TracedPrediction(key=item["key"], desc=item["desc"], shape=_shape(item)) for item in line["predictions"]
             ),
             rejects=tuple(
-                TracedReject(
+                Reject(
                     key=item["key"],
                     reason=RejectReason(item["reason"]),
                     detail=item["detail"],
-                    span=(item["span"][0], item["span"][1]),
+                    token_span=(item["span"][0], item["span"][1]),
                 )
                 for item in line["rejects"]
             ),

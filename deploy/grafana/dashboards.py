@@ -231,12 +231,3 @@ _DASHBOARDS: dict[str, tuple[str, Callable[[], list[Panel]]]] = {
 def dashboards() -> dict[str, dict[str, Any]]:
     """File name without suffix → dashboard."""
     return {uid: dashboard(uid, title, panels()) for uid, (title, panels) in _DASHBOARDS.items()}
-
-
-def expressions() -> dict[tuple[str, str], list[str]]:
-    """(Dashboard, panel title) → its expressions, with Grafana's variables in them."""
-    return {
-        (uid, panel["title"]): [target["expr"] for target in panel["targets"]]
-        for uid, board in dashboards().items()
-        for panel in board["panels"]
-    }

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from deploy.overlay import draw_rollout
 from deploy.recorder import RecordedRollout
-from deploy.report.samples import draw_rollout, first_and_last
+from deploy.report.samples import first_and_last
 from deploy.run_files import RunData
 from protocol.errors import ConfigError
 
@@ -40,7 +41,7 @@ def write_picture(run: RunData, path: Path, columns: int) -> None:
 
 
 def _titled(word: str, rollout: RecordedRollout) -> Image.Image:
-    sample = draw_rollout(rollout, _WIDTH_PX)
+    sample = draw_rollout(rollout.trace, _WIDTH_PX)
     page = Image.new("RGB", (sample.width, sample.height + _TITLE_PX), "white")
     page.paste(sample, (0, _TITLE_PX))
     text = f"{word}, step {rollout.step}: F1 {rollout.trace.f1:.2f}"

@@ -7,13 +7,11 @@ import base64
 import io
 from dataclasses import dataclass
 
-from PIL import Image
-
 from actors.codec import HubCodec
 from deploy.file_codec import load_codec
-from deploy.overlay import draw_sample, outlines
+from deploy.overlay import draw_rollout
 from deploy.recorder import RecordedRollout
-from deploy.replay import answer_of, difference, replay_answer
+from deploy.replay import difference, replay_answer
 from deploy.run_files import RunData
 from deploy.target_html import target_html
 from protocol.config import RunConfig, load_config
@@ -129,21 +127,14 @@ class _SampleMaker:
         """The target under the settings that the run has now, and how it differs from what was trained, if it does."""
         if self._config is None or self._codec is None:
             return "", ""
-        seen = replay_answer(answer_of(rollout.trace, about=""), self._config, self._codec)
+        seen = replay_answer(rollout.trace, self._config, self._codec)
         html, differs = target_html(seen.tokens), difference(seen, rollout.trace)
         return html if len(html) <= _MOST_TARGET_CHARS else "", f"The target {differs}." if differs else ""
 
 
-def draw_rollout(rollout: RecordedRollout, width: int) -> Image.Image:
-    """The image with ground truth and predictions. OSError where it cannot be read."""
-    trace = rollout.trace
-    predictions = [(each.desc, each.shape) for each in trace.predictions]
-    return draw_sample(trace.record.images[0], outlines(trace.record.objects, predictions, trace.pairs), width=width)
-
-
 def _picture(rollout: RecordedRollout) -> tuple[str | None, str]:
     try:
-        image = draw_rollout(rollout, _WIDTH_PX)
+        image = draw_rollout(rollout.trace, _WIDTH_PX)
     except OSError as error:
         return None, f"No picture: {error}."
     buffer = io.BytesIO()

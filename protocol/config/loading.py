@@ -14,7 +14,7 @@ from protocol.config.explain import explain, neutralise
 from protocol.config.layers import COMMAND_LINE, Layers, add_file, add_overrides
 from protocol.config.run import RunConfig
 from protocol.config.sections import DebugConfig
-from protocol.errors import ConfigError
+from protocol.errors import refuse
 
 S = TypeVar("S", bound=Section)
 
@@ -45,18 +45,7 @@ def config_from_mapping(values: Mapping[str, Any], *, source: str = "mapping") -
     return _build(RunConfig, layers)
 
 
-def build_section(section: type[S], values: object, *, path: str = "", source: str = "mapping") -> S:
-    """One section on its own; `path` is put before the dotted paths of its errors."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{path or section.__name__}: must be a mapping, got {type(values).__name__}; write keys ({source})"
-        )
-    layers = Layers()
-    layers.add(copy.deepcopy(dict(values)), source)
-    return _build(section, layers, prefix=path)
-
-
-def _build(section: type[S], layers: Layers, prefix: str = "") -> S:
+def _build(section: type[S], layers: Layers) -> S:
     """Validates again without what was wrong, so that a typo does not hide a rule between sections."""
     values = copy.deepcopy(layers.values)
     _apply_debug(values, layers)
@@ -76,8 +65,8 @@ def _build(section: type[S], layers: Layers, prefix: str = "") -> S:
                 return built
             break
     shown = {problem.path: problem for problem in found}.values()
-    lines = [_line(problem, layers, prefix) for problem in shown]
-    raise ConfigError(lines[0] if len(lines) == 1 else f"{len(lines)} settings are wrong\n" + "\n".join(lines))
+    refuse([_line(problem, layers) for problem in shown], "settings")
+    raise AssertionError("what is not built has a problem")
 
 
 def _known(problem: Problem, found: Sequence[Problem]) -> bool:
@@ -104,6 +93,5 @@ def _apply_debug(values: dict[str, Any], layers: Layers) -> None:
             layers.sources[f"{section}.{name}"] = layers.source_of(f"debug.{name}")
 
 
-def _line(problem: Problem, layers: Layers, prefix: str) -> str:
-    path = f"{prefix}.{problem.path}" if prefix else problem.path
-    return f"{path}: {problem.message} ({layers.source_of(problem.path)})"
+def _line(problem: Problem, layers: Layers) -> str:
+    return f"{problem.path}: {problem.message} ({layers.source_of(problem.path)})"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from pydantic import model_validator
 
 from protocol.config.base import PositiveInt, Section, require
-from protocol.config.custom import CustomConfig
+from protocol.config.custom import CoordLossConfig, CustomConfig
 from protocol.config.kubernetes import KubernetesConfig
 from protocol.config.rollout_matching import RolloutMatchingConfig
 from protocol.config.rules import cross_problems
@@ -27,19 +26,6 @@ from protocol.config.service import (
 )
 from protocol.config.training import TrainingConfig
 from protocol.whole_file import write_whole
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoordLossWeights:
-    """The coordinate loss as it is computed, after `rollout_matching` has overridden `coord_soft_ce_w1` (SPEC 12)."""
-
-    target_sigma: float
-    """Bins, > 0."""
-    target_truncate: int | None
-    temperature: float
-    soft_ce_weight: float
-    w1_weight: float
-    gate_weight: float
 
 
 class RunConfig(Section):
@@ -89,10 +75,9 @@ class RunConfig(Section):
         return self.custom.extra.rollout_matching
 
     @property
-    def coord_loss(self) -> CoordLossWeights:
-        """The coordinate loss as it is computed."""
-        base = self.custom.coord_soft_ce_w1.model_dump(exclude={"enabled"})
-        return CoordLossWeights(**(base | self.matching.overrides()))
+    def coord_loss(self) -> CoordLossConfig:
+        """The coordinate loss as it is computed: `rollout_matching` overrides `coord_soft_ce_w1` (SPEC 12)."""
+        return self.custom.coord_soft_ce_w1.model_copy(update=self.matching.overrides())
 
     @property
     def m_steps(self) -> int:

@@ -11,7 +11,7 @@ from actors.codec import HubCodec
 from deploy.file_codec import load_codec
 from protocol.contracts import Completion, GroundTruth, Record, RequestKey, RolloutRequest
 from protocol.matching import MatchSettings
-from protocol.replay import replay
+from protocol.replay import Answer, replay
 from protocol.targets import TargetSettings
 from protocol.traces import RolloutTrace
 from protocol.vocab import END_OF_TURN
@@ -41,12 +41,8 @@ def trace_of(
     ids = np.asarray(codec().encode(text + END_OF_TURN), dtype=np.int32)
     suffix = codec().encode(END_OF_TURN + "\n")
     seen = replay(
-        key=key,
-        record=data,
-        token_ids=ids,
-        prompt_len=5,
-        suffix_ids=suffix,
-        codec=codec(),
+        Answer(key=key, record=data, token_ids=ids, prompt_len=5, suffix_ids=tuple(suffix)),
+        codec(),
         matching=MatchSettings(),
         target=TargetSettings(max_length=4096, prefix_policy="matched"),
     )

@@ -42,4 +42,4 @@ def test_missing_and_broken_weights_are_named(tmp_path: Path) -> None:
     assert "lacks model.safetensors" in message
     (tmp_path / "model" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     (message,) = findings(tmp_path / "model")
-    assert "cannot be read" in message
+    assert "is no safetensors file" in message

@@ -16,7 +16,7 @@ from deploy.check_lengths import TokenCounter
 from deploy.file_codec import load_codec
 from deploy.findings import Finding
 from protocol.prompts import default_prompts
-from protocol.records import read_records
+from protocol.records import RecordFile
 from protocol.serialization import assistant_text
 from tests.deploy.test_check import MATCHING, record, run, write_data, write_model
 
@@ -47,7 +47,7 @@ def test_a_record_is_counted_as_the_tokenizer_and_the_chat_template_write_it(tmp
     polygon = {"poly": [1, 2, 300, 4, 500, 600], "desc": "kite,\u00e4"}
     path = write_data(tmp_path, "t.jsonl", crowd(12), record(objects=[]), record(objects=[polygon]))
     counter = TokenCounter(codec, system=system, user=user)
-    for each in read_records(path):
+    for each in RecordFile(path):
         answer = codec.encode(assistant_text(each.objects))
         prompt, counted, row = counter.measure(each, IMAGE_TOKENS)
         assert prompt == len(codec.encode(frame.prompt_text)) - 1 + IMAGE_TOKENS  # one <|image_pad|> for all
@@ -65,7 +65,7 @@ def test_a_row_without_a_match_is_as_long_as_it_is_trained() -> None:
 def test_the_spread_of_lengths_is_a_note(tmp_path: Path) -> None:
     (text,) = [str(each) for each in found(tmp_path, *[crowd(1)] * 3, crowd(9)) if "an answer with" in each.message]
     counter = TokenCounter(load_codec(str(MODEL)))
-    few, many = (counter.measure(each, 0).answer for each in list(read_records(tmp_path / "train.jsonl"))[2:])
+    few, many = (counter.measure(each, 0).answer for each in list(RecordFile(tmp_path / "train.jsonl"))[2:])
     assert few > 25
     assert text.startswith("custom.train_jsonl: of 4 records an answer with all objects has")
     assert f"{few} (p50), {many} (p99), {many} (longest) tokens" in text
@@ -133,7 +133,7 @@ def test_a_sample_holds_the_largest_record_and_dense_ones_by_their_share(
     limit = {"custom__rollout_matching": {"max_new_tokens": 100}}
     (one,) = warnings(found(tmp_path, *[crowd(1)] * 7, crowd(9), **limit))
     assert "25 % of the answers" in one
-    largest = TokenCounter(load_codec(str(MODEL))).measure(list(read_records(tmp_path / "train.jsonl"))[7], 0).answer
+    largest = TokenCounter(load_codec(str(MODEL))).measure(list(RecordFile(tmp_path / "train.jsonl"))[7], 0).answer
     assert one.endswith(f"raise it, {largest} would fit all that were counted")
     (half,) = warnings(found(tmp_path, *[crowd(1), crowd(8)] * 3, crowd(1), crowd(9), **limit))
     assert "50 % of the answers" in half

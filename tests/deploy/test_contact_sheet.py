@@ -11,7 +11,7 @@ from PIL import Image
 from deploy.cli import main
 from deploy.contact_sheet import contact_sheet, draw_overlay, sample_rows
 from protocol.errors import RecordError
-from protocol.records import RecordFile, read_records
+from protocol.records import RecordFile
 
 
 def write(path: Path, names: list[str]) -> RecordFile:
@@ -25,7 +25,7 @@ def test_an_overlay_draws_boxes_and_polygons_where_they_are(tmp_path: Path) -> N
     objects = [{"bbox_2d": [0, 250, 250, 500], "desc": "a"}, {"poly": [500, 500, 900, 500, 900, 900], "desc": "b"}]
     line = {"images": ["a.png"], "width": 64, "height": 64, "objects": objects}
     (tmp_path / "t.jsonl").write_text(json.dumps(line))
-    (record,) = read_records(tmp_path / "t.jsonl")
+    (record,) = RecordFile(tmp_path / "t.jsonl")
     image = draw_overlay(record, 64)
     assert image.getpixel((8, 32)) != (0, 0, 0)  # the box's lower edge, at bin 500 of 64 pixels
     assert image.getpixel((57, 45)) != (0, 0, 0)  # the polygon's right edge, at bin 900

@@ -14,7 +14,7 @@ import yaml
 
 from deploy import health_model
 from deploy.grafana.__main__ import FOLDER, as_text
-from deploy.grafana.dashboards import dashboards, expressions
+from deploy.grafana.dashboards import dashboards
 from protocol.metric_series import series
 from protocol.metric_table import METRICS
 
@@ -27,6 +27,15 @@ NAMES = {
     for entry in METRICS
     for part in (("_bucket", "_sum", "_count") if entry.kind == "histogram" else ("",))
 }
+
+
+def expressions() -> dict[tuple[str, str], list[str]]:
+    """(Dashboard, panel title) → its expressions, with Grafana's variables in them."""
+    return {
+        (uid, panel["title"]): [target["expr"] for target in panel["targets"]]
+        for uid, board in dashboards().items()
+        for panel in board["panels"]
+    }
 
 
 def alerts() -> list[dict[str, Any]]:

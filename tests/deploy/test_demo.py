@@ -12,7 +12,7 @@ from actors.rollout_actor import load_processor
 from deploy.demo.scenes import SceneSettings, draw_scene, write_scenes
 from deploy.demo.text import answer_text
 from protocol.parsing import parse
-from protocol.records import read_records
+from protocol.records import RecordFile
 from protocol.serialization import assistant_text
 
 MODEL = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "model"
@@ -45,7 +45,7 @@ def test_more_than_eight_objects_are_refused() -> None:
 
 
 def test_written_scenes_read_back_as_records_with_the_text_the_model_was_trained_on(tmp_path: Path) -> None:
-    records = list(read_records(write_scenes(tmp_path, "train", 40, seed=3)))
+    records = list(RecordFile(write_scenes(tmp_path, "train", 40, seed=3)))
     for index, record in enumerate(records):
         assert assistant_text(record.objects) == answer_text(draw_scene(3, index).objects)
         assert Path(record.images[0]).exists()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from deploy.endpoint import Endpoint
+from deploy.endpoint import Endpoint, write_scrape_targets
 from deploy.health import Health
 from protocol.errors import ConfigError
 
@@ -98,3 +100,17 @@ def test_an_ipv6_address_is_served_and_written_in_brackets(clock: Clock) -> None
     assert served.address.startswith("[::1]:")
     assert get(served, "/metrics") == (200, "x 1\n")
     served.close()
+
+
+def test_the_driver_and_living_nodes_are_listed_by_job(tmp_path: Path) -> None:
+    nodes = [
+        {"Alive": True, "NodeManagerAddress": "10.0.0.2", "MetricsExportPort": 8080},
+        {"Alive": False, "NodeManagerAddress": "10.0.0.3", "MetricsExportPort": 8080},
+        {"Alive": True, "NodeManagerAddress": "fd00::5", "MetricsExportPort": 8080},
+    ]
+    path = write_scrape_targets(tmp_path, "127.0.0.1:9095", nodes)
+    assert json.loads(path.read_text()) == [
+        {"targets": ["127.0.0.1:9095"], "labels": {"job": "rollmatch"}},
+        {"targets": ["10.0.0.2:8080", "[fd00::5]:8080"], "labels": {"job": "ray"}},
+    ]
+    assert [each.name for each in tmp_path.iterdir()] == ["scrape_targets.json"]

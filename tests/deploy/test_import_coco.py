@@ -16,7 +16,7 @@ from deploy.images import Resizer, check_image, fit_size
 from deploy.import_coco import add_arguments, print_summary, run, split_shares
 from protocol.coco import ImageFile, ImportSummary, Rule
 from protocol.errors import ConfigError, RecordError
-from protocol.records import read_records
+from protocol.records import RecordFile
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 
@@ -196,7 +196,7 @@ def test_a_copy_stays_within_its_bounds(size: tuple[int, int]) -> None:
 def test_resized_copies_carry_their_own_size(tmp_path: Path) -> None:
     instances(tmp_path, size=(100, 70))
     run(command(tmp_path, "--write-images", str(tmp_path / "small"), "--max-pixels", "8192"))
-    records = list(read_records(tmp_path / "out.jsonl"))
+    records = list(RecordFile(tmp_path / "out.jsonl"))
     assert [(record.width, record.height) for record in records] == [(96, 64), (96, 64)]
     for record in records:
         with Image.open(record.images[0]) as image:
@@ -236,7 +236,7 @@ def test_a_picture_that_is_cut_off_is_dropped_and_the_import_goes_on(tmp_path: P
     path = tmp_path / "images" / "1.jpg"
     path.write_bytes(path.read_bytes()[:-40])
     run(command(tmp_path, "--write-images", str(tmp_path / "small")))
-    assert [Path(record.images[0]).name for record in read_records(tmp_path / "out.jsonl")] == ["2.jpg"]
+    assert [Path(record.images[0]).name for record in RecordFile(tmp_path / "out.jsonl")] == ["2.jpg"]
 
 
 @pytest.mark.parametrize("folder", ["images", "images/small", "link"])
@@ -254,13 +254,13 @@ def test_records_in_a_linked_folder_find_their_images(tmp_path: Path) -> None:
     (tmp_path / "big" / "data").mkdir(parents=True)
     (tmp_path / "data").symlink_to(tmp_path / "big" / "data")
     run(command(tmp_path, "--out", str(tmp_path / "data" / "out.jsonl")))
-    assert all(Path(record.images[0]).is_file() for record in read_records(tmp_path / "data" / "out.jsonl"))
+    assert all(Path(record.images[0]).is_file() for record in RecordFile(tmp_path / "data" / "out.jsonl"))
 
 
 def test_the_table_folds_rare_descriptions(tmp_path: Path) -> None:
     instances(tmp_path)
     run(command(tmp_path, "--split", "train=0.5,val=0.5"))
-    paths = {str(path): (len(list(read_records(path))), 0) for path in sorted(tmp_path.glob("out_*.jsonl"))}
+    paths = {str(path): (len(list(RecordFile(path))), 0) for path in sorted(tmp_path.glob("out_*.jsonl"))}
     summary = ImportSummary(
         source="x",
         images_read=2,
@@ -296,7 +296,7 @@ def test_the_photographs_are_imported_whole(
     file = BCCD / f"instances_{split}.json"
     out = tmp_path / "out.jsonl"
     run(parser.parse_args([str(file), "--images", str(BCCD / "images"), "--out", str(out)]))
-    records = list(read_records(out))
+    records = list(RecordFile(out))
     assert (len(records), sum(len(record.objects) for record in records)) == (images, objects)
     assert last_line(capsys.readouterr().out)["rules"] == rules
     assert all(Path(record.images[0]).is_file() for record in records)

@@ -14,7 +14,7 @@ from actors.rollout_actor import load_processor
 from deploy.cli import main
 from deploy.file_codec import load_codec
 from deploy.recorder import RecordedRollout, RolloutFile
-from deploy.replay import answer_of, read_answer, replay_answer
+from deploy.replay import read_answer, replay_answer
 from deploy.replay_view import print_replay
 from protocol.config import load_config
 from protocol.contracts import GroundTruth, Shape
@@ -71,12 +71,12 @@ def test_another_prefix_policy_says_so_too(run_dir: Path, capsys: pytest.Capture
 
 def test_an_answer_of_which_nothing_is_kept_is_shown_as_it_is_taught(capsys: pytest.CaptureFixture[str]) -> None:
     taught = load_config(CONFIG, overrides=["custom.extra.rollout_matching.teach_format=true"])
-    answer = answer_of(trace_of(17, "a cat", truths=(CAT, DOG)), about="test")
+    answer = trace_of(17, "a cat", truths=(CAT, DOG))
     seen = replay_answer(answer, taught, load_codec(MODEL))
     assert {token.mask for token in seen.tokens[:-1]} == {Mask.CE, Mask.COORD}
     assert "".join(token.text for token in seen.tokens).startswith('{"object_1": {"desc": "red circle"')
     assert seen.appended_keys == {0: "object_1", 1: "object_2"}
-    print_replay(seen, answer, taught, console=Console(width=160))
+    print_replay(seen, taught, "test", answer, console=Console(width=160))
     shown = " ".join(capsys.readouterr().out.split())
     assert "prefix_policy matched · teach_format" in shown
     assert "differs from the run, whose settings were others: prefix_len 1 → 0" in shown
@@ -90,10 +90,10 @@ def test_masks_are_coloured_and_moved_coordinates_show_their_target(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     near = GroundTruth(index=1, desc="red circle", shape=_near())
-    answer = answer_of(trace_of(17, assistant_text([near]), truths=(CAT, DOG)), about="test")
+    answer = trace_of(17, assistant_text([near]), truths=(CAT, DOG))
     config = load_config(CONFIG)
     console = Console(width=160, force_terminal=True, color_system="truecolor")
-    print_replay(replay_answer(answer, config, load_codec(MODEL)), answer, config, console=console)
+    print_replay(replay_answer(answer, config, load_codec(MODEL)), config, "test", answer, console=console)
     text = capsys.readouterr().out
     assert "→100" in text
     assert "\x1b[1;32m" in text, "cross-entropy"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deploy.file_codec import load_codec
 from deploy.ledger import NAME as LEDGER
 from deploy.recorder import read_rollouts
-from deploy.replay import answer_of, replay_answer
+from deploy.replay import replay_answer
 from deploy.report.page import render
 from deploy.run_files import read_run
 from protocol.config import RunConfig
@@ -19,7 +19,7 @@ def check_recorded(config: RunConfig) -> None:
     assert sorted(str(rollout.trace.key) for rollout in recorded) == sorted(trained)
     codec = load_codec(config.model.model)
     for rollout in recorded:
-        seen = replay_answer(answer_of(rollout.trace, about="test"), config, codec)
+        seen = replay_answer(rollout.trace, config, codec)
         assert seen.match.pairs == rollout.trace.pairs
         assert seen.target.stats.encoded_len == rollout.trace.stats.encoded_len
         assert seen.target.stats.train_len == rollout.trace.stats.train_len

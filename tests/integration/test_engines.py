@@ -21,7 +21,7 @@ from actors.settings import ActorSettings, DecodeSettings
 from protocol.config import VllmConfig, load_config
 from protocol.config.vllm import OWN_KEYS
 from protocol.contracts import Completion, Record, RequestKey
-from protocol.records import read_records
+from protocol.records import RecordFile
 from protocol.weights import Bucket, WeightsManifest
 from tests.actors import engine_contract as contract
 from tests.integration.conftest import ON_GPU, ROOT
@@ -56,7 +56,7 @@ def build(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bu
     codec = HubCodec(processor.tokenizer)
     frame = ChatFrame(processor, settings.system_prompt, settings.user_prompt)
     folder = tmp_path_factory.mktemp("images")
-    records = [record for record in read_records(scenes / "train.jsonl") if len(record.objects) > 2][:5]
+    records = [record for record in RecordFile(scenes / "train.jsonl") if len(record.objects) > 2][:5]
     records[1:3] = [resized(records[1], folder, 160, 96), resized(records[2], folder, 96, 96)]
     large = folder / "large.png"
     Image.new("RGB", (1024, 1024)).save(large)

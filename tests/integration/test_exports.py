@@ -23,7 +23,7 @@ from learner.publisher import Publisher
 from learner.settings import TunerSettings
 from protocol.config import load_config
 from protocol.contracts import Record
-from protocol.records import read_records
+from protocol.records import RecordFile
 from protocol.weights import WeightsManifest
 from tests.actors import engine_contract as contract
 from tests.integration.conftest import ROOT
@@ -48,7 +48,7 @@ def actor(scenes: Path) -> ActorSettings:
 
 @pytest.fixture(scope="module")
 def records(scenes: Path) -> list[Record]:
-    return [record for record in read_records(scenes / "train.jsonl") if len(record.objects) > 2][:3]
+    return [record for record in RecordFile(scenes / "train.jsonl") if len(record.objects) > 2][:3]
 
 
 @pytest.fixture(scope="module")

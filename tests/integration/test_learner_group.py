@@ -66,9 +66,10 @@ def test_a_group_trains_publishes_saves_and_resumes(start: Path, segments: list[
     assert (first_manifest.changed_tensors, len(first_manifest.tensors)) == (0, 69)
     result = group.train_step(SHARDED, refs)
     assert not result.skipped
-    assert result.ce_tokens == sum(int((segment.labels >= 0).sum()) for segment in segments)
-    assert result.coord_targets == 20
-    assert result.loss == pytest.approx(result.ce_sum / result.ce_tokens + result.coord_sum / 20, rel=1e-6)
+    assert result.sums.ce_tokens == sum(int((segment.labels >= 0).sum()) for segment in segments)
+    assert result.sums.coord_targets == 20
+    sums = result.sums
+    assert result.loss == pytest.approx(sums.ce_sum / sums.ce_tokens + sums.coord_sum / 20, rel=1e-6)
     assert result.num_tokens == sum(len(segment.input_ids) for segment in segments)
     assert len(result.busy_s) == 2
 

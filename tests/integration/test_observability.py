@@ -6,11 +6,10 @@ import re
 
 import pytest
 
-from deploy.grafana.dashboards import expressions
 from deploy.recorder import read_rollouts
 from protocol.metric_series import series
 from protocol.metric_table import METRICS
-from tests.deploy.test_dashboards import alerts
+from tests.deploy.test_dashboards import alerts, expressions
 from tests.integration.conftest import TwoWindows
 from tests.integration.prometheus import MISSING, Prometheus
 

@@ -19,7 +19,7 @@ from actors.vllm_environment import engine_environment
 from learner.publisher import publish_as_is
 from protocol.config import load_config
 from protocol.contracts import RequestKey, RolloutRequest
-from protocol.records import read_records
+from protocol.records import RecordFile
 from tests.integration.conftest import ROOT, processes_with
 from tests.learner import tiny
 
@@ -34,7 +34,7 @@ def test_two_workers_serve_what_one_serves_also_after_a_publish_and_end_with_the
 ) -> None:
     start = tiny.write_checkpoint(tmp_path / "start")
     other = load_file(tiny.write_checkpoint(tmp_path / "other", seed=1) / "model.safetensors")
-    records = list(read_records(scenes / "train.jsonl"))[:2]
+    records = list(RecordFile(scenes / "train.jsonl"))[:2]
     requests = [RolloutRequest(key=RequestKey(each.index), record=each, seed=0) for each in records]
     served = {}
     for workers in (1, 2):

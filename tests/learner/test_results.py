@@ -40,7 +40,7 @@ def test_sums_add_up_and_times_are_the_slowest_ranks() -> None:
         ]
     )
     assert (result.loss, result.num_tokens, result.skipped) == (2.0, 200, False)
-    assert (result.forward_s, result.backward_s, result.busy_s) == (2.0, 4.0, (5.0, 3.0))
+    assert (result.slowest.forward, result.slowest.backward, result.busy_s) == (2.0, 4.0, (5.0, 3.0))
     metrics = result.metrics()
     assert metrics["loss/ce"] == 2.0
     assert metrics["loss/coord"] == metrics["loss/coord_prefix"] == 2.0

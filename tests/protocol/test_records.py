@@ -19,7 +19,6 @@ from protocol.errors import RecordError
 from protocol.records import (
     RecordFile,
     epoch_permutation,
-    read_records,
     sample_with_replacement,
 )
 
@@ -38,14 +37,14 @@ def write(path: Path, *lines: dict[str, Any] | str) -> Path:
 
 def error_of(path: Path) -> str:
     with pytest.raises(RecordError) as caught:
-        list(read_records(path))
+        list(RecordFile(path))
     return str(caught.value)
 
 
 def test_a_line_becomes_a_record_with_absolute_image_and_ordered_objects(tmp_path: Path) -> None:
     low = {"poly": [500, 600, 700, 600, 700, 800], "desc": " kite "}
     path = write(tmp_path / "train.jsonl", line(objects=[low, BOX], summary="ignored"))
-    (record,) = read_records(path)
+    (record,) = RecordFile(path)
     assert record.images == (str(tmp_path / "a.png"),)
     assert (record.index, record.source) == (0, f"{path}:1")
     assert [(truth.index, truth.desc, truth.shape) for truth in record.objects] == [
@@ -60,13 +59,8 @@ def test_a_line_in_another_encoding_says_so(tmp_path: Path) -> None:
     assert error_of(path) == f"{path}:2: is no UTF-8 (invalid continuation byte at byte 13); save the file as UTF-8"
 
 
-def test_another_root_is_where_images_count_from(tmp_path: Path) -> None:
-    path = write(tmp_path / "train.jsonl", line(), line(images=["/abs/b.png"]))
-    assert [record.images[0] for record in read_records(path, root="/data")] == ["/data/a.png", "/abs/b.png"]
-
-
 def test_a_record_without_objects_is_valid(tmp_path: Path) -> None:
-    (record,) = read_records(write(tmp_path / "t.jsonl", line(objects=[])))
+    (record,) = RecordFile(write(tmp_path / "t.jsonl", line(objects=[])))
     assert record.objects == ()
 
 
@@ -124,7 +118,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="cannot be read"):
         RecordFile(tmp_path / "gone.jsonl")
     with pytest.raises(RecordError, match="cannot be read"):
-        list(read_records(tmp_path / "gone.jsonl"))
+        list(RecordFile(tmp_path / "gone.jsonl"))
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
@@ -132,7 +126,7 @@ def test_random_access_gives_what_streaming_gives(tmp_path: Path, end: str) -> N
     lines = [json.dumps(line(width=width, images=[f"é{width}.png"])) for width in range(1, 40)]
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(lines) + end, encoding="utf-8")
-    streamed = list(read_records(path))
+    streamed = list(RecordFile(path))
     records = pickle.loads(pickle.dumps(RecordFile(path)))
     assert len(records) == len(streamed) == 39
     assert [records[row] for row in reversed(range(39))] == streamed[::-1]
@@ -144,7 +138,7 @@ def test_a_limit_keeps_the_first_records(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", *[line(width=width) for width in range(1, 9)], "broken")
     records = RecordFile(path, limit=3)
     assert [records[row].width for row in range(len(records))] == [1, 2, 3]
-    assert [record.width for record in read_records(path, limit=3)] == [1, 2, 3]
+    assert [record.width for record in RecordFile(path, limit=3)] == [1, 2, 3]
     assert len(RecordFile(path, limit=99)) == 9
 
 
@@ -201,16 +195,6 @@ def test_two_hundred_thousand_records_are_indexed_in_eight_bytes_each(tmp_path: 
     assert peak < 200_000 * 8 * 2 + 16 * 2**20  # offsets and their parts, and one chunk with its mask
 
 
-def test_streaming_holds_one_record_at_a_time(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.jsonl", *[line(objects=[BOX] * 5)] * 3000)
-
-    def read() -> None:
-        assert sum(1 for _ in read_records(path)) == 3000
-
-    assert path.stat().st_size > 1e6
-    assert traced_peak(read) < 2**19
-
-
 @given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 50))
 def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_only(count: int, seed: int, epoch: int) -> None:
     rows = epoch_permutation(count, seed, epoch)
@@ -241,14 +225,14 @@ def test_images_are_confined_to_root_image_dir_where_it_is_set(tmp_path: Path, m
     for image in ("../outside.png", str(outside), "link.png", "a/../../outside.png"):
         path = write(tmp_path / "r.jsonl", line(images=[image]))
         with pytest.raises(RecordError, match="outside ROOT_IMAGE_DIR"):
-            list(read_records(path))
-    (record,) = read_records(write(tmp_path / "r.jsonl", line(images=["a/../b.png"])))
+            list(RecordFile(path))
+    (record,) = RecordFile(write(tmp_path / "r.jsonl", line(images=["a/../b.png"])))
     assert record.images[0].startswith(str(root)), "relative paths count from it"
 
 
 def test_an_image_that_would_unfold_into_too_many_pixels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="width x height"):
-        list(read_records(write(tmp_path / "r.jsonl", line(width=1 << 14, height=1 << 13))))
+        list(RecordFile(write(tmp_path / "r.jsonl", line(width=1 << 14, height=1 << 13))))
 
 
 def test_a_line_parses_to_the_same_record_in_another_process_with_another_environment(

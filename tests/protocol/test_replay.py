@@ -10,7 +10,7 @@ import pytest
 from protocol.contracts import Completion, GroundTruth, Record, RequestKey, RolloutRequest, Shape
 from protocol.matching import MatchSettings, match
 from protocol.parsing import parse
-from protocol.replay import Mask, Replay, replay
+from protocol.replay import Answer, Mask, Replay, replay
 from protocol.segments import Segment
 from protocol.serialization import assistant_text
 from protocol.targets import TargetSettings, build_target
@@ -33,13 +33,10 @@ def answer(*objects: GroundTruth, more: str = "}") -> list[int]:
 
 
 def again(ids: list[int], max_length: int = 4096, gate: float = 0.3, policy: str = "rollout") -> Replay:
+    ids_ = np.asarray(ids, dtype=np.int32)
     return replay(
-        key=RequestKey(17),
-        record=RECORD,
-        token_ids=ids,
-        prompt_len=5,
-        suffix_ids=SUFFIX,
-        codec=CODEC,
+        Answer(key=RequestKey(17), record=RECORD, token_ids=ids_, prompt_len=5, suffix_ids=tuple(SUFFIX)),
+        CODEC,
         matching=MatchSettings(maskiou_gate=gate),
         target=TargetSettings(max_length=max_length, prefix_policy=policy),  # type: ignore[arg-type]
     )

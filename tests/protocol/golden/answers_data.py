@@ -7,7 +7,6 @@ from typing import Any
 
 from protocol.config.base import Section
 from protocol.config.custom import CustomConfig
-from protocol.config.loading import build_section
 from protocol.config.rollout_matching import MonitorDumpConfig, RolloutMatchingConfig
 from protocol.config.training import TrainingConfig
 from protocol.norm1000 import to_bins
@@ -84,13 +83,13 @@ def _config(case: Case) -> dict[str, Any]:
     built: dict[str, Any] = {}
     for name, values in sections.items():
         if values:
-            built |= build_section(_SECTIONS[name], values, path=name).model_dump()
+            built |= _SECTIONS[name].model_validate(values).model_dump()
     return {name: value for name, value in built.items() if name in case["expected"]}
 
 
 def _monitor_dump(case: Case) -> list[int]:
     given = case["input"]
-    config = build_section(MonitorDumpConfig, given["cfg"])
+    config = MonitorDumpConfig.model_validate(given["cfg"])
     logging = {name: given[name] for name in ("logging_steps", "logging_first_step")}
     dumped: list[int] = []
     for step in range(_NUM_STEPS):
