@@ -33,7 +33,7 @@ test-long: setup
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q --durations=15 -m long tests/integration tests/faults
 
 unit: setup
-	@$(BIN)/python -m pytest -q -n 2 tests --ignore=tests/integration --ignore=tests/faults
+	@$(BIN)/python -m pytest -q -n 2 --dist worksteal tests --ignore=tests/integration --ignore=tests/faults
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports
