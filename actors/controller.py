@@ -41,7 +41,7 @@ from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from actors.weight_sync import WeightSync
 from protocol.errors import DataFailure, EngineError, Interrupted, LearnerError, RecordError, SegmentsLost
-from protocol.event_metrics import packing_metrics, window_metrics, without_generation
+from protocol.event_metrics import packing_metrics, plan_metrics, window_metrics, without_generation
 from protocol.segments import PackPlan
 from protocol.unread import RecordLines
 
@@ -163,7 +163,9 @@ class Controller:
         first_step, version = self.state.step + 1, self.state.version
         entries, plan, metrics = self._first_training()
         for reuse in range(self._settings.m_steps):
-            metrics |= (self._train(entries, plan) if reuse else {}) | window_metrics(self.state.step - reuse, reuse)
+            metrics |= self._train(entries, plan) if reuse else {}
+            if self._settings.m_steps > 1:
+                metrics |= window_metrics(self.state.step - reuse, reuse)
             self.state.step += 1
             if reuse == self._settings.m_steps - 1 or self._is_last:
                 break
@@ -189,9 +191,12 @@ class Controller:
             self._intake.admit()
             planning = time.monotonic()
             plan = self._planned([entry.meta.length for entry in entries])
+            planned_s = time.monotonic() - planning
             planned = [entry for position, entry in enumerate(entries) if position not in plan.carried]
             self._buffer.requeue(entries[position] for position in plan.carried)
-            metrics = self._intake.metrics(planned) | {"time/post_rollout_pack_s": time.monotonic() - planning}
+            metrics = self._intake.metrics(planned)
+            if self._settings.capacity is not None:
+                metrics["time/post_rollout_pack_s"] = planned_s
             try:
                 return planned, plan, metrics | self._train(planned, plan)
             except SegmentsLost as error:
@@ -213,8 +218,10 @@ class Controller:
         seconds = time.monotonic() - started
         self._observer.event("optimizer_step", seconds=seconds, busy_s=result.busy_s)
         settings, lengths = self._settings, [entry.meta.length for entry in entries]
-        packing = packing_metrics(plan, lengths, settings.capacity, settings.min_fill)
-        return result.metrics() | packing | {"time/train_step_s": seconds}
+        metrics = result.metrics() | plan_metrics(plan, lengths) | {"time/train_step_s": seconds}
+        if settings.capacity is not None:
+            metrics |= packing_metrics(plan, lengths, settings.capacity, settings.min_fill)
+        return metrics
 
     def _evaluation_due(self) -> bool:
         every = self._settings.eval_steps

@@ -179,7 +179,7 @@ class Intake:
         descs = self._settings.desc_enabled and self.state.step % self._settings.desc_every == 0
         return (
             totals.rollout_metrics(self._settings.top_k, desc_enabled=descs)
-            | generation_metrics([outcome.new_tokens for outcome in arrived], seconds)
+            | generation_metrics([outcome.new_tokens for outcome in arrived if outcome.new_tokens], seconds)
             | policy_metrics(metas, self.state.version)
             | {
                 "time/rollout_parse_match_s": sum(outcome.parse_match_s for outcome in arrived),

@@ -97,8 +97,8 @@ class LoopSettings:
     eval_steps: int | Fraction
     """Optimizer steps between two evaluations; 0: only before and after."""
     top_k: int
-    capacity: int
-    """Tokens of a full pack, for the fill metric."""
+    capacity: int | None
+    """Tokens of a full pack, for the fill metric; None without packing."""
     desc_enabled: bool = False
     desc_every: int = 1
     """Optimizer steps between two reports of the desc monitor."""

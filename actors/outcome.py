@@ -23,6 +23,7 @@ class Outcome:
     failure: str | None = None
     """Why this record can never work: `reason: detail` for the quarantine file."""
     new_tokens: int = 0
+    """0 where nothing was generated; an answer has at least its end."""
     finish_reason: str = ""
     parse_match_s: float = 0.0
     encode_s: float = 0.0

@@ -132,6 +132,7 @@ class RunObserver:
 
     def window(self, window: TrainedWindow) -> None:
         self._ledger.write(window)
+        self._rollouts.window(window)
 
     def resumed(self, point: ResumePoint) -> None:
         """The run continues from a checkpoint, to which the files were cut back before."""

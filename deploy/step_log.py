@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from protocol.event_metrics import repeats
+from protocol.event_metrics import GENERATED, repeats
 from protocol.metric_names import BY_NAME
 
 Write = Callable[[int, Mapping[str, float]], None]
@@ -13,7 +13,8 @@ Write = Callable[[int, Mapping[str, float]], None]
 class StepLog:
     """Gathers steps and writes a record every `every` of them: counters added up, gauges as the last step had them.
 
-    What a window's rollouts count is in a record once, not again for its M-steps.
+    What a window's rollouts count is in one record only, that of its first step, and what their generation took is not
+    overwritten by the 0 of an M-step; with a record for every step, M-steps say again what they train (SPEC 15).
     """
 
     def __init__(self, write: Write, *, every: int, first: bool, last_step: int) -> None:
@@ -28,10 +29,11 @@ class StepLog:
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of one optimizer step, counted from 1."""
         for name, value in metrics.items():
-            if name not in self._gathered or BY_NAME[name].kind != "counter":
-                self._gathered[name] = value
-            elif not repeats(name, metrics):
-                self._gathered[name] += value
+            before = self._gathered.get(name, 0.0)
+            if BY_NAME[name].kind != "counter":
+                self._gathered[name] = value or before if name == GENERATED else value
+            elif self._every == 1 or not repeats(name, metrics):
+                self._gathered[name] = before + value
         self._step = step
         if step % self._every == 0 or step == self._last_step or (step == 1 and self._first):
             self.flush()

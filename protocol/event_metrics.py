@@ -25,9 +25,9 @@ def generation_metrics(new_tokens: Sequence[int], generate_seconds: float) -> di
     On reuse of a window (nothing generated, 0 seconds) only the time is there, as 0.
     """
     if generate_seconds <= 0:
-        return {"time/rollout_generate_s": 0.0}
+        return {GENERATED: 0.0}
     return {
-        "time/rollout_generate_s": generate_seconds,
+        GENERATED: generate_seconds,
         "rollout/gen_new_tokens_total": float(sum(new_tokens)),
         "rollout/gen_new_tokens_mean": rate(sum(new_tokens), len(new_tokens)),
         "rollout/gen_new_tokens_p90": percentile(new_tokens, 90),
@@ -36,6 +36,7 @@ def generation_metrics(new_tokens: Sequence[int], generate_seconds: float) -> di
     }
 
 
+GENERATED = "time/rollout_generate_s"
 GENERATION = ("rollout/gen_", "time/rollout_", "time/wait_rollouts_s", "time/post_rollout_pack_s")
 """Prefixes of what generating a window costs: counted once per window (SPEC A12)."""
 
@@ -67,27 +68,33 @@ def repeats(name: str, metrics: Mapping[str, float]) -> bool:
     return reused and name.startswith("rollout/") and name != "rollout/actor_restarts"
 
 
-def packing_metrics(plan: PackPlan, lengths: Sequence[int], capacity: int, min_fill: float = 0.0) -> dict[str, float]:
-    """`packing/*` of one plan: means over its packs (an empty entry is a forward too); buffer: what is carried.
-
-    Packs that hold something, but less than `min_fill` of `capacity`, are underfilled.
-    """
+def plan_metrics(plan: PackPlan, lengths: Sequence[int]) -> dict[str, float]:
+    """The forwards of one plan, with packing or without, and how evenly its ranks are loaded."""
     packs = [pack for row in plan.micro_batches for pack in row]
-    sizes = [sum(lengths[position] for position in pack) for pack in packs]
-    tokens = sum(sizes)
     ranks = [
         cost([lengths[position] for pack in column for position in pack])
         for column in zip(*plan.micro_batches, strict=True)
     ]
     return {
-        "packing/post_rollout_fill": rate(tokens, len(packs) * capacity),
-        "packing/post_rollout_selected_total_len": rate(tokens, len(packs)),
-        "packing/post_rollout_segments": rate(sum(len(pack) for pack in packs), len(packs)),
-        "packing/post_rollout_buffer": float(len(plan.carried)),
         "packing/micro_batches": float(len(plan.micro_batches)),
-        "packing/underfilled_packs": float(sum(0 < size < min_fill * capacity for size in sizes)),
         "packing/empty_packs": float(sum(not pack for pack in packs)),
         "packing/cost_imbalance": rate((max(ranks) - min(ranks)) * len(ranks), sum(ranks)) if ranks else 0.0,
+    }
+
+
+def packing_metrics(plan: PackPlan, lengths: Sequence[int], capacity: int, min_fill: float = 0.0) -> dict[str, float]:
+    """How one plan fills its packs: means over them (an empty entry is a forward too); buffer: what is carried.
+
+    Packs that hold something, but less than `min_fill` of `capacity`, are underfilled.
+    """
+    packs = [pack for row in plan.micro_batches for pack in row]
+    sizes = [sum(lengths[position] for position in pack) for pack in packs]
+    return {
+        "packing/post_rollout_fill": rate(sum(sizes), len(packs) * capacity),
+        "packing/post_rollout_selected_total_len": rate(sum(sizes), len(packs)),
+        "packing/post_rollout_segments": rate(sum(len(pack) for pack in packs), len(packs)),
+        "packing/post_rollout_buffer": float(len(plan.carried)),
+        "packing/underfilled_packs": float(sum(0 < size < min_fill * capacity for size in sizes)),
     }
 
 

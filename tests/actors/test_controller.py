@@ -207,9 +207,9 @@ def build(
 ) -> Loop:
     log: list[str] = []
     learner, observer, keeper = FakeLearner(log, changed), FakeObserver(), FakeKeeper()
-    chosen = {"batch_size": 4, "m_steps": 1, "max_steps": 3, "max_staleness": 0, "eval_steps": 0} | settings
+    chosen = {"batch_size": 4, "m_steps": 1, "max_steps": 3, "max_staleness": 0, "eval_steps": 0, "capacity": 1000}
     controller = Controller(
-        LoopSettings(**chosen, top_k=5, capacity=1000),
+        LoopSettings(**chosen | settings, top_k=5),
         pool=FakePool(log, fails),  # type: ignore[arg-type]
         learner=learner,
         buffer=SegmentBuffer(10**6, 100),
@@ -351,6 +351,20 @@ def test_the_metrics_of_a_window_count_the_rollouts_that_were_lost() -> None:
     loop.learner.loses = (1, 3)
     loop.controller.run()
     assert [metrics["rollout/gen_new_tokens_total"] for _, metrics in loop.observer.steps] == [6 * 50, 4 * 50]
+
+
+def test_fills_are_told_with_packing_and_what_a_window_had_with_m_steps() -> None:
+    reported: dict[tuple[int | None, int], set[str]] = {}
+    for capacity in (1000, None):
+        for m_steps in (1, 2):
+            loop = build(max_steps=2, capacity=capacity, m_steps=m_steps)
+            loop.controller.run()
+            reported[capacity, m_steps] = {name for _, metrics in loop.observer.steps for name in metrics}
+    for (capacity, m_steps), names in reported.items():
+        assert ("packing/post_rollout_fill" in names) == (capacity is not None)
+        assert ("time/post_rollout_pack_s" in names) == (capacity is not None)
+        assert ("rollout/buffer_reuse" in names) == (m_steps > 1)
+        assert "packing/micro_batches" in names
 
 
 def test_the_last_window_may_have_fewer_steps_than_the_others() -> None:

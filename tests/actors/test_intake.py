@@ -23,6 +23,14 @@ def test_each_answer_of_training_is_told_once_also_where_its_record_is_quarantin
     assert [outcome for outcome in told if outcome.failure] == loop.observer.quarantined
 
 
+def test_a_request_that_generated_nothing_is_no_short_rollout() -> None:
+    loop = build(max_steps=1, fails=lambda answered: answered == 2)
+    loop.controller.run()
+    ((_, metrics),) = loop.observer.steps
+    assert loop.observer.quarantined
+    assert metrics["rollout/gen_new_tokens_mean"] == 50
+
+
 def test_a_windows_wait_for_rollouts_is_the_time_that_its_collecting_took(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, now = build(max_steps=2), 0.0
     poll = loop.controller._pool.poll

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image, ImageColor
 
+from actors.loop import TrainedWindow
 from actors.outcome import Outcome
 from deploy.overlay import COLOURS, Mark, draw_sample, outlines
 from deploy.recorder import read_rollouts
 from deploy.rollout_log import RolloutLog
 from protocol.config import RunConfig, load_config
 from protocol.contracts import GroundTruth, MatchedPair, RequestKey, Shape
+from protocol.segments import SegmentMeta, SegmentStats
 from protocol.serialization import assistant_text
 from tests.deploy.rollouts import ROOT, trace_of
 
@@ -47,16 +49,30 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
 def answered(tmp_path: Path, record: int, text: str | None = None, image: str = "x.png") -> Outcome:
     text = assistant_text([CAT, GHOST]) if text is None else text
     trace = trace_of(record, text, truths=(CAT, DOG), image=str(tmp_path / image))
-    return Outcome(key=RequestKey(record), trace=trace.encode(), actor="actor-0", latency_s=1.0)
+    described = meta(record, trace.stats)
+    return Outcome(key=RequestKey(record), meta=described, trace=trace.encode(), actor="actor-0", latency_s=1.0)
+
+
+def meta(record: int, stats: SegmentStats | None = None) -> SegmentMeta:
+    key, stats = RequestKey(record), stats or SegmentStats()
+    return SegmentMeta(key=key, length=9, num_bytes=99, first_version=0, last_version=0, stats=stats)
+
+
+def train(log: RolloutLog, *records: int, first_step: int = 1, m_steps: int = 1) -> None:
+    """The loop trains a window of these records."""
+    for step in range(first_step, first_step + m_steps):
+        log.step(step, TRAINED | {"rollout/buffer_reuse": float(step > first_step)})
+    segments = tuple(meta(record) for record in records)
+    log.window(TrainedWindow(first_step=first_step, last_step=first_step + m_steps - 1, version=0, segments=segments))
 
 
 def test_a_dump_is_written_with_everything_that_the_runbook_names(
     config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     log = RolloutLog(config(f"{MATCHING}.prefix_policy=rollout"))
-    log.outcome(answered(tmp_path, 17))
     log.outcome(answered(tmp_path, 18))
-    log.step(1, TRAINED)
+    log.outcome(answered(tmp_path, 17))
+    train(log, 17, 18)
     log.close()
 
     folder = tmp_path / "run" / "monitor_dumps"
@@ -79,7 +95,7 @@ def test_the_page_colours_the_masks_escapes_texts_and_names_nothing_outside(
 ) -> None:
     log = RolloutLog(config(f"{MATCHING}.prefix_policy=rollout"))
     log.outcome(answered(tmp_path, 17))
-    log.step(1, TRAINED)
+    train(log, 17)
     log.close()
     page = (tmp_path / "run" / "monitor_dumps" / "step_000000.html").read_text()
     assert '<span class="ignored">blue bar</span>' in page
@@ -93,18 +109,45 @@ def test_dumps_keep_to_their_schedule_and_their_number(config: Callable[..., Run
     log = RolloutLog(config(*(f"{MATCHING}.monitor_dump.{each}" for each in more)))
     for step in range(10):
         log.outcome(answered(tmp_path, step))
-        log.step(step, {"eval_rollout_f1": 1.0})  # an evaluation dumps nothing, and takes what has arrived
-        log.outcome(answered(tmp_path, step))
-        log.step(step + 1, TRAINED)
+        log.step(step, {"eval_rollout_f1": 1.0})  # an evaluation dumps nothing, and takes nothing away
+        train(log, step, first_step=step + 1)
     log.close()
     folder = tmp_path / "run" / "monitor_dumps"
     assert sorted(path.stem for path in folder.glob("*.json")) == ["step_000002", "step_000004"]
 
 
+def test_a_dump_shows_what_its_window_trained_though_the_next_ones_answers_came_meanwhile(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    log = RolloutLog(config(f"{MATCHING}.monitor_dump.max_samples=4", f"{MATCHING}.monitor_dump.every_steps=1"))
+    for record in (0, 1, 2):
+        log.outcome(answered(tmp_path, record))
+    train(log, 0, 1, m_steps=3)
+    log.outcome(answered(tmp_path, 3))
+    log.outcome(answered(tmp_path, 4))
+    train(log, 2, 3, first_step=4, m_steps=3)
+    log.close()
+    dumped = {
+        path.stem: [sample["base_idx"] for sample in json.loads(path.read_text())["samples"]]
+        for path in (tmp_path / "run" / "monitor_dumps").glob("*.json")
+    }
+    assert dumped == {"step_000000": [0, 1], "step_000003": [2, 3]}, "and none of an M-step"
+
+
+def test_nothing_is_kept_for_dumps_where_none_is_to_come(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    log = RolloutLog(config(f"{MATCHING}.monitor_dump.max_events=1"))
+    for step in range(3):
+        log.outcome(answered(tmp_path, step))
+        log.outcome(answered(tmp_path, 100 + step))
+        train(log, step, first_step=step + 1)
+    assert not log._untrained
+    log.close()
+
+
 def test_nothing_is_dumped_where_dumps_are_switched_off(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     log = RolloutLog(config(f"{MATCHING}.monitor_dump.enabled=false"))
     log.outcome(answered(tmp_path, 17))
-    log.step(1, TRAINED)
+    train(log, 17)
     log.close()
     assert not (tmp_path / "run" / "monitor_dumps").exists()
 
@@ -126,7 +169,7 @@ def test_long_texts_are_clipped_and_say_so(config: Callable[..., RunConfig], tmp
         config(f"{MATCHING}.monitor_dump.max_text_chars=10", f"{MATCHING}.monitor_dump.write_markdown=false")
     )
     log.outcome(answered(tmp_path, 17))
-    log.step(1, TRAINED)
+    train(log, 17)
     log.close()
     folder = tmp_path / "run" / "monitor_dumps"
     assert not list(folder.glob("*.md"))
@@ -139,7 +182,7 @@ def test_a_dump_that_fails_is_counted_and_training_data_are_still_recorded(
 ) -> None:
     log = RolloutLog(config())
     log.outcome(answered(tmp_path, 17, image="gone.png"))
-    log.step(1, TRAINED)
+    train(log, 17)
     log.close()
     assert log._writer.take_counters()["dump/failed"] == 1.0
     assert "could not write the monitor dump of step 0" in caplog.text

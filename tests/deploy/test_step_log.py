@@ -41,6 +41,31 @@ def test_a_window_that_is_trained_twice_counts_its_rollouts_once() -> None:
     assert [record[name] for name in counted] == [64.0, 4.0, 40.0]
 
 
+def test_a_window_across_two_records_is_counted_in_the_first_and_generation_is_not_overwritten() -> None:
+    written: list[Mapping[str, float]] = []
+    log = StepLog(lambda _, metrics: written.append(metrics), every=3, first=False, last_step=6)
+    for step in range(6):
+        reused = step % 2
+        log.add(
+            step + 1,
+            {
+                "rollout/gt_objects": 10.0,
+                "rollout/buffer_reuse": float(reused),
+                "time/rollout_generate_s": 0.0 if reused else 20.0,
+            },
+        )
+    assert [record["rollout/gt_objects"] for record in written] == [20.0, 10.0]
+    assert [record["time/rollout_generate_s"] for record in written] == [20.0, 20.0]
+
+
+def test_a_record_of_m_steps_alone_counts_no_rollouts_where_records_hold_several_steps() -> None:
+    written: list[Mapping[str, float]] = []
+    log = StepLog(lambda _, metrics: written.append(metrics), every=2, first=False, last_step=4)
+    for step in range(4):
+        log.add(step + 1, {"rollout/segments": 8.0, "rollout/buffer_reuse": float(step > 0), "loss/total": 1.0})
+    assert [record.get("rollout/segments") for record in written] == [8.0, None]
+
+
 def test_every_step_is_a_record_where_nothing_else_is_asked_for() -> None:
     assert [step for step, _ in records(3, every=1)] == [1, 2, 3]
 

@@ -13,6 +13,7 @@ from protocol.event_metrics import (
     evaluation_timing,
     generation_metrics,
     packing_metrics,
+    plan_metrics,
     policy_metrics,
     window_metrics,
 )
@@ -146,6 +147,7 @@ def test_packing_metrics_count_an_empty_pack_as_a_forward() -> None:
     assert metrics["packing/post_rollout_fill"] == 0.75
     assert metrics["packing/post_rollout_segments"] == 0.75
     assert metrics["packing/post_rollout_buffer"] == 1.0
+    metrics = plan_metrics(plan, [10, 10, 10, 5])
     assert metrics["packing/empty_packs"] == 1.0
     assert metrics["packing/cost_imbalance"] == pytest.approx(2 / 3)
     assert packing_metrics(PackPlan(micro_batches=()), [], 10)["packing/post_rollout_fill"] == 0.0
@@ -183,7 +185,8 @@ def test_every_name_that_is_made_here_is_in_the_table() -> None:
     assert_known(totals.evaluation_metrics(desc_enabled=True))
     assert_known(evaluation_timing(1, 1, 1.0))
     assert_known(generation_metrics([1], 1.0))
-    assert_known(packing_metrics(PackPlan(micro_batches=(((0,),),)), [1], 10))
+    plan = PackPlan(micro_batches=(((0,),),))
+    assert_known(packing_metrics(plan, [1], 10) | plan_metrics(plan, [1]))
     assert_known(policy_metrics([], 0))
 
 
