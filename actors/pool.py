@@ -53,7 +53,7 @@ class RolloutPool:
     def __init__(self, settings: PoolSettings, spawn: Callable[[str], Any], warmup: RolloutRequest | None) -> None:
         self._settings = settings
         self._calls = MemberCalls(settings, spawn, warmup)
-        self._queue = RequestQueue(settings.max_in_flight_per_actor, settings.max_retries)
+        self.queue = RequestQueue(settings.max_in_flight_per_actor, settings.max_retries)
         self._members: list[Member] = []
         self._watched = time.monotonic()
         self._away = False
@@ -83,18 +83,8 @@ class RolloutPool:
         if self._away:
             self._away = False
             self._load_fully(member for member in self._members if member.is_idle)
-        self._queue.submit(requests)
+        self.queue.submit(requests)
         self._route()
-
-    @property
-    def num_queued(self) -> int:
-        """Requests that no actor owes yet."""
-        return len(self._queue)
-
-    @property
-    def oldest_request_s(self) -> float:
-        """Seconds since the oldest open request was submitted; 0 without one."""
-        return self._queue.oldest_s
 
     @property
     def num_restarts(self) -> int:
@@ -107,11 +97,8 @@ class RolloutPool:
     def poll(self, timeout_s: float = 1.0) -> list[Placed]:
         """Outcomes that arrived, each with the place of its segment (None without one). Waits for one, or `wake`."""
         outcomes: list[Placed] = []
-        try:
-            self._look(timeout_s, outcomes)
-        except EngineError as error:
-            self._ended = error
-        outcomes += ((outcome, None) for outcome in self._queue.blamed())
+        self._look(timeout_s, outcomes)
+        outcomes += ((outcome, None) for outcome in self.queue.blamed())
         if self._ended is not None and not outcomes:  # first what was answered, and what is to blame
             raise self._ended
         return outcomes
@@ -172,7 +159,9 @@ class RolloutPool:
             try:
                 self._take(ended, outcomes)
             except (InfrastructureFailure, SyncError) as error:
-                self._fail(ended.owner, error)
+                self._fail_or_end(ended.owner, error)
+        if self._ended is not None:
+            return
         if (unseen := time.monotonic() - self._watched) >= WATCH_S:
             self._watched += unseen
             self._watch(self._watched, unseen if unseen > timeout_s + BLIND_S else 0.0)
@@ -195,9 +184,9 @@ class RolloutPool:
 
     def _on_collected(self, member: Member, report: Report) -> Iterator[Placed]:
         for outcome, place in report.placed(member.answered(report.progress)):
-            self._queue.answered(member, outcome.key)
+            self.queue.answered(member, outcome.key)
             yield outcome, place
-        self._calls.collect(member, hold=not self._queue)
+        self._calls.collect(member, hold=not self.queue)
 
     def _on_started(self, member: Member, pid: int) -> None:
         member.pid = pid
@@ -225,9 +214,9 @@ class RolloutPool:
             self._calls.load(stale, *self.published.full())
 
     def _route(self) -> None:
-        for member, batch in self._queue.plan(self._members):
+        for member, batch in self.queue.plan(self._members):
             member.moved()
-            self._calls.submit(member, batch, hold=not self._queue)
+            self._calls.submit(member, batch, hold=not self.queue)
 
     def _watch(self, now: float, unseen_s: float) -> None:
         """Deadlines, heartbeats, due restarts. `unseen_s`: for how long nobody asked for heartbeats, or 0."""
@@ -236,12 +225,19 @@ class RolloutPool:
             try:
                 judge(member, self._settings.stall_timeout_s, now)
             except DeadlineError as error:
-                self._fail(member, error)
+                self._fail_or_end(member, error)
                 continue
             if member.is_live:
                 self._calls.heartbeat(member, now)
             elif member.is_due(now) and not self._away:
                 self._calls.start(member)
+
+    def _fail_or_end(self, member: Member, cause: Exception) -> None:
+        """As `_fail`; that too few are left is raised by `poll`, behind what the others have answered by then."""
+        try:
+            self._fail(member, cause)
+        except EngineError as too_few:
+            self._ended = self._ended or too_few
 
     def _fail(self, member: Member, cause: Exception) -> None:
         """Ends a member's process, takes its requests back, and plans its restart or gives it up."""
@@ -250,7 +246,7 @@ class RolloutPool:
         ray.kill(member.handle)
         by_request = member.call is None and not isinstance(cause, SyncError)
         narrows = by_request and member.num_suspects > 1
-        self._queue.give_back(member, cause, by_request=by_request)
+        self.queue.give_back(member, cause, by_request=by_request)
         member.forget()
         if cannot_start and not self._started:
             raise EngineError(f"{member.name}: its engine cannot start: {cause}") from cause

@@ -38,8 +38,8 @@ class RolloutSide(NamedTuple):
     def numbers(self) -> dict[str, float]:
         """What is told without a label."""
         return {
-            "queue/requests": self.pool.num_queued,
-            "queue/oldest_s": self.pool.oldest_request_s,
+            "queue/requests": len(self.pool.queue),
+            "queue/oldest_s": self.pool.queue.oldest_s,
             "buffer/segments": self.buffer.num_segments,
             "buffer/taken": self.buffer.num_taken,
             "buffer/bytes": self.buffer.num_bytes,

@@ -14,6 +14,7 @@ from actors.engine import EngineProgress
 from actors.member import ActorState, Member
 from actors.outcome import Outcome, Report
 from actors.pool import RolloutPool
+from actors.ray_calls import ActorLost
 from actors.supervision import PoolSettings
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import DeadlineError, EngineError
@@ -236,7 +237,7 @@ def test_no_request_is_blamed_for_a_load_that_fails_in_whatever_way(
     manifest = WeightsManifest(version=4, full=True, tensors=(), bucket_checksums=(), changed_tensors=1)
     for _ in range(3):
         member.state, member.handle = ActorState.SYNCED, handle
-        pool.submit([] if pool.num_queued else [asked])
+        pool.submit([] if pool.queue else [asked])
         pool._calls.load([member], replace(manifest, group=replace(GROUP, offsets={member.process: 1})), [])
         if isinstance(failure, DeadlineError):
             assert member.call is not None
@@ -245,8 +246,8 @@ def test_no_request_is_blamed_for_a_load_that_fails_in_whatever_way(
             handle.load_weights.calls[-1][0].end(failure)
         assert pool.poll(0) == []
         assert member.state is ActorState.DEAD
-    assert pool.num_queued == 1
-    assert not pool._queue._suspects
+    assert len(pool.queue) == 1
+    assert not pool.queue._suspects
 
 
 def test_engines_that_start_or_load_are_awaited_before_they_leave_the_device(
@@ -315,4 +316,26 @@ def test_what_is_to_blame_is_told_before_the_run_ends_of_it(handle: Any, monkeyp
     assert outcome.failure is not None
     assert outcome.failure.startswith("EngineKilled: t:1")
     with pytest.raises(EngineError, match="0 of 1 actors are left"):
+        pool.poll(0)
+
+
+def test_what_the_others_answered_is_told_before_the_run_ends_of_the_one_that_failed_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.kill", lambda _: None)
+    members = [synced(f"actor-{number}") for number in range(3)]
+    pool = RolloutPool(replace(LIMITS, min_healthy=3, max_restarts=0), lambda _: None, None)
+    pool._members = members
+    for member in members:
+        member.handle = remote_actor()
+    pool.submit([asked(number) for number in range(3)])
+    first, answers, last = (member.handle.collect.calls[0][1] for member in members)
+    (key,) = members[1].owed
+    first.end(ActorLost("the first is gone"))
+    progress = EngineProgress(num_steps=1, running=0)
+    answers.end(Report(outcomes=(Outcome(key=key, failure="x"),), progress=progress))
+    last.end(ActorLost("the last is gone"))
+
+    assert [outcome.key for outcome, _ in pool.poll(0)] == [key]
+    with pytest.raises(EngineError, match="the first is gone"):
         pool.poll(0)

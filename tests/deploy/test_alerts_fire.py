@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from actors.request_queue import RequestQueue
 from actors.rollout_actor import Outcome
 from actors.status import ActorStatus
 from deploy.live import Clocks, LiveMetrics, RolloutSide
@@ -84,7 +85,7 @@ class Run:
         self._phases = PhaseClock(lambda: self.now)
         self.live = LiveMetrics(config, 1000, self._phases, Clocks(unix=lambda: self.now, steady=lambda: self.now))
         self._said = Window()
-        pool = SimpleNamespace(status=self._actors, num_queued=0, oldest_request_s=1.0)
+        pool = SimpleNamespace(status=self._actors, queue=RequestQueue(max_in_flight=8, max_retries=1))
         self._buffer = SimpleNamespace(num_segments=0, num_taken=0, num_bytes=0, oldest_s=0.0)
         side: Any = RolloutSide(pool, self._buffer)  # type: ignore[arg-type]
         self.live.watch(side, ())

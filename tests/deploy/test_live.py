@@ -15,6 +15,7 @@ import pytest
 
 from actors.buffer import SegmentBuffer
 from actors.outcome import Outcome
+from actors.request_queue import RequestQueue
 from actors.status import ActorStatus
 from deploy import cli
 from deploy.observer import RunObserver
@@ -69,7 +70,10 @@ def pool() -> Any:
         pid=1,
         idle_s=0.0,
     )
-    return SimpleNamespace(status=lambda: [actor], num_queued=7, oldest_request_s=2.0)
+    queue = RequestQueue(max_in_flight=8, max_retries=1)
+    waiting: Any = [SimpleNamespace(key=RequestKey(number)) for number in range(7)]
+    queue.submit(waiting)
+    return SimpleNamespace(status=lambda: [actor], queue=queue)
 
 
 def test_a_run_is_ready_with_its_first_version_and_shows_what_it_waits_for(config: Callable[..., RunConfig]) -> None:
