@@ -113,7 +113,7 @@ class Controller:
             return
         try:
             self._save()
-        except LearnerError as error:
+        except (LearnerError, OSError) as error:  # OSError: a full disk
             if isinstance(ending, Interrupted):
                 raise
             log.error("no checkpoint of step %d is written: %s", self.state.step, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -668,3 +669,18 @@ def test_what_the_learner_fails_with_is_not_hidden_by_the_checkpoint_that_it_can
     loop.learner.train_step, loop.keeper.write = fail, closed  # type: ignore[method-assign]
     with pytest.raises(ImageError, match="record=3"):
         loop.controller.run()
+
+
+def test_what_ends_the_run_is_not_hidden_by_a_full_disk() -> None:
+    loop = build(max_steps=5, fails=lambda answered: answered == 6)
+
+    def refuse(outcome: Outcome) -> bool:
+        raise DataFailure("too many records are quarantined")
+
+    def full() -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", "best.json")
+
+    loop.observer.quarantine, loop.keeper.write = refuse, full  # type: ignore[method-assign]
+    with pytest.raises(DataFailure, match="too many records"):
+        loop.controller.run()
+    assert [saved["step"] for saved, _ in loop.keeper.saved] == [1]
