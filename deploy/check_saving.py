@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy.checkpoints import complete_checkpoints
+from deploy.checkpoints import ResumePoint, resume_path
 from deploy.findings import Finding, warning
 from deploy.model_shape import model_shape
 from deploy.sizing import GIB, checkpoint_bytes
 from protocol.config import RunConfig
+from protocol.errors import ConfigError
 
 LONG_RUN = 500
 """Optimizer steps above which a run that saves only its end is probably not meant."""
@@ -31,9 +32,20 @@ def check_saving(config: RunConfig, num_records: int) -> Iterator[Finding]:
             f"is {'null' if value is None else value}, so no checkpoint is written before the last of {num_steps} "
             f"optimizer steps, and a crash costs everything since the start; {change}",
         )
-    if every and first <= num_steps and training.save_total_limit is None:
-        there = 0 if training.resume == "never" else len(complete_checkpoints(config.run_dir))
-        yield from _disk(config, 1 + int(num_steps / every) - int(first / every) - there)
+    if every and training.save_total_limit is None:
+        last = _last_step(config)
+        following = math.ceil(max(float((last // every + 1) * every), delay))
+        if following <= num_steps:
+            yield from _disk(config, 1 + int(num_steps / every) - int(following / every))
+
+
+def _last_step(config: RunConfig) -> int:
+    """The step of the checkpoint that the run goes on from; 0 to start anew, and where the start would be refused."""
+    try:
+        path = resume_path(config)
+        return ResumePoint.read(path).state.step if path is not None else 0
+    except ConfigError:
+        return 0
 
 
 def _late(config: RunConfig, delay: float | None) -> tuple[str, str]:

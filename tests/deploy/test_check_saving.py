@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,13 @@ from tests.deploy.test_check import run
 from tests.deploy.test_checkpoints import FolderLearner
 
 
+def of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"training__{name}": value for name, value in settings.items()}
+
+
 def found(tmp_path: Path, **training: Any) -> list[str]:
-    changes = {f"training__{name}": value for name, value in training.items()}
-    return [str(finding) for finding in check_saving(run(tmp_path, model__model="org/some-4B", **changes), 400)]
+    config = run(tmp_path, model__model="org/some-4B", **of_training(training))
+    return [str(finding) for finding in check_saving(config, 400)]
 
 
 def test_a_long_run_that_saves_only_its_end_is_told_what_a_crash_costs(tmp_path: Path) -> None:
@@ -53,8 +58,7 @@ def test_a_first_checkpoint_that_would_come_with_the_last_step_is_told_as_the_ke
     tmp_path: Path, settings: dict[str, Any], first: int | None, told: str | None
 ) -> None:
     settings |= {"max_steps": 2000, "save_total_limit": 3}
-    changes = {f"training__{name}": value for name, value in settings.items()}
-    keeper = CheckpointKeeper(run(tmp_path, **changes), FolderLearner(), 400)
+    keeper = CheckpointKeeper(run(tmp_path, **of_training(settings)), FolderLearner(), 400)
     assert next(filter(keeper.due, range(2000)), None) == first
     texts = found(tmp_path, **settings)
     assert not texts if told is None else texts[0].startswith(told)
@@ -87,9 +91,59 @@ def test_checkpoints_that_exceed_the_free_disk_are_told_with_both_sizes(
     changes = {"training__max_steps": 110, "training__save_steps": 10, "cluster__address": "auto"}
     elsewhere = run(tmp_path, model__model="org/some-4B", **changes)
     assert not list(check_saving(elsewhere, 400)), "the folder is another machine's"
-    CheckpointKeeper(run(tmp_path), FolderLearner(), 400).snapshot(LoopState(step=10), position=0)()
+    save(tmp_path, 10)
     assert not found(tmp_path, max_steps=110, save_steps=10, resume="auto"), "one of the eleven lies there"
     assert found(tmp_path, max_steps=110, save_steps=10), "a fresh start moves it aside"
+
+
+def save(folder: Path, *steps: int) -> None:
+    for step in steps:
+        CheckpointKeeper(run(folder), FolderLearner(), 400).snapshot(LoopState(step=step), position=0)()
+
+
+@pytest.mark.parametrize(
+    ("there", "settings", "to_come"),
+    [
+        ((990, 1000), {"max_steps": 1100, "save_steps": 10}, 10),  # earlier ones were pruned
+        (range(5, 505, 5), {"max_steps": 1500, "save_steps": 10}, 100),  # saved twice as often before
+        ((10,), {"max_steps": 110, "save_steps": 10, "save_delay_steps": 45}, 8),  # of step 45 and behind it
+        ((60,), {"max_steps": 110, "save_steps": 10, "save_delay_steps": 45}, 5),
+    ],
+)
+def test_at_a_resume_the_checkpoints_behind_its_step_are_counted(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: Sequence[int],
+    settings: dict[str, Any],
+    to_come: int,
+) -> None:
+    save(tmp_path, *there)
+    saves = CheckpointKeeper(run(tmp_path, **of_training(settings)), FolderLearner(), 400, last_step=there[-1])
+    due = 0
+    for step in range(there[-1] + 1, settings["max_steps"] + 1):
+        if saves.due(step):
+            due, saves._last = due + 1, step
+    assert due == to_come
+
+    one = checkpoint_bytes(preset("4B"), run(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=to_come * one))
+    assert not found(tmp_path, **settings, resume="auto")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=to_come * one - 1))
+    (text,) = found(tmp_path, **settings, resume="auto")
+    assert f"and {to_come} more checkpoints" in text
+
+
+def test_at_a_resume_from_another_run_what_lies_in_the_runs_own_folder_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "mine", *range(10, 110, 10))
+    save(tmp_path / "other", 10)
+    (path,) = (tmp_path / "other").rglob("checkpoint-10")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    (text,) = found(tmp_path / "mine", max_steps=110, save_steps=10, resume=str(path))
+    assert "and 10 more checkpoints" in text
+    (text,) = found(tmp_path / "mine", max_steps=110, save_steps=10, resume=str(tmp_path))
+    assert "and 11 more checkpoints" in text, "no checkpoint: the start refuses it, and a check says what it can"
 
 
 def test_a_check_of_the_run_says_it(tmp_path: Path) -> None:
