@@ -135,28 +135,33 @@ class RunObserver:
         self._rollouts.window(window)
 
     def resumed(self, point: ResumePoint) -> None:
-        """The run continues from a checkpoint, to which the files were cut back before."""
-        self._rewind(point.state.step)
+        """The run continues from a checkpoint, to which the files were cut back before.
+
+        Sets its count of quarantined records to what the file holds: of one that ended the run, only the file knows.
+        """
+        self._rewind(point)
         self._tracker.event("resume", checkpoint=str(point.path), step=point.state.step)
 
     def restarted(self, point: ResumePoint | None, cause: Exception) -> None:
-        """The learner failed, and the run went back to a checkpoint, or to its start without one."""
+        """The learner failed, and the run went back to a checkpoint, or to its start without one; else as `resumed`."""
         step, path = (point.state.step, str(point.path)) if point else (0, None)
         log.warning("the learner failed, the run goes back to step %d (%s): %s", step, path or "its start", cause)
-        self._rewind(step)
+        self._rewind(point)
         self._looping, self._side, self._metrics = False, None, StepMetrics(self._clock)
         if self._live is not None:
             self._live.restarted()
         self._tracker.event("restart", checkpoint=path, step=step, cause=str(cause))
         self._log({"train/restarts": 1.0}, self._tracker.log)
 
-    def _rewind(self, step: int) -> None:
-        self._step = step
+    def _rewind(self, point: ResumePoint | None) -> None:
+        self._step = step = point.state.step if point else 0
         self._steps.forget()
         self._progress.rewind(step)
         self._rollouts.rewind(step)
         self._tracker.rewind(step)
         self._quarantine.read()
+        if point is not None:
+            point.state.quarantined = self._quarantine.num_records
 
     def quarantine(self, outcome: Outcome) -> bool:
         """Writes the request down, once; whether its record is new. DataFailure where that ends the run."""

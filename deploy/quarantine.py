@@ -51,6 +51,11 @@ class Quarantine:
         self._reasons = {RequestKey.parse(line["key"]).record: line["reason"] for line in found}
         """Of each record, its latest."""
 
+    @property
+    def num_records(self) -> int:
+        """Distinct records that the file holds."""
+        return len(self._reasons)
+
     def add(self, outcome: Outcome) -> bool:
         """Writes the request down, once; whether its record is new.
 

@@ -99,6 +99,26 @@ def test_a_run_that_its_quarantine_ended_resumes_under_a_higher_limit_as_it_said
             assert observer.quarantine(failed(3))
 
 
+def test_a_resume_counts_the_record_that_ended_the_run_also_where_a_learner_fails_behind_it(tmp_path: Path) -> None:
+    run_config = small(tmp_path, quarantine={"max_records": 1})
+    with RunObserver(run_config, 10) as observer:
+        counted = int(observer.quarantine(failed(1)))
+        with pytest.raises(DataFailure):
+            observer.quarantine(failed(2))
+    CheckpointKeeper(run_config, FolderLearner(), 100).snapshot(LoopState(quarantined=counted), position=0)()
+
+    resumed = small(tmp_path, quarantine={"max_records": 5}, training={"resume": "auto"})
+    point = begin_run(resumed, 100)
+    assert point is not None
+    with RunObserver(resumed, 10) as observer:
+        observer.resumed(point)
+        assert point.state.quarantined == 2
+        again = ResumePoint.read(point.path)
+        observer.restarted(again, LearnerError("rank 1 died"))
+        assert again.state.quarantined == 2
+        assert not observer.quarantine(failed(2)), "it is asked for again, and known"
+
+
 def test_every_reason_has_an_advice_that_names_settings_that_exist() -> None:
     written = [
         "RecordError",
