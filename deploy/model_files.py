@@ -97,7 +97,7 @@ def tensor_headers(file: Path) -> dict[str, Any]:
             header = json.loads(opened.read(size))
             tensors = {name: value for name, value in header.items() if name != "__metadata__"}
             whole = 8 + size + max((value["data_offsets"][1] for value in tensors.values()), default=0)
-        except (ValueError, KeyError) as raised:
+        except (ValueError, AttributeError, LookupError, TypeError) as raised:  # JSON of another shape
             raise BrokenModelError(f"{file} has a broken header ({raised}); fetch the file again") from raised
         on_disk = os.fstat(opened.fileno()).st_size
     if on_disk < whole:

@@ -57,7 +57,7 @@ def added_token(name: str, at: int) -> dict[str, Any]:
     return {"content": name, "id": at, "special": True, **flags}
 
 
-def weight_header(tensors: dict[str, Any]) -> bytes:
+def weight_header(tensors: object) -> bytes:
     """What a weight file begins with."""
     encoded = json.dumps(tensors).encode()
     return struct.pack("<Q", len(encoded)) + encoded
@@ -326,6 +326,10 @@ def test_image_rules_follow_the_processor() -> None:
         ({"model__safetensors": None}, "has neither model.safetensors nor"),
         ({"model__safetensors": b"version https://git-lfs"}, "is it a Git LFS pointer?"),
         ({"model__safetensors": weight_header({"a": {}})}, "has a broken header"),
+        ({"model__safetensors": weight_header([1, 2])}, "has a broken header"),
+        ({"model__safetensors": weight_header({"a": 5})}, "has a broken header"),
+        ({"model__safetensors": weight_header({"a": {"data_offsets": []}})}, "has a broken header"),
+        ({"model__safetensors": weight_header({"a": {"data_offsets": [0, "4"]}})}, "has a broken header"),
         (
             {"model__safetensors": weight_header({"a": {"data_offsets": [0, 8]}}) + bytes(7)},
             "is cut short: it has 46 of 47 bytes; download it again",
