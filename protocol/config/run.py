@@ -105,7 +105,8 @@ class RunConfig(Section):
         """Optimizer steps of the run: `max_steps`, or what `num_train_epochs` over `num_records` records give."""
         if self.training.max_steps >= 0:
             return self.training.max_steps
-        windows = num_records * self.training.num_train_epochs / self.training.effective_batch_size
+        epochs = Fraction(str(self.training.num_train_epochs))  # of floats, 1.1 times 100 records is more than 110
+        windows = epochs * num_records / self.training.effective_batch_size
         whole = math.floor(windows) if self.training.dataloader_drop_last else math.ceil(windows)
         return whole * self.m_steps
 

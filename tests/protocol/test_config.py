@@ -404,6 +404,21 @@ def test_epochs_become_optimizer_steps(drop_last: bool, steps: int) -> None:
     assert config_from_mapping(minimal(training__max_steps=5)).num_optimizer_steps(50) == 5
 
 
+@pytest.mark.parametrize(
+    ("num_records", "epochs", "batch_size", "drop_last", "steps"),
+    [(100, 1.1, 10, False, 11), (100, 0.29, 1, True, 29), (100, 0.57, 57, True, 1), (1000, 1e-3, 1, False, 1)],
+)
+def test_a_fraction_of_an_epoch_is_the_decimal_that_was_written(
+    num_records: int, epochs: float, batch_size: int, drop_last: bool, steps: int
+) -> None:
+    values = minimal(
+        training__num_train_epochs=epochs,
+        training__effective_batch_size=batch_size,
+        training__dataloader_drop_last=drop_last,
+    )
+    assert config_from_mapping(values).num_optimizer_steps(num_records) == steps
+
+
 def test_debug_swaps_limits_and_output(tmp_path: Path) -> None:
     text = yaml.safe_dump(
         minimal(debug={"output_dir": "dbg", "train_sample_limit": 40}, custom__train_sample_limit=999)
