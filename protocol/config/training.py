@@ -106,7 +106,8 @@ class TrainingConfig(Section):
     eval_packing: bool = False
     """Accepted for runbook files; without effect: evaluation generates, it does not pack."""
     dataloader_drop_last: bool = True
-    """Leave the records of an epoch's last incomplete window to the next epoch; false trains a smaller last window."""
+    """The run's last window, where `num_train_epochs` leave fewer records than it needs: true leaves these untrained,
+    false fills it up from the next epoch. Every other window goes on from one epoch into the next."""
     eval_strategy: Annotated[Literal["no", "steps", "epoch"], AnyCase, YamlNo] = "steps"
     """When to evaluate during training. `steps` without `eval_steps` evaluates only before and after the run."""
     eval_steps: PositiveInt | None = None

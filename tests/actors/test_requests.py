@@ -27,6 +27,11 @@ def test_every_epoch_asks_each_record_once() -> None:
         assert sorted(key.record for key in taken if key.epoch == epoch) == [0, 1, 2, 3, 4]
 
 
+def test_a_window_that_an_epoch_does_not_fill_is_filled_up_from_the_next() -> None:
+    stream = RequestStream(Records(), seed=3)
+    assert [[key.epoch for key in keys(stream, 3)] for _ in range(2)] == [[0, 0, 0], [0, 0, 1]]
+
+
 def test_a_position_is_all_that_a_resume_needs() -> None:
     whole = keys(RequestStream(Records(), seed=3), 13)
     resumed = RequestStream(Records(), seed=3, position=6)
