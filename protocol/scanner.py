@@ -6,7 +6,7 @@ and judges the values.
 
 Where it reads the specification strictly:
 
-- it ends where the first top-level object closes (A3);
+- it ends where the first top-level object is closed, and every bracket (A3): `[{...}]` is whole, not truncated;
 - a key opens an object only if nothing but `:` and blanks stands between it and the `{`: a scalar or a list under an
   object key clears the key (A3), so that a cut behind a closed object is always a cut at brace depth 1.
 """
