@@ -41,7 +41,7 @@ from actors.pool import RolloutPool
 from actors.requests import RequestStream
 from actors.weight_sync import WeightSync
 from protocol.errors import DataFailure, EngineError, Interrupted, LearnerError, RecordError, SegmentsLost
-from protocol.event_metrics import packing_metrics, plan_metrics, window_metrics, without_generation
+from protocol.event_metrics import plan_metrics, window_metrics, without_generation
 from protocol.segments import PackPlan
 from protocol.unread import RecordLines
 
@@ -121,7 +121,11 @@ class Controller:
     def _begin(self) -> None:
         """Evaluates the start, or what the run that is resumed was stopped before; nothing is left to train where that
         was the last."""
-        missed = self.state.evaluations and self.state.evaluations[-1][0] < self.state.step and self._evaluation_due()
+        missed = (
+            self.state.evaluations
+            and self.state.evaluations[-1][0] < self.state.step
+            and self.state.evaluation_due(self._settings)
+        )
         if missed or not self.state.evaluations:
             self._evaluate()
         if self._is_last and self._settings.save_last:
@@ -131,7 +135,7 @@ class Controller:
         for metrics in self._window():
             self._observer.step(self.state.step, metrics)
         self._boundary, self._whole_step = self._intake.boundary, self.state.step
-        if self._evaluation_due():
+        if self.state.evaluation_due(self._settings):
             self._evaluate()
         if self._keeper.due(self.state.step) or (self._settings.save_last and self._is_last):
             self._save()
@@ -164,8 +168,7 @@ class Controller:
         entries, plan, metrics = self._first_training()
         for reuse in range(self._settings.m_steps):
             metrics |= self._train(entries, plan) if reuse else {}
-            if self._settings.m_steps > 1:
-                metrics |= window_metrics(self.state.step - reuse, reuse)
+            metrics |= window_metrics(self.state.step - reuse, reuse) if self._settings.m_steps > 1 else {}
             self.state.step += 1
             if reuse == self._settings.m_steps - 1 or self._is_last:
                 break
@@ -191,12 +194,10 @@ class Controller:
             self._intake.admit()
             planning = time.monotonic()
             plan = self._planned([entry.meta.length for entry in entries])
-            planned_s = time.monotonic() - planning
+            planned_s = {"time/post_rollout_pack_s": time.monotonic() - planning} if self._settings.capacity else {}
             planned = [entry for position, entry in enumerate(entries) if position not in plan.carried]
             self._buffer.requeue(entries[position] for position in plan.carried)
-            metrics = self._intake.metrics(planned)
-            if self._settings.capacity is not None:
-                metrics["time/post_rollout_pack_s"] = planned_s
+            metrics = self._intake.metrics(planned) | planned_s
             try:
                 return planned, plan, metrics | self._train(planned, plan)
             except SegmentsLost as error:
@@ -218,16 +219,8 @@ class Controller:
         seconds = time.monotonic() - started
         self._observer.event("optimizer_step", seconds=seconds, busy_s=result.busy_s)
         settings, lengths = self._settings, [entry.meta.length for entry in entries]
-        metrics = result.metrics() | plan_metrics(plan, lengths) | {"time/train_step_s": seconds}
-        if settings.capacity is not None:
-            metrics |= packing_metrics(plan, lengths, settings.capacity, settings.min_fill)
-        return metrics
-
-    def _evaluation_due(self) -> bool:
-        every = self._settings.eval_steps
-        last = self.state.evaluations[-1][0] if self.state.evaluations else 0
-        crossed = every > 0 and self.state.step // every > last // every
-        return crossed or self._is_last
+        packing = plan_metrics(plan, lengths, settings.capacity, settings.min_fill)
+        return result.metrics() | packing | {"time/train_step_s": seconds}
 
     def _evaluate(self) -> None:
         if not self._validation:

@@ -136,6 +136,13 @@ class LoopState:
     versions_used: set[int] = field(default_factory=set)
     evaluations: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
+    def evaluation_due(self, settings: LoopSettings) -> bool:
+        """Whether `eval_steps` were crossed since the evaluation before, or the run is at its end."""
+        every = settings.eval_steps
+        last = self.evaluations[-1][0] if self.evaluations else 0
+        crossed = every > 0 and self.step // every > last // every
+        return crossed or self.step >= settings.max_steps
+
     def as_mapping(self) -> dict[str, Any]:
         """JSON values only; inverse of `from_mapping`."""
         return asdict(self) | {"versions_used": sorted(self.versions_used)}

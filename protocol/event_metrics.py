@@ -68,26 +68,30 @@ def repeats(name: str, metrics: Mapping[str, float]) -> bool:
     return reused and name.startswith("rollout/") and name != "rollout/actor_restarts"
 
 
-def plan_metrics(plan: PackPlan, lengths: Sequence[int]) -> dict[str, float]:
-    """The forwards of one plan, with packing or without, and how evenly its ranks are loaded."""
+def plan_metrics(
+    plan: PackPlan, lengths: Sequence[int], capacity: int | None, min_fill: float = 0.0
+) -> dict[str, float]:
+    """`packing/*` of one plan: its forwards, how evenly its ranks are loaded, and, with a `capacity`, its fills.
+
+    Packs that hold something, but less than `min_fill` of `capacity`, are underfilled.
+    """
     packs = [pack for row in plan.micro_batches for pack in row]
     ranks = [
         cost([lengths[position] for pack in column for position in pack])
         for column in zip(*plan.micro_batches, strict=True)
     ]
-    return {
+    forwards = {
         "packing/micro_batches": float(len(plan.micro_batches)),
         "packing/empty_packs": float(sum(not pack for pack in packs)),
         "packing/cost_imbalance": rate((max(ranks) - min(ranks)) * len(ranks), sum(ranks)) if ranks else 0.0,
     }
+    return forwards | ({} if capacity is None else _fills(plan, packs, lengths, capacity, min_fill))
 
 
-def packing_metrics(plan: PackPlan, lengths: Sequence[int], capacity: int, min_fill: float = 0.0) -> dict[str, float]:
-    """How one plan fills its packs: means over them (an empty entry is a forward too); buffer: what is carried.
-
-    Packs that hold something, but less than `min_fill` of `capacity`, are underfilled.
-    """
-    packs = [pack for row in plan.micro_batches for pack in row]
+def _fills(
+    plan: PackPlan, packs: Sequence[Sequence[int]], lengths: Sequence[int], capacity: int, min_fill: float
+) -> dict[str, float]:
+    """Means over the packs (an empty one is a forward too); buffer: what is carried."""
     sizes = [sum(lengths[position] for position in pack) for pack in packs]
     return {
         "packing/post_rollout_fill": rate(sum(sizes), len(packs) * capacity),

@@ -91,7 +91,7 @@ _add(
         "rollout/prefix_coord_targets_per_matched": "Coordinate targets per supervised match: 4 for boxes.",
         "rollout/tail_ignore_frac": "Share of appended tokens without loss (desc values).",
         "rollout/duplicate_rate": ("duplicates / valid predictions.", "Above 0.1: rollouts degenerate; check EOS."),
-        "rollout/buffer_reuse": "1 when the step trained a window again (M-step); told where windows have several steps.",
+        "rollout/buffer_reuse": "1 when the step trained a window again (M-step); only where windows have several.",
         "rollout/buffer_window_step0": "Optimizer steps that were done when the window began.",
         "rollout/buffer_completed_steps": "Optimizer steps that the window had before this one.",
         "rollout/desc_pairs_total": "Matched pairs with a desc on both sides.",

@@ -12,7 +12,6 @@ from protocol.errors import ConfigError, ContractError
 from protocol.event_metrics import (
     evaluation_timing,
     generation_metrics,
-    packing_metrics,
     plan_metrics,
     policy_metrics,
     window_metrics,
@@ -143,19 +142,18 @@ def test_generation_statistics_are_absent_when_nothing_was_generated() -> None:
 
 def test_packing_metrics_count_an_empty_pack_as_a_forward() -> None:
     plan = PackPlan(micro_batches=(((0,), (1,)), ((2,), ())), carried=(3,))
-    metrics = packing_metrics(plan, [10, 10, 10, 5], capacity=10)
+    metrics = plan_metrics(plan, [10, 10, 10, 5], capacity=10)
     assert metrics["packing/post_rollout_fill"] == 0.75
     assert metrics["packing/post_rollout_segments"] == 0.75
     assert metrics["packing/post_rollout_buffer"] == 1.0
-    metrics = plan_metrics(plan, [10, 10, 10, 5])
     assert metrics["packing/empty_packs"] == 1.0
     assert metrics["packing/cost_imbalance"] == pytest.approx(2 / 3)
-    assert packing_metrics(PackPlan(micro_batches=()), [], 10)["packing/post_rollout_fill"] == 0.0
+    assert plan_metrics(PackPlan(micro_batches=()), [], 10)["packing/post_rollout_fill"] == 0.0
 
 
 def test_packs_below_the_least_fill_are_counted_and_empty_ones_are_not() -> None:
     plan = PackPlan(micro_batches=(((0,), (1,)), ((2,), ())))
-    assert packing_metrics(plan, [10, 6, 7], 10, min_fill=0.65)["packing/underfilled_packs"] == 1
+    assert plan_metrics(plan, [10, 6, 7], 10, min_fill=0.65)["packing/underfilled_packs"] == 1
 
 
 def test_policy_metrics_name_the_oldest_and_the_newest_version() -> None:
@@ -186,7 +184,7 @@ def test_every_name_that_is_made_here_is_in_the_table() -> None:
     assert_known(evaluation_timing(1, 1, 1.0))
     assert_known(generation_metrics([1], 1.0))
     plan = PackPlan(micro_batches=(((0,),),))
-    assert_known(packing_metrics(plan, [1], 10) | plan_metrics(plan, [1]))
+    assert_known(plan_metrics(plan, [1], 10))
     assert_known(policy_metrics([], 0))
 
 
