@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 from deploy.checkpoints import ResumePoint, resume_path
@@ -23,7 +24,7 @@ def check_saving(config: RunConfig, num_records: int) -> Iterator[Finding]:
     training, num_steps = config.training, config.num_optimizer_steps(num_records)
     every = config.interval(training.save_strategy, training.save_steps, num_records)
     delay = config.save_delay(num_records)
-    first = math.ceil(max(float(every), delay)) if every else num_steps
+    first = math.ceil(max(every, delay)) if every else num_steps
     if first >= num_steps > LONG_RUN:
         name, change = _late(config, delay if 0 < every < delay else None)
         value = getattr(training, name)
@@ -34,9 +35,10 @@ def check_saving(config: RunConfig, num_records: int) -> Iterator[Finding]:
         )
     if every and training.save_total_limit is None:
         last = _last_step(config)
-        following = math.ceil(max(float((last // every + 1) * every), delay))
+        following = math.ceil(max((last // every + 1) * every, delay))
         if following <= num_steps:
-            yield from _disk(config, 1 + int(num_steps / every) - int(following / every))
+            count = 1 + int(num_steps / every) - int(following / every)
+            yield from _disk(config, min(count, num_steps - following + 1))  # at most one at each step
 
 
 def _last_step(config: RunConfig) -> int:
@@ -48,7 +50,7 @@ def _last_step(config: RunConfig) -> int:
         return 0
 
 
-def _late(config: RunConfig, delay: float | None) -> tuple[str, str]:
+def _late(config: RunConfig, delay: Fraction | None) -> tuple[str, str]:
     """The setting by which no checkpoint comes before the last, and what to do about it; `delay` in optimizer steps,
     where it is the reason."""
     training = config.training

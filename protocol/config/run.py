@@ -105,8 +105,7 @@ class RunConfig(Section):
         """Optimizer steps of the run: `max_steps`, or what `num_train_epochs` over `num_records` records give."""
         if self.training.max_steps >= 0:
             return self.training.max_steps
-        epochs = Fraction(str(self.training.num_train_epochs))  # of floats, 1.1 times 100 records is more than 110
-        windows = epochs * num_records / self.training.effective_batch_size
+        windows = _decimal(self.training.num_train_epochs) * num_records / self.training.effective_batch_size
         whole = math.floor(windows) if self.training.dataloader_drop_last else math.ceil(windows)
         return whole * self.m_steps
 
@@ -120,10 +119,11 @@ class RunConfig(Section):
             return self.steps_per_epoch(num_records)
         return Fraction(steps or 0) if strategy == "steps" else Fraction(0)
 
-    def save_delay(self, num_records: int) -> float:
+    def save_delay(self, num_records: int) -> Fraction:
         """The optimizer step before which no checkpoint is written but the last."""
         training = self.training
-        return max(training.save_delay_steps, training.save_delay_epochs * float(self.steps_per_epoch(num_records)))
+        epochs = _decimal(training.save_delay_epochs)
+        return max(Fraction(training.save_delay_steps), epochs * self.steps_per_epoch(num_records))
 
     def as_mapping(self) -> dict[str, Any]:
         """Every setting in effect as plain JSON values; `config_from_mapping` reads it back to an equal run."""
@@ -139,3 +139,8 @@ class RunConfig(Section):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(self.as_mapping(), sort_keys=False, allow_unicode=True, width=120)
         write_whole(Path(path), text)
+
+
+def _decimal(value: float) -> Fraction:
+    """The number that was written: as floats, 1.1 times 100 is more than 110."""
+    return Fraction(str(value))

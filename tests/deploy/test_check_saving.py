@@ -108,6 +108,7 @@ def save(folder: Path, *steps: int) -> None:
         (range(5, 505, 5), {"max_steps": 1500, "save_steps": 10}, 100),  # saved twice as often before
         ((10,), {"max_steps": 110, "save_steps": 10, "save_delay_steps": 45}, 8),  # of step 45 and behind it
         ((60,), {"max_steps": 110, "save_steps": 10, "save_delay_steps": 45}, 5),
+        ((10,), {"max_steps": 50, "save_strategy": "epoch", "effective_batch_size": 1000}, 40),  # one at each step
     ],
 )
 def test_at_a_resume_the_checkpoints_behind_its_step_are_counted(

@@ -30,6 +30,8 @@ def test_nothing_is_saved_before_the_delay(tmp_path: Path) -> None:
 def test_an_epoch_of_delay_counts_in_steps(tmp_path: Path) -> None:
     saves = keeper(tmp_path, save_steps=2, save_delay_epochs=0.5)
     assert [step for step in (2, 4, 6) if saves.due(step)] == [6], "100 records by 10 are 10 steps an epoch"
+    saves = keeper(tmp_path, save_steps=10, save_delay_epochs=1.1, effective_batch_size=1)
+    assert saves.due(110), "exactly 110, though 1.1 times 100 of floats is more"
 
 
 def test_the_limit_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
