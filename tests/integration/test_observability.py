@@ -17,6 +17,7 @@ pytestmark = pytest.mark.integration
 
 NO_ENCODER = "the desc monitor's encoder is off in the demo"
 NO_MONITOR = "the desc monitor is off in the demo's training"
+NO_M_STEPS = "a window of this run is trained once"
 NO_DATA = {
     'ALERTS{alertname=~"Rollmatch.*", alertstate="firing", run=~"$run"}': "no alert fires in a healthy run",
     "rollout/desc_pairs_total": NO_MONITOR,
@@ -25,6 +26,9 @@ NO_DATA = {
     "rollout/desc_sem_acc_on_matched": NO_MONITOR,
     "rollout/desc_sem_sim_mean": NO_MONITOR,
     "rollout/desc_sem_sim_count": NO_MONITOR,
+    "rollout/buffer_reuse": NO_M_STEPS,
+    "rollout/buffer_window_step0": NO_M_STEPS,
+    "rollout/buffer_completed_steps": NO_M_STEPS,
     "sync/rounding_lost_share": "the demo trains no adapter",
     "eval_rollout_desc_sem_acc_on_matched": NO_ENCODER,
     "eval_rollout_desc_sem_sim_mean": NO_ENCODER,
