@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,48 @@ def test_nothing_is_kept_for_dumps_where_none_is_to_come(config: Callable[..., R
         train(log, step, first_step=step + 1)
     assert not log._untrained
     log.close()
+
+
+def test_only_what_a_window_may_still_train_is_kept(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """However long the run: records that fail, evaluations and trained segments do not pile up."""
+    log = RolloutLog(config(f"{MATCHING}.monitor_dump.max_events=0"))
+    for step in range(3):
+        log.outcome(replace(answered(tmp_path, 100 + step), meta=None, failure="Oversize: x: too long"))
+        log.evaluated(answered(tmp_path, 200 + step))
+        log.outcome(answered(tmp_path, step))
+        assert list(log._untrained) == [RequestKey(step)]
+        train(log, step, first_step=step + 1)
+    assert not log._untrained
+    log.close()
+
+
+def test_a_run_that_goes_back_forgets_the_window_that_it_was_in(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    log = RolloutLog(config())
+    log.outcome(answered(tmp_path, 17))
+    log.outcome(answered(tmp_path, 18))
+    log.step(1, TRAINED | {"train/epoch": 7.0})
+    log.rewind(0)
+    assert not log._untrained
+    log.outcome(answered(tmp_path, 17))
+    train(log, 17)
+    log.close()
+    payload = json.loads((tmp_path / "run" / "monitor_dumps" / "step_000000.json").read_text())
+    assert payload["epoch"] == TRAINED["train/epoch"]
+
+
+def test_a_dump_says_what_generating_its_window_took_though_m_steps_generated_nothing(
+    config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    log = RolloutLog(config())
+    log.outcome(answered(tmp_path, 17))
+    log.step(1, TRAINED | {"time/rollout_generate_s": 20.0})
+    log.step(2, TRAINED | {"time/rollout_generate_s": 0.0})
+    log.window(TrainedWindow(first_step=1, last_step=2, version=0, segments=(meta(17),)))
+    log.close()
+    payload = json.loads((tmp_path / "run" / "monitor_dumps" / "step_000000.json").read_text())
+    assert payload["meta"]["rollout_generate_s"] == 20.0
 
 
 def test_nothing_is_dumped_where_dumps_are_switched_off(config: Callable[..., RunConfig], tmp_path: Path) -> None:
