@@ -13,8 +13,8 @@ Write = Callable[[int, Mapping[str, float]], None]
 class StepLog:
     """Gathers steps and writes a record every `every` of them: counters added up, gauges as the last step had them.
 
-    What a window's rollouts count is in one record only, that of its first step, and what their generation took is not
-    overwritten by the 0 of an M-step; with a record for every step, M-steps say again what they train (SPEC 15).
+    What a window's rollouts count is in one record only, that of its first step; with a record for every step, M-steps
+    say again what they train (SPEC 15). The seconds of generation add up like the tokens that they took.
     """
 
     def __init__(self, write: Write, *, every: int, first: bool, last_step: int) -> None:
@@ -30,8 +30,8 @@ class StepLog:
         """The metrics of one optimizer step, counted from 1."""
         for name, value in metrics.items():
             before = self._gathered.get(name, 0.0)
-            if BY_NAME[name].kind != "counter":
-                self._gathered[name] = value or before if name == GENERATED else value
+            if BY_NAME[name].kind != "counter" and name != GENERATED:
+                self._gathered[name] = value
             elif self._every == 1 or not repeats(name, metrics):
                 self._gathered[name] = before + value
         self._step = step

@@ -170,7 +170,7 @@ _add(
     "seconds",
     {
         "time/step_s": "Wall time of the optimizer step with its waits and its publish, without evaluation and saving.",
-        "time/rollout_generate_s": "Wall time of generation; 0 when a window is reused.",
+        "time/rollout_generate_s": "Wall time of generation, summed over a record's steps; 0 when a window is reused.",
         "time/rollout_parse_match_s": "Parse and match, summed over rollouts.",
         "time/rollout_teacher_encode_s": "Building the teacher-forced segments, summed over rollouts.",
         "time/wait_rollouts_s": ("The learner waited for segments.", "Most of step_s: add actors or staleness."),

@@ -130,8 +130,8 @@ class TrainingConfig(Section):
     greater_is_better: bool = True
     """Whether a larger value of that metric is the better one."""
     logging_steps: PositiveInt = 1
-    """Optimizer steps between two metric records: counters add up over them, gauges are the last step's. The last step,
-    a step with a checkpoint and every evaluation are logged in any case."""
+    """Optimizer steps between two metric records: counters and `time/rollout_generate_s` add up over them, other gauges
+    are the last step's. The last step, a step with a checkpoint and every evaluation are logged in any case."""
     logging_first_step: bool = True
     """Log the first step whatever `logging_steps` says."""
     report_to: Names = ("tensorboard",)

@@ -41,7 +41,7 @@ def test_a_window_that_is_trained_twice_counts_its_rollouts_once() -> None:
     assert [record[name] for name in counted] == [64.0, 4.0, 40.0]
 
 
-def test_a_window_across_two_records_is_counted_in_the_first_and_generation_is_not_overwritten() -> None:
+def test_a_window_across_two_records_is_counted_in_the_first_and_generation_adds_up() -> None:
     written: list[Mapping[str, float]] = []
     log = StepLog(lambda _, metrics: written.append(metrics), every=3, first=False, last_step=6)
     for step in range(6):
@@ -55,7 +55,7 @@ def test_a_window_across_two_records_is_counted_in_the_first_and_generation_is_n
             },
         )
     assert [record["rollout/gt_objects"] for record in written] == [20.0, 10.0]
-    assert [record["time/rollout_generate_s"] for record in written] == [20.0, 20.0]
+    assert [record["time/rollout_generate_s"] for record in written] == [40.0, 20.0], "60 s for three windows"
 
 
 def test_a_record_of_m_steps_alone_counts_no_rollouts_where_records_hold_several_steps() -> None:
@@ -64,6 +64,17 @@ def test_a_record_of_m_steps_alone_counts_no_rollouts_where_records_hold_several
     for step in range(4):
         log.add(step + 1, {"rollout/segments": 8.0, "rollout/buffer_reuse": float(step > 0), "loss/total": 1.0})
     assert [record.get("rollout/segments") for record in written] == [8.0, None]
+
+
+def test_an_m_step_with_a_record_of_its_own_says_again_what_it_trains() -> None:
+    written: list[Mapping[str, float]] = []
+    log = StepLog(lambda _, metrics: written.append(metrics), every=1, first=False, last_step=2)
+    for step in range(2):
+        seconds = 0.0 if step else 20.0
+        metrics = {"rollout/segments": 8.0, "rollout/buffer_reuse": float(step), "time/rollout_generate_s": seconds}
+        log.add(step + 1, metrics)
+    assert [record["rollout/segments"] for record in written] == [8.0, 8.0]
+    assert [record["time/rollout_generate_s"] for record in written] == [20.0, 0.0]
 
 
 def test_every_step_is_a_record_where_nothing_else_is_asked_for() -> None:
