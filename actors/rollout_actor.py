@@ -160,7 +160,8 @@ class RolloutActor:
             return self._finish(request.read(), answer)
         except Exception as error:  # restarting the engine would not help: the record is set aside with its reason
             log.exception("%s: %s", request.source, WHY_NO_TARGET)
-            return None, Outcome(key=request.key, failure=f"AnswerError: {request.source}: {WHY_NO_TARGET}: {error!r}")
+            problem = f"AnswerError: {request.source}: {WHY_NO_TARGET}: {error!r}"
+            return None, Outcome(key=request.key, failure=problem, new_tokens=len(answer.token_ids))
 
     @staticmethod
     def _check_version(request: AnyRequest, completion: Completion) -> None:

@@ -151,10 +151,11 @@ def test_a_bug_that_one_answer_meets_costs_its_record_and_no_engine(
     made = actor(lambda asked, _: "{}" if asked.key.record == 0 else assistant_text([CAT]))
     segments, outcomes = answers(made, [request(0), request(1)])
     assert [segment.key.record for segment in segments] == [1]
-    (failure,) = [outcome.failure for outcome in outcomes if outcome.key.record == 0]
-    assert failure is not None
-    assert failure.startswith("AnswerError: ")
-    assert repr(bug) in failure
+    (failed,) = [outcome for outcome in outcomes if outcome.key.record == 0]
+    assert failed.failure is not None
+    assert failed.failure.startswith("AnswerError: ")
+    assert repr(bug) in failed.failure
+    assert failed.new_tokens > 0, "it was generated"
 
 
 def test_an_image_that_cannot_be_read_fails_alone(actor: Callable[..., RolloutActor]) -> None:
