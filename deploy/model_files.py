@@ -76,7 +76,10 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder} has neither {single.name} nor {index.name}; use a checkpoint in safetensors"
             )
         return [single]
-    files = [folder / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    shards = read_json(index).get("weight_map")
+    if not (isinstance(shards, dict) and shards and all(isinstance(name, str) for name in shards.values())):
+        raise BrokenModelError(f"{index} has no weight_map of tensor to file; complete the download")
+    files = [folder / name for name in sorted(set(shards.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise BrokenModelError(

@@ -32,6 +32,7 @@ class Rule(StrEnum):
     POLY_MISSING = "poly_missing"
     POLY_MALFORMED = "poly_malformed"
     POLY_RLE = "poly_rle"
+    POLY_RLE_WITH_HOLES = "poly_rle_with_holes"
     POLY_HOLE = "poly_hole"
     POLY_PARTS = "poly_parts"
     POLY_FLAT_ON_GRID = "poly_flat_on_grid"
@@ -86,9 +87,10 @@ RULES: dict[Rule, tuple[Effect, str]] = {
     Rule.POLY_MISSING: (_BOX, "has no segmentation"),
     Rule.POLY_MALFORMED: (
         _BOX,
-        "a part has an odd number of values, < 3 vertices or no finite numbers",
+        "a part has an odd number of values, < 3 vertices or no finite numbers, or runs do not fill the mask",
     ),
     Rule.POLY_RLE: (_BOX, "is a run-length mask, not a polygon"),
+    Rule.POLY_RLE_WITH_HOLES: (_BOX, "is a run-length mask with holes"),
     Rule.POLY_HOLE: (_BOX, "one part lies inside another: a hole, which a single ring cannot say"),
     Rule.POLY_PARTS: (_BOX, "has several parts and none holds --main-part of the area"),
     Rule.POLY_FLAT_ON_GRID: (_BOX, "covers no area on the grid"),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from protocol.coco.rle import decode_rle
 from protocol.coco.rules import Rule
 from protocol.contracts import Shape
 from protocol.norm1000 import to_bin, to_bins
@@ -158,7 +159,7 @@ def _fill(ring: Ring) -> float:
 def _single_part(annotation: Mapping[str, Any], options: ShapeOptions, note: Note) -> Ring | None:
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, Mapping):
-        note(Rule.POLY_RLE)
+        note(_mask_rule(segmentation))
         return None
     parts = _parts(segmentation)
     if not parts:
@@ -189,3 +190,14 @@ def _nested(parts: Sequence[Ring]) -> bool:
 
 def _within(inner: Box, outer: Box) -> bool:
     return inner[0] >= outer[0] and inner[1] >= outer[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
+
+
+def _mask_rule(segmentation: Mapping[str, Any]) -> Rule:
+    """Which rule a run-length mask falls under: with holes, without, or no mask at all."""
+    from scipy.ndimage import binary_fill_holes
+
+    try:
+        mask = decode_rle(segmentation)
+    except ValueError:
+        return Rule.POLY_MALFORMED
+    return Rule.POLY_RLE_WITH_HOLES if (binary_fill_holes(mask) != mask).any() else Rule.POLY_RLE

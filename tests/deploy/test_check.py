@@ -338,6 +338,9 @@ def test_image_rules_follow_the_processor() -> None:
             {"model__safetensors__index__json": {"weight_map": {"a": "gone.safetensors"}}},
             "names 1 files that are missing",
         ),
+        ({"model__safetensors__index__json": {"weight_map": ["a"]}}, "has no weight_map of tensor to file"),
+        ({"model__safetensors__index__json": {"weight_map": {"a": 1}}}, "has no weight_map of tensor to file"),
+        ({"model__safetensors__index__json": {}}, "has no weight_map of tensor to file"),
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_an_error(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

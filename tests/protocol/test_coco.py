@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pycocotools.mask
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.coco import Effect, ImageFile, ImportOptions, ImportSummary, Rule, ShapeOptions, import_coco
 from protocol.coco.instances import load_instances
+from protocol.coco.rle import decode_rle
 from protocol.coco.rules import RULES
 from protocol.coco.shapes import annotation_shape
 from protocol.contracts import Shape
@@ -136,6 +140,7 @@ def test_a_polygon_becomes_a_clockwise_ring_from_the_top_left() -> None:
 
 
 MASK = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
+RING_MASK = {"size": [5, 5], "counts": [6, 3, 2, 1, 1, 1, 2, 3, 6]}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,11 @@ MASK = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
         ([], Rule.POLY_MISSING),
         ([[1, 2, 3, 4]], Rule.POLY_MALFORMED),
         ([[1, 2, 3, 4, 5, "x"]], Rule.POLY_MALFORMED),
+        ({"size": 3}, Rule.POLY_MALFORMED),
+        ({"size": [5, 5], "counts": [3]}, Rule.POLY_MALFORMED),
+        ({"size": [5, 5], "counts": "~"}, Rule.POLY_MALFORMED),
         (MASK, Rule.POLY_RLE),
+        (RING_MASK, Rule.POLY_RLE_WITH_HOLES),
         ([L_SHAPE, [70.0, 60.0, 80.0, 60.0, 80.0, 70.0]], Rule.POLY_HOLE),
         ([SQUARE, [value + 200 for value in SQUARE]], Rule.POLY_PARTS),
         ([[64.0, 48.0, 128.0, 48.0, 200.0, 48.0]], Rule.POLY_FLAT_ON_GRID),
@@ -155,6 +164,21 @@ MASK = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
 def test_what_one_ring_cannot_say_becomes_a_box_by_its_rule(segmentation: object, rule: Rule) -> None:
     assert shape_of("poly", segmentation=segmentation) == (Shape("bbox_2d", (100, 100, 200, 200)), [rule])
     assert rule.effect is Effect.BOX_INSTEAD
+
+
+@given(st.lists(st.booleans(), min_size=24, max_size=24))
+def test_run_length_text_is_read_as_pycocotools_writes_it(cells: list[bool]) -> None:
+    mask = np.array(cells, dtype=np.uint8).reshape(4, 6, order="F")
+    written = pycocotools.mask.encode(np.asfortranarray(mask))
+    assert (decode_rle(written) == mask).all()
+    assert (decode_rle(written | {"counts": written["counts"].decode()}) == mask).all()
+
+
+def test_long_runs_are_read_as_pycocotools_writes_them() -> None:
+    mask = np.zeros((700, 900), dtype=np.uint8, order="F")
+    mask[10:600, 30:800] = 1
+    mask[200:300, 100:500] = 0
+    assert (decode_rle(pycocotools.mask.encode(mask)) == mask).all()
 
 
 def test_auto_prefers_a_box_where_it_says_the_same() -> None:
@@ -324,6 +348,26 @@ def test_every_annotation_is_written_or_dropped_by_one_rule(tmp_path: Path, made
 def test_every_rule_says_what_it_does() -> None:
     assert set(RULES) == set(Rule)
     assert all(rule.text for rule in Rule)
+
+
+@pytest.mark.parametrize(("boxes_only", "share"), [(True, 0.5), (False, 1.5)])
+def test_a_large_file_is_never_in_memory_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxes_only: bool, share: float
+) -> None:
+    """As Python's numbers its polygons alone would be four times the file."""
+    monkeypatch.setattr("protocol.coco.json_stream.WINDOW", 2**12)
+    ring = [round(100 + 0.37 * at, 2) for at in range(90)]
+    entry = {"id": 1, "file_name": "1.jpg", "width": WIDTH, "height": HEIGHT}
+    data = {"annotations": [annotation(segmentation=[ring])] * 1000, "images": [entry], "categories": []}
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    tracemalloc.start()
+    try:
+        found = load_instances(tmp_path / "x.json", boxes_only=boxes_only)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found["annotations"]) == 1000
+    assert peak < share * (tmp_path / "x.json").stat().st_size
 
 
 @pytest.mark.parametrize("geometry", ["bbox", "poly"])

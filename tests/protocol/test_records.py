@@ -195,6 +195,17 @@ def test_two_hundred_thousand_records_are_indexed_in_eight_bytes_each(tmp_path: 
     assert peak < 200_000 * 8 * 2 + 16 * 2**20  # offsets and their parts, and one chunk with its mask
 
 
+def test_going_through_a_file_holds_one_record_at_a_time(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", *[line(objects=[BOX] * 5)] * 3000)
+    records = RecordFile(path)
+
+    def read() -> None:
+        assert sum(1 for _ in records) == 3000
+
+    assert path.stat().st_size > 1e6
+    assert traced_peak(read) < 2**19
+
+
 @given(st.integers(1, 300), st.integers(0, 2**40), st.integers(0, 50))
 def test_an_epoch_is_a_permutation_that_depends_on_seed_and_epoch_only(count: int, seed: int, epoch: int) -> None:
     rows = epoch_permutation(count, seed, epoch)
