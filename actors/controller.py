@@ -39,8 +39,9 @@ from actors.learner_thread import LearnerThread
 from actors.loop import Keeper, Learner, LoopSettings, LoopState, Observer, Planner, TrainedWindow
 from actors.pool import RolloutPool
 from actors.requests import RequestStream
+from actors.saver import Saver
 from actors.weight_sync import WeightSync
-from protocol.errors import DataFailure, EngineError, Interrupted, LearnerError, RecordError, SegmentsLost
+from protocol.errors import DataFailure, EngineError, Interrupted, RecordError, SegmentsLost
 from protocol.event_metrics import plan_metrics, window_metrics, without_generation
 from protocol.segments import PackPlan
 from protocol.unread import RecordLines
@@ -72,18 +73,15 @@ class Controller:
         self._validation = validation
         self._plan = plan
         self._observer = observer
-        self._keeper = keeper
         self._learner_thread = LearnerThread(self._take_in, pool.wake)
         self.state = state or LoopState()
         self._intake = Intake(settings, pool, buffer, requests, observer, self.state)
         self._sync = WeightSync(
             settings, pool, learner, self._intake, observer, self.state, self._learner_thread, lambda: self._is_leaving
         )
-        self._boundary = requests.position
-        """Where a resume starts; moves between windows only."""
-        self._whole_step = self.state.step
-        """What the files and the boundary have got to: the last step of a window."""
-        self._saved_step: int | None = None
+        self._saver = Saver(
+            settings, self._intake, self._sync, keeper, observer, self.state, self._learner_thread, requests.position
+        )
         self.stop = False
         """Set from a signal handler: the loop finishes the window in training, saves and leaves."""
 
@@ -99,24 +97,11 @@ class Controller:
             self._learner_thread.check()
         except (Interrupted, DataFailure, RecordError, EngineError) as ending:
             self._learner_thread.failure = ending
-            self._save_before(ending)
+            self._saver.save_before(ending, stopped=self.stop)
             raise
         finally:
             self._learner_thread.close()
         return self.state
-
-    def _save_before(self, ending: Exception) -> None:
-        """The last whole window, where the run ends with `ending`, and the learner can still write it."""
-        if self.state.step != self._whole_step or self.state.step == self._saved_step:
-            return
-        if not self.stop and not self.state.trained:
-            return
-        try:
-            self._save()
-        except (LearnerError, OSError) as error:  # OSError: a full disk
-            if isinstance(ending, Interrupted):
-                raise
-            log.error("no checkpoint of step %d is written: %s", self.state.step, error)
 
     def _begin(self) -> None:
         """Evaluates the start, or what the run that is resumed was stopped before; nothing is left to train where that
@@ -129,38 +114,19 @@ class Controller:
         if missed or not self.state.evaluations:
             self._evaluate()
         if self._is_last and self._settings.save_last:
-            self._save()
+            self._saver.save()
 
     def _train_window(self) -> None:
         for metrics in self._window():
             self._observer.step(self.state.step, metrics)
-        self._boundary, self._whole_step = self._intake.boundary, self.state.step
+        self._saver.window_ended()
         if self.state.evaluation_due(self._settings):
             self._evaluate()
-        if self._keeper.due(self.state.step) or (self._settings.save_last and self._is_last):
-            self._save()
+        self._saver.save_if_due(is_last=self._is_last)
 
     @property
     def _is_last(self) -> bool:
         return self.state.step >= self._settings.max_steps
-
-    def _leave_device(self) -> None:
-        if self._settings.takes_turns:
-            self._pool.sleep(last=self._is_leaving)
-
-    def _save(self) -> None:
-        """Writes a checkpoint of this moment, whole also where what an actor answers meanwhile ends the run."""
-        self._leave_device()
-        self._observer.phase("save", f"the checkpoint of step {self.state.step}")
-        write = self._keeper.snapshot(self.state, self._boundary)
-        if self._is_leaving:
-            path = write()  # answers still come, also of an evaluation that was left, and nobody wants them
-        else:
-            if not self._settings.takes_turns:
-                self._intake.admit()
-            path = self._learner_thread(write)
-        self._saved_step = self.state.step
-        self._observer.event("checkpoint", path=str(path), position=self._boundary)
 
     def _window(self) -> Iterator[dict[str, float]]:
         """E-step and M-steps on one window, then the publish; yields each optimizer step's metrics."""
@@ -212,7 +178,7 @@ class Controller:
         return self._plan(lengths, must_train=self.state.carried, flush=flush)
 
     def _train(self, entries: Sequence[Entry], plan: PackPlan) -> dict[str, float]:
-        self._leave_device()
+        self._sync.leave_device()
         started = time.monotonic()
         self._observer.phase("train", "the learner's optimizer step")
         result = self._learner_thread(lambda: self._learner.train_step(plan, [entry.ref for entry in entries]))

@@ -63,7 +63,7 @@ class WeightSync:
         self._observer = observer
         self._state = state
         self._learner_thread = learner_thread
-        self._is_leaving = is_leaving
+        self.is_leaving = is_leaving
         self._on_its_way: OnItsWay | None = None
         self._attested: dict[str, float] = {}
         """Metrics of the version that was attested last."""
@@ -80,7 +80,7 @@ class WeightSync:
             )
         self.settle()
         version = self._state.version if full else self._state.version + 1
-        published = {} if self._is_leaving() else self._send(version, full)  # a resume sends it, in full
+        published = {} if self.is_leaving() else self._send(version, full)  # a resume sends it, in full
         self._state.version = version
         return {"policy/version": float(version)} | published | self._attested
 
@@ -93,7 +93,7 @@ class WeightSync:
             check_changed(manifest)
         # A run that ends has no use for it, and its learner saves next, perhaps on the device where they would load. A
         # broadcast has begun with the publish, and must not wait for engines that nobody tells.
-        if manifest.group is not None or not self._is_leaving():
+        if manifest.group is not None or not self.is_leaving():
             self._pool.publish(manifest, refs)
             self._on_its_way = OnItsWay(manifest=manifest, started=started, learner_s=learner_s)
             if not self._may_train_meanwhile(manifest, full):
@@ -102,7 +102,7 @@ class WeightSync:
 
     def settle(self) -> None:
         """Waits until every live engine has attested what is on its way, or the run is asked to stop."""
-        while self._on_its_way is not None and not self._is_leaving():
+        while self._on_its_way is not None and not self.is_leaving():
             self._observer.phase("sync", f"version {self._on_its_way.manifest.version} on every engine")
             self._learner_thread.take_in()
             self.catch_up()
@@ -134,6 +134,12 @@ class WeightSync:
         if self._pool.awaits_full:
             assert self._pool.published.version is not None
             self._pool.publish(*self._learner.publish(self._pool.published.version, True))
+
+    def leave_device(self) -> None:
+        """Before the learner works where it shares a device with the engines: they leave it, until the next publish or
+        request."""
+        if self._settings.takes_turns:
+            self._pool.sleep(last=self.is_leaving())
 
     def _may_train_meanwhile(self, manifest: WeightsManifest, full: bool) -> bool:
         settings = self._settings
