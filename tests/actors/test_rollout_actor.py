@@ -112,6 +112,25 @@ def test_an_evaluation_request_yields_statistics_and_no_segment(actor: Callable[
     assert (outcome.evaluated.desc_pairs_total, outcome.evaluated.desc_exact_ok) == (1, 1)
 
 
+def test_what_an_answer_is_counted_as_leaves_the_actor_with_it(actor: Callable[..., RolloutActor]) -> None:
+    again = replace(CAT, index=2)
+    made = actor(lambda *_: assistant_text([CAT, again, replace(DOG, index=3, desc="green bar")]))
+    made._settings = replace(made._settings, decode=replace(made._settings.decode, mode="beam"))
+    _, (trained,) = answers(made, [request(0)])
+    _, (outcome,) = answers(made, [request(0, epoch=EVALUATION_EPOCH)])
+
+    stats = outcome.evaluated
+    assert stats is not None
+    assert trained.meta is not None
+    assert trained.meta.stats == stats, "an evaluation counts what training counts"
+    assert (stats.valid_predictions, stats.matched_pairs, stats.gt_objects) == (3, 2, 2)
+    assert (stats.duplicates, stats.fn_appended, stats.matched_maskiou_sum) == (1, 0, 2.0)
+    assert (stats.desc_pairs_total, stats.desc_exact_ok) == (2, 1)
+    assert (stats.decode_mode, stats.repeat_terminated) == ("beam", 0)
+    assert outcome.new_tokens == stats.rollout_len + 1, "the end of turn is generated as well"
+    assert outcome.finish_reason == "stop"
+
+
 def test_a_target_that_is_too_long_is_a_failure_with_its_lengths_not_a_truncated_segment(
     actor: Callable[..., RolloutActor],
 ) -> None:

@@ -12,10 +12,10 @@ from protocol.contracts import Record, Shape
 from protocol.errors import ContractError
 from protocol.matching import MatchSettings
 from protocol.parsing import parse
-from protocol.segments import IGNORE_INDEX
+from protocol.segments import IGNORE_INDEX, SegmentStats
 from protocol.targets import PrefixPolicy, Target
 from protocol.vocab import TokenCodec
-from tests.protocol.checks import check_labels, check_target, make_target
+from tests.protocol.checks import SUFFIX_TEXT, check_labels, check_target, make_target
 from tests.protocol.codecs import CharCodec, qwen_codec
 from tests.protocol.strategies import EXAMPLES, TargetCase, answered, drawn, muddled, record_of
 
@@ -128,6 +128,35 @@ def test_matched_slots_learn_the_true_bins() -> None:
         assert segment.coord_bins[segment.coord_in_prefix].tolist() == list(CAT.bins)
         places = segment.coord_positions[segment.coord_in_prefix]
         assert [CHAR.coord_bins[int(at)] for at in segment.input_ids[places]] == list(shifted.bins)
+
+
+def test_the_counters_of_a_target_tell_its_parse_its_match_and_its_row() -> None:
+    small = Shape("bbox_2d", (500, 500, 560, 560))  # 0.09 of the dog, below the gate
+    entries = {"object_9": _entry("x", Shape("bbox_2d", (0, 900, 50, 990))), "object_1": _entry("cat", CAT)}
+    entries |= {"object_2": {"desc": "without a shape"}, "object_3": _entry("dog", small)}
+    text = json.dumps(entries)[:-1] + ', "object_4": {"desc'
+    parsed, _, target = make_target(text, TWO, CHAR, "rollout", MatchSettings())
+    tail, prefix = (len(CHAR.encode(each)) for each in (target.append_text, parsed.prefix_text))
+    assert target.stats == SegmentStats(
+        gt_objects=2,
+        valid_predictions=3,
+        matched_pairs=1,
+        matched_for_supervision=1,
+        fn_appended=1,
+        gating_rejections=5,  # all pairs of three and two but one
+        matched_maskiou_sum=1.0,
+        parse_dropped_invalid=2,
+        parse_truncated=1,
+        cut_fallback=0,
+        prefix_coord_targets=4,
+        tail_ignored=len("red dog"),
+        prompt_len=len("Q: "),
+        rollout_len=len(CHAR.encode(text)),
+        prefix_len=prefix,
+        train_len=prefix + tail,
+        encoded_len=len("Q: ") + prefix + tail + len(CHAR.encode(SUFFIX_TEXT)),
+    )
+    assert target.appended == (1,)
 
 
 def test_a_record_without_objects_closes_the_list() -> None:
