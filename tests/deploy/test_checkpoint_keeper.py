@@ -22,6 +22,12 @@ def test_saves_are_due_at_each_multiple_once(tmp_path: Path) -> None:
     assert due == [6, 9, 12], "the first step at or after 4, 8 and 12"
 
 
+def test_a_run_saves_its_first_step_where_each_is_saved_and_none_where_none_is(tmp_path: Path) -> None:
+    assert keeper(tmp_path, save_steps=1).due(1)
+    for none in (keeper(tmp_path), keeper(tmp_path, save_strategy="no", save_steps=1)):
+        assert not any(none.due(step) for step in range(3))
+
+
 def test_nothing_is_saved_before_the_delay(tmp_path: Path) -> None:
     saves = keeper(tmp_path, save_steps=2, save_delay_steps=7)
     assert [step for step in (2, 4, 6, 8) if saves.due(step)] == [8]
@@ -53,6 +59,12 @@ def test_the_limit_counts_the_newest_once_where_nothing_was_evaluated(tmp_path: 
         assert saves.snapshot(state(step), position=0)() == tmp_path / "r" / f"checkpoint-{step}"
     assert names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
     assert not (tmp_path / "r" / "best.json").exists()
+
+
+def test_below_the_limit_every_checkpoint_stays(tmp_path: Path) -> None:
+    for step in range(1, 5):
+        keeper(tmp_path, save_total_limit=5).snapshot(state(step), position=0)()
+        assert names(tmp_path) == [f"checkpoint-{number}" for number in range(1, step + 1)]
 
 
 def test_a_smaller_value_can_be_the_better_one(tmp_path: Path) -> None:

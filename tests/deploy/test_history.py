@@ -76,3 +76,14 @@ def test_a_file_that_is_shorter_than_remembered_is_refused_before_any_is_cut(tmp
     with pytest.raises(ConfigError, match=rf"training\.resume: .*{name} holds \d+ bytes, and 10000 when"):
         cut_back(tmp_path, covered | {file: 0 for file in FILES if file != name})
     assert all(len(read(tmp_path / file)) == 2 for file in FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_in_which_no_line_ends_there_is_refused_before_any_is_cut(tmp_path: Path, name: str) -> None:
+    for file in FILES:
+        append(tmp_path / file, {"kind": "publish"}, {"kind": "publish"})
+    covered = lengths(tmp_path)
+    for wrong in (covered[name] - 1, covered[name] // 2 + 1):
+        with pytest.raises(ConfigError, match=rf"training\.resume: .*{name} is not .*: no line ends at byte {wrong};"):
+            cut_back(tmp_path, {file: covered[file] // 2 for file in FILES} | {name: wrong})
+    assert all(len(read(tmp_path / file)) == 2 for file in FILES)

@@ -16,6 +16,7 @@ from protocol.config import RunConfig, config_from_mapping, load_config
 from protocol.config.explain import CALLED, REMOVED, all_paths
 from protocol.config.reference import as_markdown
 from protocol.errors import ConfigError
+from protocol.segments import segment_bytes
 
 ROOT = Path(__file__).parents[2]
 MATCHING = "custom.extra.rollout_matching"
@@ -26,6 +27,11 @@ SHARED_GPU = {
     "cluster__gpus_per_learner": 0.5,
     "matching__offload": BOTH_PARTS,
 }
+LEARNER_ON_GPU = {"cluster__gpus_per_learner": 1}
+NCCL = {"sync__backend": "nccl", "cluster__gpus_per_actor": 1} | LEARNER_ON_GPU
+CARRY = {"training__packing": True, "training__packing_carry": True, "rollout__max_staleness": 1}
+WHOLE_SEGMENT = segment_bytes(20_000)
+"""Of the default `global_max_length`."""
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
@@ -343,12 +349,78 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
             {"tuner": {"train_type": "lora", "lora_rank": 1024}, "matching__vllm__enable_lora": True},
             "tuner.lora_rank: is 1024, and vLLM serves adapters up to 512",
         ),
+        (
+            {
+                "model": {"model": "m", "attn_impl": "flash_attention_2", "torch_dtype": "float32"},
+                "cluster__gpus_per_learner": 1,
+            },
+            "model.attn_impl: flash_attention_2 computes in 16 bits",
+        ),
+        ({"training__eval_strategy": "epoch"}, "training.eval_strategy: is epoch but custom.val_jsonl is missing"),
+        ({"buffer__max_segments": 31}, "buffer.max_segments: must hold effective_batch_size 32 x"),
+        ({"buffer__max_bytes": 32 * WHOLE_SEGMENT - 1}, "buffer.max_bytes: must hold a window of 32 segments"),
+        (
+            CARRY | {"buffer__max_bytes": 64 * WHOLE_SEGMENT - 1},
+            "buffer.max_bytes: must hold a window of 64 segments",
+        ),
+        (
+            NCCL | {"sync__timeout_s": 1800.0, "cluster__step_timeout_s": 1800.0},
+            "sync.timeout_s: must be below cluster.step_timeout_s 1800",
+        ),
+        (
+            NCCL | {"tuner__train_type": "lora", "matching__vllm__enable_lora": True},
+            "sync.backend: nccl broadcasts merged weights",
+        ),
+        (NCCL | {"matching__rollout_backend": "hf"}, "sync.backend: nccl broadcasts merged weights"),
+        (NCCL | {"cluster__gpus_per_actor": 0}, "sync.backend: nccl needs GPUs on both sides"),
+        (
+            {"kubernetes__queue": "team", "cluster__autoscaling": True},
+            "kubernetes.queue: Kueue admits a fixed number of pods",
+        ),
+        (
+            SHARED_GPU | {"cluster__gpus_per_actor": 0.75},
+            "cluster.colocate: engine and learner share one GPU by turns, got cluster.gpus_per_actor 0.75",
+        ),
+        (SHARED_GPU | {"matching__rollout_backend": "hf"}, "cluster.colocate: needs rollout_backend vllm"),
     ],
 )
 def test_settings_that_cannot_work_together_are_refused_by_path(changes: dict[str, Any], paths: str) -> None:
     message = refusal(**changes)
     assert message.startswith(paths)
     assert message.endswith("(run.yaml)")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"matching__max_new_tokens": 4095},
+        {"tuner": {"train_type": "lora", "lora_rank": 512}, "matching__vllm__enable_lora": True},
+        {"model": {"model": "m", "attn_impl": "flash_attention_2"}, "cluster__gpus_per_learner": 1},
+        {"custom__train_sample_limit": 32},
+        {"custom__train_sample_limit": 31, "training__max_steps": 0},
+        {"training__eval_strategy": "no", "training__eval_steps": 5},
+        {"training__eval_strategy": "epoch", "custom__val_jsonl": "val.jsonl"},
+        {"buffer__max_segments": 32, "buffer__max_bytes": 32 * WHOLE_SEGMENT},
+        {"buffer__max_segments": 64, "rollout__max_staleness": 1},
+        {"cluster__gpus_per_learner": 1, "cluster__gpus_per_actor": 2},
+        {"matching__vllm__tensor_parallel_size": 2, "cluster__gpus_per_actor": 2},
+        {"matching__vllm__tensor_parallel_size": 2},
+        {"matching__rollout_backend": "hf", "cluster__gpus_per_actor": 1},
+        {"matching__offload": {"enabled": True, "offload_model": True}, "deepspeed__config": "zero3"} | LEARNER_ON_GPU,
+        {"matching__offload": BOTH_PARTS, "deepspeed__config": "zero1", "model__torch_dtype": "float32"}
+        | LEARNER_ON_GPU,
+        {"kubernetes__queue": "team"},
+        {"cluster__autoscaling": True},
+        {"rollout__num_actors": 2, "cluster__num_learners": 2, "rollout__max_staleness": 1},
+    ],
+)
+def test_settings_at_the_edge_of_a_rule_work_together(changes: dict[str, Any]) -> None:
+    config_from_mapping(minimal(**changes))
+
+
+def test_what_carries_broadcasts_or_shares_a_gpu_loads_as_the_rules_ask_for_it() -> None:
+    for changes in (CARRY | {"buffer__max_bytes": 64 * WHOLE_SEGMENT}, NCCL, SHARED_GPU):
+        config_from_mapping(minimal(**changes))
 
 
 def test_truncation_is_refused_with_the_reason() -> None:
