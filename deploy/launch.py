@@ -108,8 +108,7 @@ def _run(
 
     Raises LearnerError, with its cause, after `cluster.max_learner_restarts` of them without a new checkpoint.
     """
-    limit, failures = config.cluster.max_learner_restarts, 0
-    saved = point.state.step if point else 0
+    limit, failures, saved = config.cluster.max_learner_restarts, 0, 0
     for restarts in itertools.count():
         with _service(config, data, point, observer) as (controller, pool):
             try:

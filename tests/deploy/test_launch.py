@@ -19,7 +19,7 @@ from deploy.demo.scenes import write_scenes
 from deploy.signals import StopSignals
 from protocol.config import RunConfig
 from protocol.errors import ConfigError, EngineError, ImageError, LearnerError, RecordError
-from tests.deploy.test_checkpoints import FolderLearner, config, train_to
+from tests.deploy.test_checkpoints import FolderLearner, config, state, train_to
 
 
 class Runs:
@@ -28,6 +28,7 @@ class Runs:
     def __init__(self, run_config: RunConfig, script: list[Any], saves: bool) -> None:
         self._config = run_config
         self._saves = saves
+        self.stopped = False
         self._script = iter(script)
         self.started_at: list[int] = []
         self.told: list[tuple[int, str]] = []
@@ -38,7 +39,8 @@ class Runs:
     ) -> Iterator[tuple[Any, Any]]:
         state = point.state if point else LoopState()
         self.started_at.append(state.step)
-        yield SimpleNamespace(run=lambda: self._run(state), stop=False, state=state), SimpleNamespace(num_restarts=0)
+        controller = SimpleNamespace(run=lambda: self._run(state), stop=self.stopped, state=state)
+        yield controller, SimpleNamespace(num_restarts=len(self.started_at))
 
     def _run(self, state: LoopState) -> LoopState:
         state.step += 2
@@ -65,7 +67,7 @@ def go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(launch, "_service", runs.service)
         # The runs below train no window, so that there is no ledger to look at.
         monkeypatch.setattr(launch, "rewind", lambda run_dir, point: None)
-        return runs, lambda: launch._run(run_config, SimpleNamespace(), None, runs, StopSignals())  # type: ignore[arg-type]
+        return runs, lambda point=None: launch._run(run_config, SimpleNamespace(), point, runs, StopSignals())  # type: ignore
 
     return run
 
@@ -75,7 +77,25 @@ def test_a_run_whose_learner_fails_goes_on_from_its_last_checkpoint(go: Any) -> 
     result = run()
     assert runs.started_at == [0, 2, 4]
     assert runs.told == [(2, "rank 1 died"), (4, "rank 0 died")]
-    assert (result.state.step, result.learner_restarts) == (7, 2)
+    assert (result.state.step, result.actor_restarts, result.learner_restarts) == (7, 3, 2)
+
+
+def test_a_run_from_another_runs_checkpoint_goes_back_there_until_it_has_one_of_its_own(
+    go: Any, tmp_path: Path
+) -> None:
+    path = CheckpointKeeper(config(tmp_path, run_name="other"), FolderLearner(), 100).snapshot(state(4), position=0)()
+    runs, run = go(LearnerError("rank 1 died"), LearnerError("rank 0 died"), limit=1, saves=False)
+    with pytest.raises(LearnerError, match=r"failed 2 times since the checkpoint of step 4 .*, last at step 7: rank 0"):
+        run(ResumePoint.read(path))
+    assert runs.started_at == [4, 4]
+
+
+def test_a_learner_that_fails_while_the_run_stops_ends_it(go: Any) -> None:
+    runs, run = go(LearnerError("rank 1 died"))
+    runs.stopped = True
+    with pytest.raises(LearnerError, match=r"^rank 1 died$"):
+        run()
+    assert (runs.started_at, runs.told) == ([0], [])
 
 
 def test_the_limit_ends_the_run_with_the_cause(go: Any) -> None:
@@ -201,9 +221,37 @@ def test_a_run_without_its_last_evaluation_or_its_summary_begins(ended: Path) ->
     write_scenes(ended, "val", 1, seed=1)
     with pytest.raises(Began):
         launch.train(base.model_copy(update={"custom": base.custom.model_copy(update={"val_jsonl": "val.jsonl"})}))
-    (ended / "r" / "summary.json").unlink()
+    summary = ended / "r" / "summary.json"
+    summary.write_text(json.dumps({"steps": 4}))  # of an end before the run went on
     with pytest.raises(Began):
         launch.train(base)
+    summary.unlink()
+    with pytest.raises(Began):
+        launch.train(base)
+
+
+@pytest.mark.parametrize("evaluated_at", [4, 6])
+def test_a_run_has_ended_once_the_evaluation_of_its_last_step_is_remembered(ended: Path, evaluated_at: int) -> None:
+    write_scenes(ended, "val", 1, seed=1)
+    base = config(ended, resume="auto", max_steps=6)
+    evaluations = [(step, {"eval_rollout_f1": 0.5}) for step in (0, evaluated_at)]
+    at_the_end = LoopState(step=6, trained=60, evaluations=evaluations)
+    CheckpointKeeper(base, FolderLearner(), 100, last_step=6).snapshot(at_the_end, position=60)()
+    with contextlib.nullcontext() if evaluated_at == 6 else pytest.raises(Began):
+        custom = base.custom.model_copy(update={"val_jsonl": "val.jsonl"})
+        assert launch.train(base.model_copy(update={"custom": custom}))["steps"] == 6
+
+
+def test_a_summary_compares_the_first_evaluation_with_the_last(tmp_path: Path) -> None:
+    ended = LoopState(step=6, version=3, accepted=64, trained=60, quarantined=2, versions_used={2, 0})
+    ended.evaluations = [(step, {"eval_rollout_f1": f1}) for step, f1 in ((0, 0.5), (4, 0.9), (6, 0.7))]
+    summary = launch.summarise(config(tmp_path), launch.RunResult(ended, 5, 1), wall_s=12.34)
+    assert (summary["f1_before"], summary["f1_after"]) == (0.5, 0.7)
+    assert [summary[name]["eval_rollout_f1"] for name in ("before", "after")] == [0.5, 0.7]
+    counted = ("steps", "rollouts", "policy_versions", "versions_used", "quarantined", "restarts", "learner_restarts")
+    assert [summary[name] for name in counted] == [6, 64, 3, [0, 2], 2, 5, 1]
+    nothing = launch.summarise(config(tmp_path), launch.RunResult(LoopState(), 0, 0), wall_s=1.0)
+    assert (nothing["f1_before"], nothing["f1_after"], nothing["before"], nothing["after"]) == (None, None, {}, {})
 
 
 def test_a_run_that_has_ended_is_refused_with_other_settings_too(ended: Path) -> None:
