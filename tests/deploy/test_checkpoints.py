@@ -128,6 +128,16 @@ def test_a_resume_cuts_metrics_and_ledger_back_to_its_checkpoint(tmp_path: Path)
     assert [window.last_step for window in read_ledger(tmp_path / "r")] == [1, 2, 3, 4]
 
 
+def test_a_resume_finds_the_checkpoint_that_a_crash_left_without_its_name(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=5)
+    newest = tmp_path / "r" / "checkpoint-4"
+    newest.rename(newest.with_name(".checkpoint-4.replaced"))
+    point = begin_run(config(tmp_path, resume="auto"), 100)
+    assert point is not None
+    assert (point.path, point.state.step) == (newest, 4)
+    assert names(tmp_path) == ["checkpoint-2", "checkpoint-4"]
+
+
 @pytest.mark.parametrize("named", ["auto", "runs/r/checkpoint-4"])
 def test_a_run_below_the_working_directory_resumes_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str

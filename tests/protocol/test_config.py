@@ -381,6 +381,10 @@ def test_a_value_out_of_type_or_range_is_refused(changes: dict[str, Any], words:
             SHARED_GPU | {"cluster__gpus_per_actor": 0.75},
             "cluster.colocate: engine and learner share one GPU by turns, got cluster.gpus_per_actor 0.75",
         ),
+        (
+            SHARED_GPU | {"cluster__gpus_per_actor": 0},
+            "cluster.colocate: engine and learner share one GPU by turns, got cluster.gpus_per_actor 0 and",
+        ),
         (SHARED_GPU | {"matching__rollout_backend": "hf"}, "cluster.colocate: needs rollout_backend vllm"),
     ],
 )
