@@ -148,6 +148,7 @@ def test_a_run_below_the_working_directory_resumes_in_place(
     assert point is not None
     assert point.path == tmp_path / "runs" / "r" / "checkpoint-4"
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["r"]
+    assert not (tmp_path / "runs" / "r" / "resumed_from").exists(), "it came from no other run"
     assert steps(tmp_path / "runs" / "r")[-1] == 4
 
 
@@ -184,8 +185,10 @@ def test_a_run_from_another_runs_checkpoint_has_the_answers_before_it(tmp_path: 
 
 
 def test_without_a_checkpoint_going_back_forgets_everything(tmp_path: Path) -> None:
-    train_to(tmp_path, last_step=1)
+    train_to(tmp_path, last_step=3)
     rewind(tmp_path / "r", None)
+    assert names(tmp_path) == []
+    assert (tmp_path / "r" / "checkpoint-2.abandoned").is_dir()
     assert steps(tmp_path / "r") == []
     assert read_ledger(tmp_path / "r") == []
 
@@ -196,6 +199,16 @@ def test_a_ledger_that_lost_a_line_is_refused_by_name(tmp_path: Path) -> None:
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(ConfigError, match=r"training\.resume: .*ledger\.jsonl holds \d+ bytes, and \d+ when"):
         begin_run(config(tmp_path, resume="auto"), 100)
+
+
+def test_a_ledger_that_holds_a_rollout_twice_is_refused_at_a_resume_and_by_a_run_that_goes_back(tmp_path: Path) -> None:
+    train_to(tmp_path, last_step=4)
+    ledger = tmp_path / "r" / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace("record=11/", "record=10/"))
+    with pytest.raises(ConfigError, match="1 rollouts were trained more than once, the first is record=10/"):
+        begin_run(config(tmp_path, resume="auto"), 100)
+    with pytest.raises(ConfigError, match="1 rollouts were trained more than once, the first is record=10/"):
+        rewind(tmp_path / "r", ResumePoint.read(tmp_path / "r" / "checkpoint-4"))
 
 
 def test_a_checkpoint_that_was_just_taken_is_not_written_again(tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ def test_run_dir_is_output_dir_and_the_files_name(tmp_path: Path) -> None:
     assert config.run_dir == Path("out/night")
     assert config.logging_dir == Path("tb/night")
     assert config.monitor_dump_dir == Path("out/night/monitor_dumps")
+    given = minimal(training__output_dir="out", training__run_name="a", matching__monitor_dump={"out_dir": "dumps"})
+    config = config_from_mapping(given)
+    assert (config.logging_dir, config.monitor_dump_dir) == (Path("out/a"), Path("dumps"))
 
 
 def test_later_layers_win_key_by_key(tmp_path: Path) -> None:
@@ -477,7 +480,8 @@ def test_epochs_become_optimizer_steps(drop_last: bool, steps: int) -> None:
     )
     config = config_from_mapping(values)
     assert config.num_optimizer_steps(50) == steps  # 100 rollouts are 3.1 windows of 32
-    assert config_from_mapping(minimal(training__max_steps=5)).num_optimizer_steps(50) == 5
+    for given in (0, 5):
+        assert config_from_mapping(minimal(training__max_steps=given)).num_optimizer_steps(50) == given
 
 
 @pytest.mark.parametrize(
