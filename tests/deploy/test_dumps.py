@@ -246,6 +246,24 @@ def test_the_first_parse_failures_of_each_actor_are_logged_with_their_place(
     assert "^^^" in failures[0]
 
 
+WHOLE = assistant_text([CAT])
+
+
+@pytest.mark.parametrize("text", [WHOLE.replace(CAT.desc, ""), WHOLE[:-1], WHOLE])
+@pytest.mark.parametrize("is_segment", [True, False])
+def test_an_answer_that_was_refused_in_part_or_cut_off_is_a_parse_failure(
+    config: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, is_segment: bool
+) -> None:
+    outcome = answered(tmp_path, 2, text=text)
+    assert outcome.meta is not None
+    stats = outcome.meta.stats
+    assert (stats.parse_dropped_invalid, stats.parse_truncated) == (CAT.desc not in text, text == WHOLE[:-1])
+    log = RolloutLog(config(f"{MATCHING}.debug_dump_parse_failures=true"))
+    log.outcome(outcome if is_segment else replace(outcome, meta=None, failure="Oversize: x: too long"))
+    log.close()
+    assert [line.startswith("record=2/") for line in caplog.messages] == ([] if text == WHOLE else [True])
+
+
 def test_every_mark_has_its_colour_in_the_picture(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), "white").save(tmp_path / "x.png")
     far = GroundTruth(index=3, desc="x", shape=Shape("bbox_2d", (20, 500, 120, 600)))
