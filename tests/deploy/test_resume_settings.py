@@ -111,6 +111,13 @@ def test_one_changed_end_of_a_weight_file_makes_another_model(tmp_path: Path) ->
     assert not same(one, other)
 
 
+def test_a_weight_file_of_another_size_makes_another_model_whatever_is_in_it(tmp_path: Path) -> None:
+    models = [write_model(tmp_path / f"{size}" / "hf", 1) for size in (3, 50_000, 60_000)]
+    for folder in models:
+        (folder / "model.safetensors").write_bytes(bytes(int(folder.parent.name)))
+    assert [[same(then, now) for now in models] for then in models] == np.eye(3, dtype=bool).tolist()
+
+
 def test_a_name_on_a_hub_and_its_folder_in_the_cache_are_one_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

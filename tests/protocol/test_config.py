@@ -442,6 +442,15 @@ def test_rollout_matching_overrides_the_coordinate_loss() -> None:
     assert (config.coord_loss.temperature, config.coord_loss.soft_ce_weight) == (2.0, 0.5)
 
 
+def test_what_is_dumped_is_the_coordinate_loss_in_effect(tmp_path: Path) -> None:
+    loss = {"target_sigma": 3.0, "target_truncate": 16, "soft_ce_weight": 0.5, "w1_weight": 0.25, "gate_weight": 0.75}
+    config = config_from_mapping(minimal(custom__coord_soft_ce_w1=loss | {"temperature": 2.0}))
+    config.dump(tmp_path / "run.yaml")
+    assert load_config(tmp_path / "run.yaml").coord_loss == config.coord_loss
+    dumped = yaml.safe_load((tmp_path / "run.yaml").read_text())["custom"]["extra"]["rollout_matching"]
+    assert {name: dumped[name] for name in (*loss, "temperature_coord")} == loss | {"temperature_coord": 2.0}
+
+
 def test_a_written_null_truncate_overrides_and_an_absent_one_does_not() -> None:
     loss = {"target_truncate": 16}
     absent = config_from_mapping(minimal(custom__coord_soft_ce_w1=loss))
