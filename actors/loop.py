@@ -109,8 +109,6 @@ class LoopSettings:
     packing_drop_last: bool = True
     """With carry: what the last window holds back stays untrained."""
     save_last: bool = True
-    learning: bool = True
-    """False where the learning rate is 0 throughout: then a publish may change nothing."""
     takes_turns: bool = False
     """Engines leave their device before the learner uses it (`cluster.colocate`)."""
     num_eval_traced: int = 0

@@ -88,12 +88,12 @@ def check_attested(engine: str, report: LoadReport, manifest: WeightsManifest) -
 def check_changed(manifest: WeightsManifest) -> None:
     """NothingChangedError when the engines would serve what they served before (SPEC A17).
 
-    A warning where no step since the publish before had a rate that rounding shows.
+    Nothing need change where every step since the publish before was skipped or had a rate of 0; a warning where none
+    had a rate that rounding shows.
     """
-    stepped = manifest.extra.get("optimizer_steps", 1.0) > 0  # none where every step of the window was skipped
-    if not stepped or manifest.changed_tensors > 0:
-        return
     rate = manifest.extra.get("largest_learning_rate", math.inf)
+    if manifest.extra.get("optimizer_steps", 1.0) == 0 or rate == 0 or manifest.changed_tensors > 0:
+        return
     if rate < REAL_RATE:
         log.warning(
             "version %d: 0 of %d published tensors changed: rounding hides a learning rate of %.1e; where that is not "

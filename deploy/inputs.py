@@ -88,7 +88,6 @@ def loop_settings(config: RunConfig, num_records: int) -> LoopSettings:
         min_fill=training.packing_min_fill_ratio,
         desc_enabled=config.matching.desc_monitor.enabled,
         desc_every=config.matching.desc_monitor.every(training.logging_steps),
-        learning=training.learning_rate > 0,
         num_eval_traced=EVALUATED_KEPT if config.rollout.record_bytes else 0,
         skip_publish=config.sync.debug_skip_publish,
         takes_turns=config.cluster.colocate,

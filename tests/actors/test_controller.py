@@ -331,10 +331,6 @@ def test_a_publish_that_changes_nothing_after_a_step_ends_the_run() -> None:
         build(changed=0).controller.run()
 
 
-def test_a_publish_may_change_nothing_where_the_learning_rate_is_zero() -> None:
-    assert build(changed=0, learning=False).controller.run().version == 3
-
-
 @pytest.mark.parametrize(("max_staleness", "loses_after"), [(0, 0), (2, 1)])
 def test_a_lost_segment_is_rolled_out_again_and_trained_in_its_old_place(max_staleness: int, loses_after: int) -> None:
     """Also where younger requests are running."""

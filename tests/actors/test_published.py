@@ -101,9 +101,13 @@ def test_an_engine_that_serves_another_version_or_other_bytes_is_refused(
         check_attested("actor-0", replace(served, version=version, bucket_checksums=checksums), manifest)
 
 
-def test_a_publish_may_change_nothing_only_where_every_step_of_the_window_was_skipped() -> None:
+def test_a_publish_may_change_nothing_only_where_every_step_of_the_window_was_skipped_or_had_no_rate(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     manifest = replace(publish(1, ["a"])[0], changed_tensors=0)
     check_changed(replace(manifest, extra={"optimizer_steps": 0.0}))
+    check_changed(replace(manifest, extra={"optimizer_steps": 2.0, "largest_learning_rate": 0.0}))
+    assert not caplog.text
     check_changed(replace(manifest, changed_tensors=1))
     for extra in ({}, {"optimizer_steps": 1.0}):
         with pytest.raises(NothingChangedError, match="0 of 1 published tensors"):

@@ -42,7 +42,6 @@ def run(matching: dict[str, Any] | None = None, custom: dict[str, Any] | None = 
         (run({"desc_monitor": {"every_steps": 7}}), "desc_every", 7, 5),
         (run(training={"packing_drop_last": False}), "packing_drop_last", False, True),
         (run(training={"save_last_epoch": False}), "save_last", False, True),
-        (run(training={"learning_rate": 0.0}), "learning", False, True),
         (run(rollout={"record_bytes": 0}), "num_eval_traced", 0, EVALUATED_KEPT),
         (run(sync={"debug_skip_publish": True}), "skip_publish", True, False),
         (run(custom={"val_jsonl": "v.jsonl"}, training={"eval_steps": 9}), "eval_steps", 9, 0),
