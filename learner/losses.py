@@ -96,7 +96,7 @@ def coord_terms(
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     num_bins = coord_logits_CK.shape[-1]
-    raw = coord_logits_CK.float().nan_to_num(nan=0.0, posinf=LOGIT_LIMIT, neginf=-LOGIT_LIMIT)
+    raw = coord_logits_CK.float().nan_to_num(nan=0.0)
     scores = raw.clamp(-LOGIT_LIMIT, LOGIT_LIMIT) / temperature
     target = coord_target(bins_C.to(scores.device), sigma, truncate, num_bins)
     log_p = functional.log_softmax(scores, dim=-1)

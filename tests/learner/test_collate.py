@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from learner.collate import Vision, check_prompt, collate_packed, collate_padded, split_packed
+from learner.collate import Vision, check_prompt, collate_nothing, collate_packed, collate_padded, split_packed
 from protocol.contracts import RequestKey
 from protocol.errors import ContractError, PromptMismatchError
 from protocol.segments import IGNORE_INDEX, Segment
@@ -20,6 +21,7 @@ from protocol.segments import IGNORE_INDEX, Segment
 ROOT = Path(__file__).resolve().parents[2]
 HOMES = (ROOT / "tests/protocol/golden/cases.json", ROOT.parent / "shared/cases/golden.json")
 Coord = tuple[int, int, bool]
+IMAGE = Vision(torch.ones(2, 4), torch.tensor([[1, 1, 2]]))
 NO_IMAGE = Vision(torch.zeros(0, 4), torch.zeros(0, 3, dtype=torch.long))
 
 
@@ -79,9 +81,33 @@ def test_padded_rows_keep_the_order_of_packed_targets() -> None:
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]]
     assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
+    assert batch.position_ids[0].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
+    assert batch.position_ids[3].tolist() == [[100, 101, 102, 103, 104], [100, 101, 102, 0, 0]]
     assert batch.coord_batch.tolist() == [0, 0, 1]
     assert batch.ce_ids().tolist() == [4, 8]
     assert batch.supervised_rows().tolist() == [2, 6, 3, 1, 5]
+
+
+def test_a_rank_without_a_segment_gets_a_forward_that_supervises_nothing() -> None:
+    batch = collate_nothing([5, 6, 7], IMAGE, count_up)
+    assert batch.input_ids.tolist() == [[5, 6, 7]]
+    assert batch.position_ids[:2].tolist() == [[[0, 1, 2]], [[100, 101, 102]]]
+    assert (batch.segment_lengths, len(batch.pixel_values)) == ((3,), 2), "through the vision tower, too"
+    assert (batch.ce_ids().tolist(), batch.supervised_rows().tolist()) == ([], [])
+    assert (batch.keys, batch.num_tokens) == ((), 0), "nothing is counted, and no record named"
+
+
+@pytest.mark.parametrize("collate", [collate_packed, collate_padded])
+def test_a_batch_moves_with_all_its_tensors_and_only_its_pixels_change_their_dtype(collate: Any) -> None:
+    batch = collate([ONE, TWO], [IMAGE] * 2, count_up)
+    moved = batch.to(torch.device("meta"), torch.bfloat16)
+    for field in fields(batch):
+        before, after = getattr(batch, field.name), getattr(moved, field.name)
+        if isinstance(before, Tensor):
+            dtype = torch.bfloat16 if field.name == "pixel_values" else before.dtype
+            assert (after.device.type, after.dtype, after.shape) == ("meta", dtype, before.shape), field.name
+        else:
+            assert after == before, field.name
 
 
 def test_segments_that_do_not_fit_are_refused_with_their_lengths() -> None:
@@ -98,6 +124,12 @@ def test_a_prompt_mismatch_names_lengths_and_the_first_difference() -> None:
         PromptMismatchError, match=r"to 4 ids, the engine to 2, .* position 2 \(learner 3, engine None\)"
     ):
         check_prompt(RequestKey(7), np.array([1, 2], np.int32), np.array([1, 2, 3, 4], np.int32))
+    answer = np.array([1, 2, 3, 9], np.int32)
+    with pytest.raises(
+        PromptMismatchError, match=r"to 2 ids, the engine to 3, .* position 2 \(learner None, engine 3\)"
+    ):
+        check_prompt(RequestKey(7), answer, answer[:2], prompt_len=3)
+    check_prompt(RequestKey(7), answer, answer[:3], prompt_len=3)
 
 
 @pytest.mark.parametrize("case", golden("labels_packed"))

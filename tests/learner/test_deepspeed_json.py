@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from learner.deepspeed_json import OWNED, deepspeed_config, read_json
+from learner.deepspeed_json import OWNED, deepspeed_config, offloads_optimizer, read_json
 from protocol.errors import ConfigError
 from tests.learner import tiny
 
@@ -25,6 +25,7 @@ def test_auto_and_absent_values_of_deepspeeds_json_are_filled_in() -> None:
     assert found["zero_optimization"] == {"stage": 2, "overlap_comm": True}
     assert found["bf16"]["enabled"] is True
     assert (found["gradient_clipping"], found["train_micro_batch_size_per_gpu"]) == (0.0, 1)
+    assert found["gradient_accumulation_steps"] == 1
     assert "train_batch_size" not in found
 
 
@@ -40,6 +41,19 @@ def test_an_optimizer_that_is_only_named_is_the_one_that_is_used_anyway() -> Non
     for other in ({"type": "Adam"}, {"type": "AdamW", "params": {"lr": 1e-4}}):
         with pytest.raises(ConfigError, match=r"deepspeed\.config: optimizer is set to .*training\.learning_rate"):
             deepspeed_config(tiny.settings(Path("x"), deepspeed={"optimizer": other}))
+
+
+def test_what_agrees_with_the_other_settings_is_accepted_and_null_is_nothing() -> None:
+    assert read_json({"bf16": {"enabled": True}}, "bfloat16") == {"bf16": {"enabled": True}}
+    assert read_json(
+        {"zero_optimization": {"stage": 2, "offload_param": None}}, "bfloat16", ("model", "optimizer")
+    ) == {"zero_optimization": {"stage": 2}}
+
+
+def test_the_optimizer_is_in_host_memory_where_the_json_says_cpu() -> None:
+    assert offloads_optimizer({"zero_optimization": {"stage": 2, "offload_optimizer": CPU}})
+    assert not offloads_optimizer({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}})
+    assert not offloads_optimizer({})
 
 
 def test_details_of_a_16_bit_dtype_are_kept() -> None:

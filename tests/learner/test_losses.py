@@ -89,6 +89,9 @@ def test_golden_full_step(case: dict[str, Any]) -> None:
 def test_a_soft_target_of_no_width_is_refused() -> None:
     with pytest.raises(ValueError, match="target_sigma must be > 0"):
         coord_target(3, 0.0)
+    with pytest.raises(ValueError, match="target_truncate must be null or >= 0, got -1"):
+        coord_target(3, 1.0, -1)
+    assert coord_target(3, 0.5, num_bins=9)[3] == pytest.approx(1 / (1 + 2 * math.exp(-2)), rel=1e-3), "any other works"
     with pytest.raises(ValueError, match="temperature must be > 0"):
         coord_terms(torch.zeros(1, 5), torch.tensor([1]), sigma=1.0, truncate=None, temperature=0.0)
 
@@ -120,6 +123,13 @@ def test_micro_batch_scales_give_the_mean_of_means() -> None:
     first, second = (scales("micro_batch", counts, ce, coord, world_size=1) for ce, coord in ((2, 1), (8, 3)))
     assert first.ce * 2 * 5.0 + second.ce * 8 * 7.0 == pytest.approx((5.0 + 7.0) / 2)
     assert first.coord * 1 * 3.0 + second.coord * 3 * 9.0 == pytest.approx((3.0 + 9.0) / 2)
+
+
+@pytest.mark.parametrize("normalization", ["global", "micro_batch"])
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_step_that_supervises_nothing_of_a_kind_or_one_divides_by_one(normalization: Any, count: int) -> None:
+    counts = StepCounts(ce_tokens=count, coord_targets=count, num_micro_batches=count)
+    assert scales(normalization, counts, count, count, world_size=3) == LossScales(3.0, 3.0)
 
 
 def head_and_targets(vocabulary: int = 1100, hidden: int = 16) -> tuple[torch.nn.Linear, dict[str, torch.Tensor]]:

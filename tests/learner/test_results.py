@@ -47,6 +47,12 @@ def test_sums_add_up_and_times_are_the_slowest_ranks() -> None:
     assert metrics["train/ce_tokens"] == 4.0
 
 
+def test_the_phases_of_micro_batches_add_up_each_for_itself() -> None:
+    first, second = Seconds(1.0, 2.0, 3.0, 4.0, 5.0), Seconds(fetch=10.0, optimizer=20.0)
+    assert first + second == Seconds(11.0, 2.0, 3.0, 4.0, 25.0)
+    assert (first + Seconds()).busy == first.busy == 15.0
+
+
 def test_a_mean_without_observations_is_absent() -> None:
     metrics = combine([rank(LossSums(2.0, 1), 2.0, Seconds())]).metrics()
     assert metrics["loss/ce"] == 2.0

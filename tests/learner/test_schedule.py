@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from learner.schedule import learning_rate
@@ -26,7 +28,14 @@ def test_cosine_is_half_way_in_the_middle_and_stays_at_its_floor() -> None:
     settings = ScheduleSettings(kind="cosine", max_steps=12, warmup_steps=2, min_lr=0.1)
     assert learning_rate(1.0, 2, settings) == 1.0
     assert learning_rate(1.0, 7, settings) == pytest.approx(0.55)
+    third = ScheduleSettings(kind="cosine", max_steps=3)
+    assert rates(third, range(3)) == pytest.approx([1.0, 0.75, 0.25]), "and linear nowhere else"
     assert rates(settings, range(12, 15)) == pytest.approx([0.1] * 3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_a_warm_up_as_long_as_the_run_ends_at_the_peak(kind: Any) -> None:
+    assert rates(ScheduleSettings(kind=kind, max_steps=2, warmup_steps=2), range(3)) == [0.5, 1.0, 1.0]
 
 
 def test_a_floor_above_a_groups_peak_leaves_the_group_constant() -> None:
