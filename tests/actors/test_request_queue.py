@@ -158,4 +158,29 @@ def test_a_load_that_fails_does_not_split_a_group() -> None:
     queue.give_back(member, EngineError("x"), by_request=True)
     planned(queue, member)
     queue.give_back(member, SyncError("serves version 3, published was 4"), by_request=False)
+    assert len(queue) == 20, "each of them once"
     assert planned(queue, member) == {"actor-0": [0, 1, 2, 3]}
+
+
+def test_suspects_wait_for_an_actor_that_owes_nothing_and_the_others_wait_behind_them() -> None:
+    dead, busy = synced("a"), synced("b")
+    queue = queue_of(3)
+    assert planned(queue, dead, busy) == {"a": [0, 2], "b": [1]}
+    queue.give_back(dead, EngineError("x"), by_request=True)
+    queue.submit([request(3)])
+    assert planned(queue, busy) == {}, "it would share their end, and what it took more would keep them waiting"
+    queue.answered(busy, RequestKey(1, 0))
+    assert planned(queue, busy) == {"b": [0]}
+
+
+def test_the_oldest_open_request_counts_from_its_submission_until_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    queue, member = queue_of(1), synced()
+    now = 103.0
+    queue.submit([request(1)])
+    planned(queue, member)
+    now = 105.0
+    assert queue.oldest_s == 5.0
+    queue.answered(member, RequestKey(0, 0))
+    assert queue.oldest_s == 2.0

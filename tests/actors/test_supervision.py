@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from actors.member import ActorState, Call, Member
@@ -33,9 +35,13 @@ def test_a_silent_actor_is_suspect_at_half_the_limit_and_given_no_requests() -> 
     assert member.takes_requests
     judge(member, 10, now=105.1)
     assert (member.state, member.takes_requests) == (ActorState.SUSPECT, False)
+    member.progressed_at = 101.0
+    judge(member, 10, now=106.1)
+    assert member.state is ActorState.SUSPECT, "it moved, and was silent for longer than half since"
     member.progressed_at = 106.0
-    judge(member, 10, now=107.0)
+    judge(member, 10, now=111.0)
     assert member.state is ActorState.SYNCED
+    judge(member, 10, now=116.0)
     with pytest.raises(DeadlineError, match=r"did no step or answered no heartbeat for 11 s"):
         judge(member, 10, now=117.0)
 
@@ -61,6 +67,14 @@ def test_pauses_double_and_an_actor_is_given_up_after_its_limit_in_a_row() -> No
     plan_restart(member, [member, other], LIMITS, EngineError("x"))
     assert member.given_up
     assert member.causes == {"EngineError": 3}
+
+
+def test_no_pause_is_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    member = synced()
+    member.failures = 7
+    plan_restart(member, [member], replace(LIMITS, max_restarts=20), EngineError("x"))
+    assert member.retry_at == 1000.0 + LIMITS.max_backoff_s
 
 
 def test_the_run_ends_when_fewer_than_min_healthy_actors_are_left() -> None:
