@@ -339,3 +339,37 @@ def test_what_the_others_answered_is_told_before_the_run_ends_of_the_one_that_fa
     assert [outcome.key for outcome, _ in pool.poll(0)] == [key]
     with pytest.raises(EngineError, match="the first is gone"):
         pool.poll(0)
+
+
+def test_an_engine_that_does_not_leave_the_device_is_restarted_and_the_run_ends_where_too_few_are_left(
+    handle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[Any] = []
+    monkeypatch.setattr("ray.kill", killed.append)
+
+    def late(*_: object) -> None:
+        raise DeadlineError("waited 60 s")
+
+    monkeypatch.setattr("actors.turns.get", late)
+    handle.sleep = Remote()
+    member = synced()
+    pool = pool_of(member, handle)
+    pool.sleep()
+    assert (member.state, killed) == (ActorState.DEAD, [handle]), "it is started again in the engines' turn"
+
+    last = synced()
+    last.failures = LIMITS.max_restarts
+    with pytest.raises(EngineError, match="0 of 1 actors are left"):
+        pool_of(last, handle).sleep()
+
+
+def test_a_load_is_awaited_also_where_the_run_ends(handle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[Any] = []
+    monkeypatch.setattr("actors.turns.get", lambda ref, *_: order.append(ref))
+    handle.sleep = Remote()
+    member = synced()
+    pool = pool_of(member, handle)
+    manifest = WeightsManifest(version=4, full=True, tensors=(), bucket_checksums=(), changed_tensors=1, group=GROUP)
+    pool._calls.load([member], manifest, [])
+    pool.sleep(last=True)
+    assert order == [handle.load_weights.calls[0][0], handle.sleep.calls[0][0]]
