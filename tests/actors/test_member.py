@@ -73,6 +73,13 @@ def test_an_engine_with_a_reason_to_stand_still_is_not_silent(clock: SimpleNames
     assert member.progressed_at == 120.0
 
 
+def test_a_group_of_answers_is_a_sign_of_work_and_tells_where_its_segments_are(clock: SimpleNamespace) -> None:
+    member = owing()
+    member.collecting, clock.s = Collect("segments", "report"), 110.0
+    assert member.answered(ran(5)) == "segments"
+    assert (member.progressed_at, member.collecting) == (110.0, None)
+
+
 def test_an_actor_is_started_again_only_where_it_is_dead_not_given_up_and_its_pause_is_over() -> None:
     member = Member("actor-0", retry_at=10.0)
     assert [member.is_due(now) for now in (9.9, 10.0)] == [False, True]
