@@ -61,9 +61,6 @@ def compare_candidates(
     predictions: Sequence[Shape], truths: Sequence[Shape], settings: MatchSettings
 ) -> tuple[Int64Array, Int64Array, FloatArray]:
     """Prediction, truth and mask IoU of each pair that may match, row by row; [n] each."""
-    if not (predictions and truths):
-        nothing = np.zeros(0, dtype=np.int64)
-        return nothing, nothing, np.zeros(0)
     left = ShapeTable.of(predictions, settings.maskiou_resolution)
     right = ShapeTable.of(truths, settings.maskiou_resolution)
     rows, columns = _candidates(left, right, max(1, settings.candidate_top_k))

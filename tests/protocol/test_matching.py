@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 
 from protocol.contracts import Prediction, Shape
-from protocol.matching import MatchSettings, count_duplicates, match
+from protocol.geometry import mask_iou
+from protocol.matching import MatchSettings, compare_candidates, count_duplicates, match
 from tests.protocol.checks import check_match, check_more_predictions, check_truth_order
 from tests.protocol.strategies import EXAMPLES, MatchCase, drawn, match_case
 
@@ -41,6 +42,13 @@ def test_nothing_predicted_leaves_every_truth_missing() -> None:
 def test_without_truths_every_prediction_is_spurious() -> None:
     result = match([box(0, 0, 9, 9)], [], MatchSettings())
     assert (result.pairs, result.false_negatives, result.false_positives) == ((), (), (0,))
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (0, 3), (3, 0)])
+def test_where_one_side_is_empty_nothing_is_compared(counts: tuple[int, int]) -> None:
+    left, right = ([box(0, 0, 9, 9)] * count for count in counts)
+    compared = compare_candidates(left, right, MatchSettings(candidate_top_k=2))
+    assert [each.tolist() for each in compared] == [[], [], []]
 
 
 def test_a_prediction_far_from_everything_is_compared_with_the_nearest_centres() -> None:
@@ -91,3 +99,10 @@ def test_equal_shapes_without_area_are_duplicates() -> None:
 
 def test_equal_shapes_with_different_descs_are_no_duplicates() -> None:
     assert count_duplicates([prediction(desc, box(1, 1, 500, 500)) for desc in ("cat", "dog")]) == 0
+
+
+def test_a_mask_iou_of_exactly_nine_tenths_is_a_duplicate() -> None:
+    wide, narrow, narrower = box(0, 0, 40, 500), box(0, 0, 36, 500), box(0, 0, 33, 500)
+    assert mask_iou(wide, narrow, 256) == 0.9
+    assert count_duplicates([prediction("cat", wide), prediction("cat", narrow)]) == 1
+    assert count_duplicates([prediction("cat", wide), prediction("cat", narrower)]) == 0
