@@ -214,13 +214,7 @@ class _Machine:
             self.closed = True
 
     def _open_bracket(self, start: int) -> None:
-        if (
-            self.depth == 2
-            and self.current is not None
-            and self.capture is None
-            and self.last_key is not None
-            and self.last_key in _GEOMETRY_KEYS
-        ):
+        if self.depth == 2 and self.current is not None and self.capture is None and self.last_key in _GEOMETRY_KEYS:
             self.capture = self.brackets
             self.current.arrays.append((start, -1))
         self.brackets += 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from protocol.contracts import RejectReason, Shape
-from protocol.parsing import parse
+from protocol.parsing import caret, parse
 from protocol.vocab import TokenCodec
 from tests.protocol.checks import check_parse, check_prefix, check_rejects
 from tests.protocol.codecs import CharCodec, TinyCodec, qwen_codec
@@ -31,6 +31,7 @@ def test_any_token_sequence_parses_as_the_specification_reads_it(raw: bytes) -> 
 @example('{"object_1": {"desc": "a", "bbox_2d": ["<|coord_0|>"}, "object_2": {}}')
 @example('[{"object_1": {}}, {"object_2": {}}] {"object_3": {}}')
 @example('{"object_1": 5 {"desc": "a"}}')
+@example('{"object_1": {"bbox_2d": ["<|coord_0|>"}], "object_2": {}}')
 def test_any_mutilated_answer_parses_as_the_specification_reads_it(text: str) -> None:
     tiny = TINY.encode(text)
     ids, codec = ((tiny, TINY), (TINY.damage(tiny), TINY), (CHAR.encode(text), CHAR))[len(text) % 3]
@@ -198,3 +199,33 @@ def test_an_integer_too_long_to_convert_is_a_reject_and_no_error() -> None:
 def test_a_lone_surrogate_in_a_desc_becomes_the_replacement_character() -> None:
     parsed = parse(CHAR.encode('{"object_1": {"desc": "\\ud800x", ' + BOX + "}}"), CHAR)
     assert [item.desc for item in parsed.predictions] == ["\ufffdx"]
+
+
+def test_an_answer_that_begins_with_the_end_of_turn_is_empty_whatever_follows() -> None:
+    parsed = parse(CHAR.encode('<|im_end|>{"object_1": {"desc": "a", ' + BOX + "}}"), CHAR)
+    assert (parsed.response_ids.tolist(), parsed.predictions, parsed.prefix_text) == ([], (), "{")
+
+
+def test_a_geometry_that_is_said_twice_is_rejected_for_the_tokens_of_both() -> None:
+    """JSON reads the last of them alone, which would fit."""
+    (reject,) = parse(CHAR.encode('{"object_1": {"desc": "a", ' + BOX + ", " + BOX + "}}"), CHAR).rejects
+    assert "bbox_2d has 4 values in 8 coordinate tokens" in reject.detail
+
+
+def shown(text: str) -> list[str]:
+    parsed = parse(CHAR.encode(text), CHAR)
+    return caret(parsed, parsed.rejects[0], CHAR).splitlines()
+
+
+def test_carets_stand_below_the_offending_tokens_within_sixteen_on_either_side() -> None:
+    answer, marks, reason = shown('{"object_1": {"desc": "a' + "\n" + '" , ' + BOX + "}}")
+    assert answer == r'... _1": {"desc": "a\n" , "bbox_2d": ['
+    assert marks == " " * answer.index(r"\n") + "^^"
+    assert reason.startswith("object_1: invalid_json: ")
+    assert reason.endswith(" (tokens 24..25)")
+
+
+def test_a_long_reject_is_shown_by_its_beginning() -> None:
+    answer, marks, _ = shown('{"object_1": {"desc": "' + "word " * 20 + '", ' + BOX)
+    assert answer == '{"object_1": ' + ('{"desc": "' + "word " * 20)[:64] + " ..."
+    assert marks == " " * len('{"object_1": ') + "^" * 64
