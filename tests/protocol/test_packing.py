@@ -15,8 +15,23 @@ from protocol.segments import PackPlan
 from tests.protocol.strategies import EXAMPLES
 
 CAPACITY = 100
-LENGTHS = st.binary(max_size=40).map(lambda drawn: [1 + b if b < CAPACITY else 30 + b % 26 for b in drawn])
-"""Anything, with a cluster between a third and a half of the capacity; bytes because they are drawn fast."""
+
+
+def cut_up(drawn: bytes) -> list[int]:
+    """The pieces of full packs, mixed: no plan in as few packs leaves room."""
+    lengths, room = [], CAPACITY
+    for byte in drawn:
+        lengths.append(min(1 + byte % CAPACITY, room))
+        room = room - lengths[-1] or CAPACITY
+    lengths.append(room)
+    return lengths[1::2] + lengths[::2]
+
+
+LENGTHS = st.one_of(
+    st.binary(max_size=40).map(lambda drawn: [1 + b if b < CAPACITY else 30 + b % 26 for b in drawn]),
+    st.binary(max_size=40).map(cut_up),
+)
+"""Anything, with a cluster between a third and a half of the capacity, or full packs; bytes are drawn fast."""
 RANKS = st.integers(1, 6)
 often = settings(max_examples=EXAMPLES, deadline=None)
 
@@ -177,6 +192,7 @@ def test_cost_is_linear_plus_quadratic() -> None:
 def test_padded_batches_keep_the_order_and_level_the_last_row() -> None:
     plan = padded_plan([1] * 7, per_device_batch_size=2, num_ranks=2)
     assert plan.micro_batches == (((0, 2), (1, 3)), ((4, 6), (5,)))
+    assert padded_plan([1] * 7, per_device_batch_size=3, num_ranks=2).micro_batches[1] == ((6,), ())
     with pytest.raises(ValueError, match="per_device_train_batch_size must be > 0, got 0"):
         padded_plan([1], per_device_batch_size=0, num_ranks=1)
 
