@@ -57,6 +57,21 @@ def test_a_prediction_far_from_everything_is_compared_with_the_nearest_centres()
     assert [(pair.prediction, pair.ground_truth) for pair in result.pairs] == [(0, 1)]
 
 
+@pytest.mark.parametrize(
+    ("nearest", "other"),
+    [
+        (box(560, 560, 600, 600), box(0, 0, 300, 300)),  # on the other side of it
+        (box(400, 400, 420, 420), box(530, 530, 990, 990)),  # a near corner, but the centre is far
+        (box(580, 580, 600, 600), box(10, 10, 470, 470)),
+        (box(560, 300, 700, 900), box(100, 100, 140, 140)),  # of another size
+    ],
+)
+def test_the_nearest_centre_is_that_of_the_whole_bounds(nearest: Shape, other: Shape) -> None:
+    for truths in ([nearest, other], [other, nearest]):
+        _, columns, _ = compare_candidates([box(480, 480, 520, 520)], truths, MatchSettings(candidate_top_k=1))
+        assert columns.tolist() == [truths.index(nearest)]
+
+
 def test_the_worked_example_of_a_crowded_set_holds() -> None:
     predictions = [box(100, 100, 300, 300), box(120, 120, 320, 320), box(600, 600, 700, 700), box(0, 0, 999, 999)]
     truths = [box(110, 110, 310, 310), box(590, 590, 710, 710), box(130, 120, 330, 320)]
