@@ -45,9 +45,22 @@ def test_prefix_targets_outside_the_prefix_are_passed_over() -> None:
     assert label(prefix_targets=[(-1, 5), (3, 6)]).coord_positions.tolist() == [9]
 
 
-def test_a_prefix_target_behind_the_answer_is_refused() -> None:
+@pytest.mark.parametrize("at", [2, 4])
+def test_a_prefix_target_behind_the_answer_is_refused(at: int) -> None:
     with pytest.raises(ContractError, match="outside the answer"):
-        label(RowSpans(prompt_len=5, prefix_len=6, train_len=2), prefix_targets=[(4, 5)])
+        label(RowSpans(prompt_len=5, prefix_len=6, train_len=2), prefix_targets=[(at, 5)])
+
+
+def test_the_first_token_of_prompt_prefix_and_tail_counts_as_do_those_in_between() -> None:
+    assert label(prefix_targets=[(0, 5), (2, 6)]).coord_positions.tolist() == [9, 5, 7]
+    assert label(tail_ignored=[0, 2]).labels.tolist() == [NONE] * 11 + [0]
+    row = label(RowSpans(prompt_len=1, prefix_len=0, train_len=2), supervise_eos=False)
+    assert row.labels.tolist() == [NONE, 2, 3] + [NONE] * 9
+
+
+def test_bin_0_is_a_coordinate() -> None:
+    row = label_row(ids((1, 2, 3)), ids((-1, 0, -1)), RowSpans(prompt_len=1, prefix_len=0, train_len=1))
+    assert (row.labels.tolist(), row.coord_positions.tolist(), row.coord_bins.tolist()) == ([NONE, NONE, 3], [1], [0])
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,7 @@ def test_generation_statistics_are_absent_when_nothing_was_generated() -> None:
     metrics = generation_metrics([10, 20], 2.0)
     assert metrics["rollout/gen_tokens_per_s"] == 15.0
     assert metrics["rollout/gen_new_tokens_p90"] == pytest.approx(19.0)
+    assert metrics["rollout/gen_new_tokens_p99"] == pytest.approx(19.9)
 
 
 def test_packing_metrics_count_an_empty_pack_as_a_forward() -> None:
@@ -154,6 +155,7 @@ def test_packing_metrics_count_an_empty_pack_as_a_forward() -> None:
 def test_packs_below_the_least_fill_are_counted_and_empty_ones_are_not() -> None:
     plan = PackPlan(micro_batches=(((0,), (1,)), ((2,), ())))
     assert plan_metrics(plan, [10, 6, 7], 10, min_fill=0.65)["packing/underfilled_packs"] == 1
+    assert plan_metrics(plan, [10, 5, 1], 10, min_fill=0.5)["packing/underfilled_packs"] == 1, "a half is half full"
 
 
 def test_policy_metrics_name_the_oldest_and_the_newest_version() -> None:
