@@ -36,7 +36,7 @@ def plan_carry(
     2. The oldest position is planned, and so are the first `must_train`: nothing is carried twice.
     3. Nothing is carried with `flush`, nor where one forward holds all.
     4. What is carried saves at least one forward, and is shorter than `min_fill` of the tokens that a forward of all
-       ranks holds.
+       ranks holds. The oldest of it would cost one forward more.
     5. The plan of the rest has the invariants of `plan_packs`.
 
     Args:

@@ -40,6 +40,8 @@ def test_plans_keep_the_invariants(
     if plan.carried:
         assert len(plan.micro_batches) < len(whole.micro_batches), "invariant 4"
         assert sum(lengths[kept:]) < min_fill * num_ranks * CAPACITY, "invariant 4"
+        longer = plan_packs(lengths[: kept + 1], capacity=CAPACITY, num_ranks=num_ranks)
+        assert len(longer.micro_batches) > len(plan.micro_batches), "invariant 4"
     assert all(all(row) for row in plan.micro_batches[:-1]), "invariant 5"
     assert all(sum(lengths[p] for p in pack) <= CAPACITY for row in plan.micro_batches for pack in row), "invariant 5"
 
