@@ -56,6 +56,27 @@ def test_a_taken_entry_keeps_its_slot_until_release() -> None:
     assert (buffer.num_segments, buffer.num_bytes, buffer.room(0)) == (1, 10, 1)
 
 
+def test_a_buffer_may_be_filled_to_both_bounds_and_not_beyond() -> None:
+    for bounds in ({"max_bytes": 20}, {"max_segments": 2}):
+        full = buffer_with(0, 1, **bounds)
+        with pytest.raises(ContractError, match="would make 3 segments of 30 bytes"):
+            full.put(meta(2), "segment 2", order=2)
+        assert (full.num_segments, full.num_bytes) == (2, 20)
+    for bounds in ({"max_bytes": 0}, {"max_segments": 0}):
+        with pytest.raises(ValueError, match="bounds must be > 0"):
+            buffer_with(**bounds)
+
+
+def test_the_oldest_segment_is_the_one_that_was_put_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 105.0)
+    buffer = buffer_with()
+    for order, since in ((1, 100.0), (0, 103.0)):
+        buffer.put(meta(order), f"segment {order}", order=order).since = since
+    assert buffer.oldest_s == 5.0
+    buffer.release(buffer.take(2))
+    assert buffer.oldest_s == 0.0
+
+
 def test_requeued_entries_return_to_their_old_place() -> None:
     buffer = buffer_with(0, 1, 2)
     entries = buffer.take(2)

@@ -234,6 +234,7 @@ def test_a_window_is_rolled_out_trained_and_published_before_the_next_begins() -
         *("train 4", "train 4", "sync 2, 0 in flight"),
     ]
     assert (state.step, state.version, state.accepted, state.trained) == (4, 2, 8, 8)
+    assert state.versions_used == {0, 1}, "that of the last window's weights answered nobody"
 
 
 def test_engines_that_share_the_learners_device_leave_it_before_each_training_and_each_save() -> None:
