@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from actors.outcome import Outcome
+from protocol.errors import ContractError, Interrupted
+from protocol.weights import WeightsManifest
 from tests.actors.test_controller import build
 
 
@@ -45,3 +48,38 @@ def test_a_windows_wait_for_rollouts_is_the_time_that_its_collecting_took(monkey
     loop.controller.run()
     waits = [metrics["time/wait_rollouts_s"] for _, metrics in loop.observer.steps]
     assert waits == [2.0, 2.0], "four requests are answered in two polls"
+
+    now, loop.observer.steps[:] = 0.0, []
+    loop = build(max_steps=1)
+    loop.learner.loses, poll = (1, 3), loop.controller._pool.poll
+    loop.controller._pool.poll = slowly  # type: ignore[method-assign]
+    loop.controller.run()
+    ((_, metrics),) = loop.observer.steps
+    assert metrics["time/wait_rollouts_s"] == 3.0, "the two that were lost are waited for once more"
+
+
+def test_a_stop_ends_the_wait_for_a_window_that_is_never_whole() -> None:
+    loop = build()
+
+    def silent(timeout_s: float = 1.0) -> list[tuple[Outcome, Any]]:
+        assert not loop.controller.stop, "nobody waits any more"
+        loop.controller.stop = bool(loop.controller._pool.num_open)
+        return []
+
+    loop.controller._pool.poll = silent  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        loop.controller.run()
+
+
+def test_a_segment_that_is_older_than_allowed_is_refused_before_it_is_trained() -> None:
+    loop = build(max_steps=3, max_staleness=1)
+    publish = loop.controller._pool.publish
+
+    def serves_the_first(manifest: WeightsManifest, refs: Sequence[Any]) -> None:
+        publish(manifest, refs)
+        loop.controller._pool.version = 0
+
+    loop.controller._pool.publish = serves_the_first  # type: ignore[method-assign]
+    with pytest.raises(ContractError, match="is too old: first_version=0, last_version=0, training at version=2"):
+        loop.controller.run()
+    assert len(loop.learner.trained) == 2
