@@ -48,6 +48,7 @@ def test_a_windows_wait_for_rollouts_is_the_time_that_its_collecting_took(monkey
     loop.controller.run()
     waits = [metrics["time/wait_rollouts_s"] for _, metrics in loop.observer.steps]
     assert waits == [2.0, 2.0], "four requests are answered in two polls"
+    assert [metrics["time/rollout_generate_s"] for _, metrics in loop.observer.steps] == waits
 
     now, loop.observer.steps[:] = 0.0, []
     loop = build(max_steps=1)
@@ -56,6 +57,13 @@ def test_a_windows_wait_for_rollouts_is_the_time_that_its_collecting_took(monkey
     loop.controller.run()
     ((_, metrics),) = loop.observer.steps
     assert metrics["time/wait_rollouts_s"] == 3.0, "the two that were lost are waited for once more"
+
+
+def test_descriptions_are_told_of_every_so_many_steps() -> None:
+    loop = build(max_steps=5, desc_enabled=True, desc_every=2)
+    loop.controller.run()
+    told = [step for step, metrics in loop.observer.steps if any(name.startswith("rollout/desc_") for name in metrics)]
+    assert told == [1, 3, 5], "a window is counted before its step"
 
 
 def test_a_stop_ends_the_wait_for_a_window_that_is_never_whole() -> None:
