@@ -89,8 +89,7 @@ class WeightSync:
         started = time.monotonic()
         manifest, refs = self._learner_thread(lambda: self._learner.publish(version, full))
         learner_s = time.monotonic() - started
-        if not full:
-            check_changed(manifest)
+        check_changed(manifest)
         # A run that ends has no use for it, and its learner saves next, perhaps on the device where they would load. A
         # broadcast has begun with the publish, and must not wait for engines that nobody tells.
         if manifest.group is not None or not self.is_leaving():

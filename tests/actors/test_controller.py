@@ -138,7 +138,12 @@ class FakeLearner:
     def publish(self, version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
         tensor = TensorEntry(name="w", dtype="float32", shape=(1,), bucket=0, index=0, num_bytes=4)
         manifest = WeightsManifest(
-            version=version, full=full, tensors=(tensor,), bucket_checksums=("c",), changed_tensors=self.changed
+            version=version,
+            full=full,
+            tensors=(tensor,),
+            bucket_checksums=("c",),
+            changed_tensors=0 if full else self.changed,
+            extra={"optimizer_steps": float(not full)},
         )
         return manifest, ["bucket"]
 

@@ -224,6 +224,27 @@ def test_an_engine_that_comes_back_while_rollouts_are_awaited_gets_the_version_t
     assert versions == [(0, True), (0, True), (1, False)]
 
 
+def test_an_engine_that_comes_back_while_a_version_is_attested_gets_it_once_more() -> None:
+    """Else its attestation would be awaited for ever."""
+    loop = build(max_steps=1)
+    pool, published = loop.controller._pool, loop.learner.publish
+    versions: list[tuple[int, bool]] = []
+    waits = iter(range(1, 10))
+
+    def publish(version: int, full: bool) -> tuple[WeightsManifest, list[Any]]:
+        versions.append((version, full))
+        pool.awaits_full, pool.synced = False, True  # type: ignore[misc]
+        return published(version, full)
+
+    def phase(name: str, waiting_for: str) -> None:
+        if waiting_for == "version 1 on every engine" and next(waits) == 1:
+            pool.awaits_full, pool.synced = True, False  # type: ignore[misc]
+
+    loop.learner.publish, loop.observer.phase = publish, phase  # type: ignore[method-assign]
+    loop.controller.run()
+    assert versions == [(0, True), (1, False), (1, True)]
+
+
 def test_a_publish_tells_how_long_the_learner_took_and_how_long_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The timeline draws both."""
     loop, now, told = build(max_steps=1), 0.0, []
