@@ -219,7 +219,7 @@ def test_records_are_written_in_order_with_cleaned_names_and_relative_images(tmp
 
 
 def test_filters_drop_images_and_count_what_was_in_them(tmp_path: Path) -> None:
-    crowd = [annotation(image_id=1, bbox=[x, 0, 5, 5 + x]) for x in range(60)]
+    crowd = [annotation(image_id=1, category_id=1 + (x > 56), bbox=[x, 0, 5, 5 + x]) for x in range(60)]
     many = [annotation(image_id=2, category_id=1 + x % 3, bbox=[x, 0, 5, 5]) for x in range(101)]
     empties = [annotation(image_id=3, bbox=[0, 0, 0, 0])]
     summary = run(tmp_path, 4, [*crowd, *many, *empties], drop_empty=True)
@@ -233,6 +233,11 @@ def test_filters_drop_images_and_count_what_was_in_them(tmp_path: Path) -> None:
     }
     assert summary.num_objects == 0
     assert summary.num_dropped == summary.annotations_read == 162
+
+
+def test_an_image_with_as_many_objects_as_are_allowed_is_a_record(tmp_path: Path) -> None:
+    summary = run(tmp_path, 1, [annotation(category_id=1 + x % 3, bbox=[x, 0, 5, 5]) for x in range(100)])
+    assert (summary.num_objects, summary.rules) == (100, {})
 
 
 def test_an_image_without_annotations_is_a_record(tmp_path: Path) -> None:
@@ -250,9 +255,10 @@ def test_strays_and_duplicates_are_counted(tmp_path: Path) -> None:
 
 def test_sizes_that_need_resizing_and_unknown_sizes_are_counted(tmp_path: Path) -> None:
     odd = {"id": 1, "file_name": "1.jpg", "width": 641, "height": 480, "not_exhaustive_category_ids": [3]}
-    summary = run(tmp_path, [odd, {"id": 2, "file_name": "2.jpg"}], [annotation(image_id=2)])
+    flat = {"id": 3, "file_name": "3.jpg", "width": 640, "height": 0}
+    summary = run(tmp_path, [odd, {"id": 2, "file_name": "2.jpg"}, flat], [annotation(image_id=2)])
     assert summary.rules == {
-        Rule.IMAGE_SIZE: 1,
+        Rule.IMAGE_SIZE: 2,
         Rule.IMAGE_NEEDS_RESIZE: 1,
         Rule.IMAGE_NOT_EXHAUSTIVE: 1,
         Rule.IN_DROPPED_IMAGE: 1,
@@ -293,9 +299,13 @@ def test_splits_share_the_images_and_do_not_move_when_others_come(tmp_path: Path
     assert small["val"] <= large["val"]
 
 
-def test_shares_must_sum_to_one(tmp_path: Path) -> None:
+def test_shares_must_sum_to_one_and_none_is_negative(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sum to 1, got train 0\.8, val 0\.1"):
         run(tmp_path, 1, [], splits={"train": 0.8, "val": 0.1})
+    with pytest.raises(ConfigError, match=r">= 0 and sum to 1, got train 1\.2, val -0\.2"):
+        run(tmp_path, 1, [], splits={"train": 1.2, "val": -0.2})
+    written = run(tmp_path, 3, [], splits={"train": 1.0, "val": 0.0}).written
+    assert [records for records, _ in written.values()] == [3, 0]
 
 
 @pytest.mark.parametrize(
@@ -307,11 +317,13 @@ def test_shares_must_sum_to_one(tmp_path: Path) -> None:
         '{"images": [], "annotations": {}, "categories": []}',
         '{"images": [{}], "annotations": [], "categories": []}',
         '{"images": [], "annotations": [1], "categories": []}',
+        '{"images": [], "annotations": [], "categories": []} 2',
+        '{"images": [], "annotations": [], "categories": [{"id": 1}]}',
     ],
 )
 def test_a_file_that_is_no_instance_file_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(RecordError, match=r"x\.json: (is no JSON|has no list|[a-z]+.0. is no object)"):
+    with pytest.raises(RecordError, match=r"x\.json: (is no JSON|has no list|[a-z]+.0. is no object|a category needs)"):
         import_coco(tmp_path / "x.json", tmp_path, tmp_path / "out.jsonl")
 
 
@@ -383,9 +395,10 @@ def test_coordinates_are_not_rounded_on_their_way(tmp_path: Path, geometry: Any)
 
 def test_what_is_no_number_reaches_the_rule_that_drops_it(tmp_path: Path) -> None:
     ring = [*SQUARE[:-1], None]
-    annotations = [annotation(bbox=[64, 48, True, 48]), annotation(segmentation=[ring])]
-    summary = run(tmp_path, 1, annotations, shapes=ShapeOptions(geometry="poly"))
-    assert summary.rules == {Rule.BOX_MALFORMED: 1, Rule.POLY_MALFORMED: 1}
+    boxes = [annotation(bbox=box, segmentation=[SQUARE]) for box in ([64, 48, True, 48], [64, 48, 10**400, 48], 64)]
+    rings = [annotation(segmentation=[ring]), annotation(category_id=2, segmentation=[64])]
+    summary = run(tmp_path, 1, [*boxes, *rings], shapes=ShapeOptions(geometry="poly"))
+    assert summary.rules == {Rule.BOX_MALFORMED: 3, Rule.POLY_MALFORMED: 2}
 
 
 @pytest.mark.parametrize("huge", [10**400, -(10**400), 2**1024], ids=["positive", "negative", "just too large"])
@@ -406,6 +419,12 @@ def test_a_file_that_is_nested_too_deep_is_no_json(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"info": ' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(RecordError, match=r"x.json: is no JSON \(maximum recursion depth exceeded"):
         load_instances(tmp_path / "x.json", boxes_only=True)
+
+
+def test_lists_of_other_names_are_read_over(tmp_path: Path) -> None:
+    data = {"licenses": [{"id": 1}], "images": [], "annotations": [], "info": {"year": 1}, "categories": []}
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    assert load_instances(tmp_path / "x.json", boxes_only=True) == {"images": [], "annotations": [], "categories": []}
 
 
 def test_a_name_that_comes_twice_stands_for_its_last_value(tmp_path: Path) -> None:

@@ -64,7 +64,15 @@ def test_what_json_refuses_is_refused(value: Any, window: int, data: st.DataObje
 
 @pytest.mark.parametrize(
     ("text", "place"),
-    [("", 0), ('{"a": [1, 2 3]}', 12), ('{"a": [1, nul]}', 10), ('{"a": 1, }', 9), ('{"a": 1} 2', 9), ("{1: 2}", 2)],
+    [
+        ("", 0),
+        ('{"a": [1, 2 3]}', 12),
+        ('{"a": [1, nul]}', 10),
+        ('{"a": 1, }', 9),
+        ('{"a": 1} 2', 9),
+        ("{1: 2}", 2),
+        ("[1", 2),
+    ],
 )
 @pytest.mark.parametrize("window", [3, 100])
 def test_a_text_that_is_malformed_is_an_error_at_its_place_in_the_file(text: str, place: int, window: int) -> None:
@@ -89,5 +97,11 @@ def test_a_place_in_a_file_counts_every_character_of_a_line_break(tmp_path: Path
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_a_file_is_decoded_as_json_decodes_it(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "x.json").write_text('{"name": "crêpe"}', encoding=encoding)
+    with open_json(tmp_path / "x.json") as file:
+        assert JsonStream(file).value() == json.loads((tmp_path / "x.json").read_bytes())
+
+
+def test_half_a_pair_is_read_as_json_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b'"caf\xed\xb3\xa9.jpg"')
     with open_json(tmp_path / "x.json") as file:
         assert JsonStream(file).value() == json.loads((tmp_path / "x.json").read_bytes())
