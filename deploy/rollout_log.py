@@ -106,5 +106,4 @@ class RolloutLog:
     def close(self) -> None:
         """Writes what is left, within the writer's deadline."""
         self._record(self._arrived)
-        self._arrived = []
         self._writer.close()

@@ -114,7 +114,9 @@ def test_dumps_keep_to_their_schedule_and_their_number(config: Callable[..., Run
         train(log, step, first_step=step + 1)
     log.close()
     folder = tmp_path / "run" / "monitor_dumps"
-    assert sorted(path.stem for path in folder.glob("*.json")) == ["step_000002", "step_000004"]
+    dumps = sorted(folder.glob("*.json"))
+    assert [path.stem for path in dumps] == ["step_000002", "step_000004"]
+    assert {json.loads(path.read_text())["epoch"] for path in dumps} == {TRAINED["train/epoch"]}
 
 
 def test_a_dump_shows_what_its_window_trained_though_the_next_ones_answers_came_meanwhile(
@@ -133,6 +135,17 @@ def test_a_dump_shows_what_its_window_trained_though_the_next_ones_answers_came_
         for path in (tmp_path / "run" / "monitor_dumps").glob("*.json")
     }
     assert dumped == {"step_000000": [0, 1], "step_000003": [2, 3]}, "and none of an M-step"
+
+
+def test_segments_whose_trace_is_not_there_are_left_out(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    log = RolloutLog(config(f"{MATCHING}.monitor_dump.max_samples=2", f"{MATCHING}.monitor_dump.every_steps=1"))
+    log.outcome(answered(tmp_path, 17))
+    train(log, 16, 17)
+    train(log, 18, first_step=2)
+    log.close()
+    assert log._writer.take_counters() == {"dump/dropped": 0.0, "dump/failed": 0.0}
+    (dump,) = (tmp_path / "run" / "monitor_dumps").glob("*.json")
+    assert [sample["base_idx"] for sample in json.loads(dump.read_text())["samples"]] == [17]
 
 
 def test_nothing_is_kept_for_dumps_where_none_is_to_come(config: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -235,15 +248,15 @@ def test_a_dump_that_fails_is_counted_and_training_data_are_still_recorded(
 def test_the_first_parse_failures_of_each_actor_are_logged_with_their_place(
     config: Callable[..., RunConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = RolloutLog(config(f"{MATCHING}.debug_dump_parse_failures=true", f"{MATCHING}.debug_dump_max=1"))
-    log.outcome(answered(tmp_path, 1))
-    log.outcome(answered(tmp_path, 2, text='{"object_1": {"desc": ""}'))
-    log.outcome(answered(tmp_path, 3, text='{"object_1": {"desc": ""}'))
-    log.close()
+    for wanted in ("true", "false"):
+        log = RolloutLog(config(f"{MATCHING}.debug_dump_parse_failures={wanted}", f"{MATCHING}.debug_dump_max=2"))
+        log.outcome(answered(tmp_path, 1))
+        for record in (2, 3, 4):
+            log.outcome(answered(tmp_path, record, text='{"object_1": {"desc": ""}'))
+        log.close()
     failures = [line for line in caplog.messages if "debug_dump_parse_failures" in line]
-    assert len(failures) == 1
-    assert failures[0].startswith("record=2/")
-    assert "^^^" in failures[0]
+    assert [line.partition("/")[0] for line in failures] == ["record=2", "record=3"]
+    assert all("^^^" in line for line in failures)
 
 
 WHOLE = assistant_text([CAT])

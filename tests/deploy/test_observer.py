@@ -40,10 +40,10 @@ def failed(record: int, reason: str = "ImageError: gone", epoch: int = 0) -> Out
 
 def test_a_record_is_quarantined_once_also_after_a_resume(tmp_path: Path) -> None:
     run_config = small(tmp_path, quarantine={"max_records": 2})
-    for _ in range(2):
+    for fresh in (True, False):
         with RunObserver(run_config, 10) as observer:
-            observer.quarantine(failed(1))
-            observer.quarantine(failed(2))
+            new = [observer.quarantine(failed(record)) for record in (1, 2, 1)]
+            assert new == [fresh, fresh, False]
     assert [line["key"] for line in lines(run_config.run_dir / "quarantine.jsonl")] == [
         str(RequestKey(1)),
         str(RequestKey(2)),

@@ -13,7 +13,6 @@ from deploy.background import BackgroundWriter
 from deploy.recorder import (
     EVALUATIONS,
     NAME,
-    OLDER,
     RecordedRollout,
     RolloutFile,
     append_evaluated,
@@ -67,15 +66,14 @@ def test_a_look_up_decodes_the_lines_of_its_key_alone(tmp_path: Path, monkeypatc
 
 
 def test_the_newest_rollouts_stay_within_the_bound(tmp_path: Path) -> None:
-    bound = 8 * len(rollout(1).as_line())
+    bound = 8 * len(rollout(10).as_line())
     file = RolloutFile(tmp_path, bound)
-    for record in range(50):
-        file.append([rollout(record)])
-
-    kept = [each.trace.key.record for each in read_rollouts(tmp_path)]
-    assert kept == list(range(50 - len(kept), 50)), "without a gap, up to the newest"
-    assert 3 <= len(kept) <= 8
-    assert sum((tmp_path / name).stat().st_size for name in (NAME, OLDER)) <= bound
+    for newest in range(10, 30):
+        file.append([rollout(newest)])
+        kept = [each.trace.key.record for each in read_rollouts(tmp_path)]
+        assert kept == list(range(newest - len(kept) + 1, newest + 1)), "without a gap, up to the newest"
+        assert min(4, newest - 9) <= len(kept) <= 8, "the newest half is always there"
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= bound
 
 
 def test_a_missing_key_says_what_is_there(tmp_path: Path) -> None:
@@ -106,11 +104,22 @@ def test_what_arrives_is_of_the_step_that_the_run_is_at_also_after_a_resume(tmp_
     log.evaluated(Outcome(key=RequestKey(1, EVALUATION_EPOCH), trace=rollout(1, epoch=EVALUATION_EPOCH).encoded))
     log.evaluated(Outcome(key=RequestKey(2, EVALUATION_EPOCH)))
     log.outcome(Outcome(key=RequestKey(1), trace=rollout(1).encoded))
+    log.outcome(Outcome(key=RequestKey(2), failure="ImageError: gone"))
     log.step(9, {})
     log.close()
 
     assert [each.step for each in read_rollouts(tmp_path / "one", [EVALUATIONS])] == [8]
     assert [each.step for each in read_rollouts(tmp_path / "one")] == [8]
+
+
+def test_a_run_that_records_nothing_writes_no_files(tmp_path: Path) -> None:
+    overrides = [f"training.output_dir={tmp_path}", "training.run_name=one", "rollout.record_bytes=0"]
+    log = RolloutLog(load_config(ROOT / "configs" / "demo.yaml", overrides=[*overrides, f"model.model={MODEL}"]))
+    (tmp_path / "one").mkdir()
+    log.outcome(Outcome(key=RequestKey(1), trace=rollout(1).encoded))
+    log.step(1, {})
+    log.close()
+    assert list((tmp_path / "one").iterdir()) == []
 
 
 def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:

@@ -88,13 +88,17 @@ def test_rollouts_are_counted_per_window_and_an_m_step_accepts_none(run: Run) ->
     run.metrics.outcome(Outcome(key=RequestKey(10), failure="ImageError: gone"))
     first = run.metrics.complete({"rollout/buffer_reuse": 0.0}, [])
     again = run.metrics.complete({"rollout/buffer_reuse": 1.0}, [])
+    run.spend("rollout", 0.5)
+    run.metrics.outcome(accepted(11))
+    second = run.metrics.complete({"rollout/buffer_reuse": 0.0}, [])
 
     assert (first["rollout/rollouts_per_s"], first["rollout/oversize_dropped"]) == (2.0, 1.0)
+    assert (second["rollout/rollouts_per_s"], second["rollout/oversize_dropped"]) == (2.0, 0.0)
     assert not {"rollout/rollouts_per_s", "rollout/oversize_dropped"} & set(again)
 
 
 def test_restarts_are_those_since_the_last_event(run: Run) -> None:
-    pool = [status("actor-0", restarts=1), status("actor-1", state="stale")]
+    pool = [status("actor-0", restarts=1), status("actor-1", state="stale"), status("actor-2")]
     found = [run.metrics.complete({}, pool) for _ in range(2)]
     assert [each["rollout/actor_restarts"] for each in found] == [1, 0]
-    assert (found[0]["rollout/actors_ready"], found[0]["rollout/running"]) == (1, 4)
+    assert (found[0]["rollout/actors_ready"], found[0]["rollout/running"]) == (2, 6)
