@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from protocol.record_lines import MAX_IMAGE_PIXELS
+
 
 def decode_rle(segmentation: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
     """[height, width] mask of COCO's `{"size": [h, w], "counts": runs or text}`; runs go down the columns.
 
-    ValueError where this is no such mask, or the runs do not fill it exactly.
+    ValueError where this is no such mask, the runs do not fill it exactly, or it is larger than any image may be.
     """
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"size must be [height, width], got {size!r}")
+    if size[0] * size[1] > MAX_IMAGE_PIXELS:
+        raise ValueError(f"size is {size[0]} x {size[1]}, the most is {MAX_IMAGE_PIXELS} cells")
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
     runs = _runs_of_text(counts) if isinstance(counts, str) else counts

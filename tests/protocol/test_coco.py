@@ -97,6 +97,10 @@ def test_a_box_becomes_corner_bins() -> None:
         ({"bbox": [1, 2, -3, 4]}, Rule.BOX_MALFORMED),
         ({"bbox": [700, 10, 20, 20]}, Rule.BOX_OUTSIDE),
         ({"bbox": [-30, 10, 20, 20]}, Rule.BOX_OUTSIDE),
+        ({"bbox": [WIDTH, 10, 20, 20]}, Rule.BOX_OUTSIDE),
+        ({"bbox": [10, HEIGHT, 20, 20]}, Rule.BOX_OUTSIDE),
+        ({"bbox": [-20, 10, 20, 20]}, Rule.BOX_OUTSIDE),
+        ({"bbox": [10, -20, 20, 20]}, Rule.BOX_OUTSIDE),
         ({"bbox": [10, 10, 0, 20]}, Rule.BOX_DEGENERATE),
         ({"bbox": [10, 10, 0.7, 20]}, Rule.BOX_TOO_SMALL),
         ({"bbox": [10, 10, 20, -0.0]}, Rule.BOX_DEGENERATE),
@@ -108,15 +112,16 @@ def test_a_box_that_says_nothing_is_dropped_by_its_rule(changes: dict[str, Any],
 
 
 def test_a_box_thinner_than_a_bin_is_dropped() -> None:
-    options = ShapeOptions()
-    assert annotation_shape(annotation(bbox=[100, 100, 0.01, 50]), WIDTH, HEIGHT, options) == (
-        None,
-        [Rule.BOX_FLAT_ON_GRID],
-    )
+    for box in ([100, 100, 0.01, 50], [100, 100, 50, 0.01]):
+        found = annotation_shape(annotation(bbox=box), WIDTH, HEIGHT, ShapeOptions())
+        assert found == (None, [Rule.BOX_FLAT_ON_GRID])
+    assert shape_of(bbox=[64, 48, 1, 48]) == (Shape("bbox_2d", (100, 100, 102, 200)), []), "min_side is 1 pixel"
 
 
 def test_a_box_over_the_border_is_cut_and_the_border_is_bin_999() -> None:
     assert shape_of(bbox=[576, 432, 64, 48]) == (Shape("bbox_2d", (900, 900, 999, 999)), [Rule.BOX_AT_BORDER])
+    assert shape_of(bbox=[576, 48, 64, 48]) == (Shape("bbox_2d", (900, 100, 999, 200)), [Rule.BOX_AT_BORDER])
+    assert shape_of(bbox=[64, 432, 64, 48]) == (Shape("bbox_2d", (100, 900, 200, 999)), [Rule.BOX_AT_BORDER])
     assert shape_of(bbox=[-64, 432, 128, 100]) == (
         Shape("bbox_2d", (0, 900, 100, 999)),
         [Rule.BOX_CLIPPED, Rule.BOX_AT_BORDER],
@@ -153,11 +158,13 @@ RING_MASK = {"size": [5, 5], "counts": [6, 3, 2, 1, 1, 1, 2, 3, 6]}
         ({"size": 3}, Rule.POLY_MALFORMED),
         ({"size": [5, 5], "counts": [3]}, Rule.POLY_MALFORMED),
         ({"size": [5, 5], "counts": "~"}, Rule.POLY_MALFORMED),
+        ({"size": [10**7, 10**7], "counts": [10**14]}, Rule.POLY_MALFORMED),
         (MASK, Rule.POLY_RLE),
         (RING_MASK, Rule.POLY_RLE_WITH_HOLES),
         ([L_SHAPE, [70.0, 60.0, 80.0, 60.0, 80.0, 70.0]], Rule.POLY_HOLE),
         ([SQUARE, [value + 200 for value in SQUARE]], Rule.POLY_PARTS),
         ([[64.0, 48.0, 128.0, 48.0, 200.0, 48.0]], Rule.POLY_FLAT_ON_GRID),
+        ([[64.0, 48.0, 128.0, 48.0, 200.0, 48.0], [300.0, 48.0, 310.0, 48.0, 320.0, 48.0]], Rule.POLY_PARTS),
         ([[64.0, 48.0, 128.0, 96.0, 128.0, 48.0, 64.0, 80.0]], Rule.POLY_CROSSES_ITSELF),
     ],
 )
@@ -181,18 +188,49 @@ def test_long_runs_are_read_as_pycocotools_writes_them() -> None:
     assert (decode_rle(pycocotools.mask.encode(mask)) == mask).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "counts", "message"),
+    [
+        ([1, 2, 3], [6], "size must be"),
+        ("23", [6], "size must be"),
+        ([2.0, 3], [6], "size must be"),
+        ([0, 5], [], "size must be"),
+        ([-2, -3], [6], "size must be"),
+        ([10**7, 10**7], [10**14], "size is"),
+        ([2, 3], None, "counts must be"),
+        ([2, 3], {6: 1}, "counts must be"),
+        ([2, 3], [3.0, 3], "counts must be"),
+        ([2, 3], [7, -1], "counts must be"),
+        ([2, 3], [10**15], "counts cover"),
+        ([2, 3], "/6", "counts hold a character"),
+        ([2, 3], "p6", "counts hold a character"),
+        ([2, 3], "6P", "counts end within"),
+    ],
+)
+def test_a_mask_that_is_none_is_refused_before_it_is_made(size: object, counts: object, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{message}"):
+        decode_rle({"size": size, "counts": counts})
+
+
+def test_a_mask_of_one_row_is_read() -> None:
+    assert decode_rle({"size": [1, 3], "counts": [1, 1, 1]}).tolist() == [[False, True, False]]
+
+
 def test_auto_prefers_a_box_where_it_says_the_same() -> None:
     assert shape_of("auto", segmentation=[SQUARE]) == (Shape("bbox_2d", (100, 100, 200, 200)), [Rule.POLY_FILLS_BOX])
+    exactly = ShapeOptions(geometry="auto", box_fill=1.0)
+    assert annotation_shape(annotation(segmentation=[SQUARE]), WIDTH, HEIGHT, exactly)[1] == [Rule.POLY_FILLS_BOX]
     shape, rules = shape_of("auto", segmentation=[L_SHAPE])
     assert shape is not None
     assert (shape.geometry, rules) == ("poly", [])
 
 
 def test_the_largest_of_several_parts_may_stand_for_all() -> None:
-    speck = [400.0, 400.0, 402.0, 400.0, 402.0, 402.0]
-    shape, rules = shape_of("poly", segmentation=[speck, L_SHAPE])
-    assert shape is not None
-    assert (shape.geometry, rules) == ("poly", [Rule.POLY_LARGEST_PART])
+    speck, line = [400.0, 400.0, 402.0, 400.0, 402.0, 402.0], [400.0, 400.0, 402.0, 400.0, 404.0, 400.0]
+    for other in (speck, line):
+        shape, rules = shape_of("poly", segmentation=[other, L_SHAPE])
+        assert shape is not None
+        assert (shape.geometry, rules) == ("poly", [Rule.POLY_LARGEST_PART])
 
 
 def test_a_polygon_is_moved_inside_and_capped() -> None:
@@ -209,13 +247,35 @@ def test_records_are_written_in_order_with_cleaned_names_and_relative_images(tmp
         annotation(category_id=3),
         annotation(category_id=1, bbox=[0, 48, 64, 48]),
     ]
-    summary = run(tmp_path, 1, annotations)
-    (record,) = RecordFile(tmp_path / "out.jsonl")
+    summary = run(tmp_path, 2, annotations)
+    record, _ = RecordFile(tmp_path / "out.jsonl")
+    line, _ = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert [each["desc"] for each in line["objects"]] == ["cat", "salt,pepper", "bow (decorative ribbons)"]
     assert [truth.desc for truth in record.objects] == ["cat", "salt,pepper", "bow (decorative ribbons)"]
-    assert json.loads((tmp_path / "out.jsonl").read_text())["images"] == ["images/1.jpg"]
+    assert line["images"] == ["images/1.jpg"]
     assert record.images == (str(tmp_path / "images" / "1.jpg"),)
-    assert summary.written == {str(tmp_path / "out.jsonl"): (1, 3)}
+    assert summary.written == {str(tmp_path / "out.jsonl"): (2, 3)}
+    assert summary.objects_per_image == (0, 1.5, 3)
     assert summary.descs == {"cat": 1, "salt,pepper": 1, "bow (decorative ribbons)": 1}
+
+
+def test_a_polygon_says_how_many_vertices_it_has(tmp_path: Path) -> None:
+    annotations = [annotation(segmentation=[L_SHAPE]), annotation(bbox=[64, 240, 64, 48])]
+    run(tmp_path, 1, annotations, shapes=ShapeOptions(geometry="poly"))
+    polygon, box = json.loads((tmp_path / "out.jsonl").read_text())["objects"]
+    assert (polygon["poly_points"], len(polygon["poly"])) == (6, 12)
+    assert set(box) == {"bbox_2d", "desc"}
+
+
+def test_a_linked_image_is_named_as_the_folder_has_it_in_a_file_that_may_lie_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "blob").touch()
+    (tmp_path / "images" / "1.jpg").symlink_to(tmp_path / "blob")
+    entry = {"id": 1, "file_name": "1.jpg", "width": WIDTH, "height": HEIGHT}
+    (tmp_path / "x.json").write_text(json.dumps({"images": [entry], "annotations": [], "categories": []}))
+    out = tmp_path / "new" / "deep" / "out.jsonl"
+    import_coco(tmp_path / "x.json", tmp_path / "images", out)
+    assert json.loads(out.read_text())["images"] == ["../../images/1.jpg"]
 
 
 def test_filters_drop_images_and_count_what_was_in_them(tmp_path: Path) -> None:
@@ -305,7 +365,8 @@ def test_shares_must_sum_to_one_and_none_is_negative(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r">= 0 and sum to 1, got train 1\.2, val -0\.2"):
         run(tmp_path, 1, [], splits={"train": 1.2, "val": -0.2})
     written = run(tmp_path, 3, [], splits={"train": 1.0, "val": 0.0}).written
-    assert [records for records, _ in written.values()] == [3, 0]
+    assert list(written.values()) == [(3, 0), (0, 0)]
+    assert [Path(path).read_text().count("\n") for path in written] == [3, 0]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +391,7 @@ def test_a_file_that_is_no_instance_file_is_an_error(tmp_path: Path, text: str) 
 def test_nothing_is_left_behind_after_an_error(tmp_path: Path) -> None:
     not_a_number: Any = None
     with pytest.raises(TypeError):
-        run(tmp_path, 1, [annotation(image_id=1)], shapes=ShapeOptions(min_side=not_a_number))
+        run(tmp_path, 2, [annotation(image_id=2)], shapes=ShapeOptions(min_side=not_a_number))
     assert [path.name for path in tmp_path.iterdir()] == ["instances.json"]
 
 
