@@ -73,6 +73,17 @@ def test_a_file_server_that_denies_the_lock_says_that_another_holds_it(
         pytest.fail("two drivers have one folder")
 
 
+def test_a_file_system_without_locks_is_told_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(*_: object) -> NoReturn:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", unknown)
+    with alone(tmp_path / "demo"):
+        assert "see to it that no second run of this name is started" in caplog.text
+
+
 def test_a_folder_that_is_reached_by_a_link_has_the_same_lock(tmp_path: Path) -> None:
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "linked").symlink_to(tmp_path / "runs")

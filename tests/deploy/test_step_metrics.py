@@ -80,6 +80,13 @@ def test_phases_that_did_not_run_are_absent_and_other_work_is_in_no_step(run: Ru
     assert "time/sync_s" not in step
 
 
+def test_time_before_the_first_phase_is_in_none_and_no_phase_is_taken_twice(run: Run) -> None:
+    run.now += 3.0
+    run.spend("train", 1.0)
+    assert run.clock.totals() == run.clock.take() == {"train": 1.0}
+    assert run.clock.take() == {}
+
+
 def test_rollouts_are_counted_per_window_and_an_m_step_accepts_none(run: Run) -> None:
     run.spend("rollout", 4.0)
     for record in range(8):

@@ -11,6 +11,7 @@ import requests
 import yaml
 
 from deploy import submit
+from deploy.run_paths import DESC_ENCODER, MATCHING, read_paths, written_paths
 from deploy.submit import ROOT, RUNTIME_ENV, _client, entrypoint, portability
 from protocol.config import RunConfig, load_config
 from protocol.errors import ConfigError, DeadlineError
@@ -67,6 +68,32 @@ def test_relative_paths_that_are_not_uploaded_are_named() -> None:
 def test_whatever_names_a_file_is_looked_at(override: str, name: str) -> None:
     fine = ("custom.train_jsonl=/d/t.jsonl", "custom.val_jsonl=/d/v.jsonl", "training.output_dir=/runs")
     assert [line.split(":")[0] for line in portability(demo(*fine, override), EXCLUDES)] == [name]
+
+
+def test_a_model_on_a_hub_needs_no_file_and_one_in_a_folder_does() -> None:
+    fine = ("custom.train_jsonl=/d/t.jsonl", "custom.val_jsonl=/d/v.jsonl", "training.output_dir=/runs")
+    assert portability(demo(*fine, "model.model=owner/model"), EXCLUDES) == []
+    for path in ("./model", "owner/folder/model", "model"):
+        (line,) = portability(demo(*fine, f"model.model={path}"), EXCLUDES)
+        assert line.startswith(f"model.model: {path} is relative")
+    (line,) = portability(demo(*fine, "custom.train_jsonl=data/t.jsonl"), EXCLUDES)
+    assert line.startswith("custom.train_jsonl: "), "only a model has such a name"
+
+
+def test_what_a_run_does_not_use_is_none_of_its_paths() -> None:
+    def encoder(*settings: str) -> str | None:
+        named = f"{DESC_ENCODER}=data/encoder"
+        return read_paths(demo(named, *(f"{MATCHING}.desc_monitor.{each}" for each in settings))).get(DESC_ENCODER)
+
+    assert encoder("enabled=true", "mode=both") == "data/encoder"
+    assert encoder("enabled=true", "mode=exact") is None
+    assert encoder("enabled=false", "mode=both") is None
+    folder = f"{MATCHING}.monitor_dump.out_dir"
+    for enabled in ("true", "false"):
+        found = written_paths(demo(f"{folder}=dumps", f"{MATCHING}.monitor_dump.enabled={enabled}"))
+        assert found.get(folder) == ("dumps" if enabled == "true" else None)
+    zero = demo().model_copy(update={"deepspeed": SimpleNamespace(config={"zero_optimization": {"stage": 2}})})
+    assert "deepspeed.config" not in read_paths(zero)
 
 
 def test_ctrl_d_at_the_question_leaves_the_job_running(monkeypatch: pytest.MonkeyPatch) -> None:
