@@ -121,8 +121,12 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         list(RecordFile(tmp_path / "gone.jsonl"))
 
 
+@pytest.mark.parametrize("chunk", [2, 1 << 20])
 @pytest.mark.parametrize("end", ["", "\n", "\n\n \n"])
-def test_random_access_gives_what_streaming_gives(tmp_path: Path, end: str) -> None:
+def test_random_access_gives_what_streaming_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, chunk: int
+) -> None:
+    monkeypatch.setattr("protocol.records._CHUNK_BYTES", chunk)
     lines = [json.dumps(line(width=width, images=[f"é{width}.png"])) for width in range(1, 40)]
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(lines) + end, encoding="utf-8")
@@ -239,6 +243,9 @@ def test_images_are_confined_to_root_image_dir_where_it_is_set(tmp_path: Path, m
             list(RecordFile(path))
     (record,) = RecordFile(write(tmp_path / "r.jsonl", line(images=["a/../b.png"])))
     assert record.images[0].startswith(str(root)), "relative paths count from it"
+    monkeypatch.setenv("ROOT_IMAGE_DIR", "")
+    (record,) = RecordFile(write(tmp_path / "r.jsonl", line(images=[str(outside)])))
+    assert record.images == (str(outside),)
 
 
 def test_an_image_that_would_unfold_into_too_many_pixels_is_refused(tmp_path: Path) -> None:
