@@ -174,24 +174,29 @@ def test_a_job_that_fails_is_logged_and_counted_and_the_next_one_runs(caplog: py
     writer.submit("the next", done.set)
     writer.close()
     assert done.is_set()
-    assert writer.num_failed == 1
+    assert [writer.take_counters()["dump/failed"] for _ in range(2)] == [1.0, 0.0]
     assert "could not write a picture" in caplog.text
     assert "disk full" in caplog.text
 
 
 def test_closing_gives_a_stuck_job_up_at_its_deadline(caplog: pytest.LogCaptureFixture) -> None:
-    forever = threading.Event()
-    writer = BackgroundWriter()
+    begun, forever, done = threading.Event(), threading.Event(), []
+    writer = BackgroundWriter(max_jobs=1)
 
     def stuck() -> None:
-        forever.wait(60)
+        begun.set()
+        forever.wait(10)
 
     writer.submit("a stuck disk", stuck)
-    writer.submit("what waits behind it", lambda: None)
-    writer.close(timeout_s=0.05)
-    assert "not done after" in caplog.text
-    assert writer.num_dropped > 0
+    begun.wait(10)
+    writer.submit("what waits behind it and leaves no room", lambda: done.append(True))
+    for _ in range(2):
+        writer.close(timeout_s=0.05)
+    assert caplog.text.count("not done after") == 1
+    assert writer.num_dropped == 1
     forever.set()
+    writer._thread.join(10)
+    assert not done, "what was counted as dropped is not written after all"
 
 
 def test_spans_that_touch_are_one() -> None:
