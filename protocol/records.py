@@ -115,7 +115,7 @@ def _line_offsets(path: str | Path, limit: int | None) -> tuple[npt.NDArray[np.i
             content_end = position + len(stripped) if stripped else content_end
             found += breaks.size
             position += len(chunk)
-    offsets = np.append(np.concatenate(parts), position)  # the last line may have no line break
+    offsets = np.concatenate([*parts, [position]])  # the last line may have no line break
     num_lines = int(np.searchsorted(offsets, content_end))
     return offsets[: (num_lines if limit is None else min(limit, num_lines)) + 1], stamp
 

@@ -69,6 +69,8 @@ def test_tensorboard_drops_the_steps_that_a_resumed_run_trains_again(tmp_path: P
         tracker.log(2, {"loss/ce": 2.5})
     shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss/ce")
     assert [(event.step, event.value) for event in shown] == [(1, 3.0), (2, 2.5)]
+    told = lines(tmp_path / "metrics.jsonl")
+    assert [event.wall_time for event in shown] == [told[0]["time"], told[-1]["time"]]
 
 
 def tensorboard_scalars(directory: Path) -> dict[tuple[int, str], float]:
@@ -98,13 +100,15 @@ def test_wandb_gets_the_same_numbers_under_the_same_names(tmp_path: Path, monkey
         def finish(self) -> None:
             told.append("finish")
 
-    def init(*, id: str, **_: Any) -> Run:
+    def init(*, id: str, dir: str, resume: str, **_: Any) -> Run:
+        assert Path(dir).is_dir()
+        assert resume == "allow"
         ids.append(id)
         return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))  # type: ignore[arg-type]
     for step in (3, 4):
-        with RunTracker(tmp_path / "run", report_to=("wandb",)) as tracker:
+        with RunTracker(tmp_path / "run", report_to=("wandb",), logging_dir=tmp_path / "logs" / "deep") as tracker:
             tracker.log(step, {"rollout/f1": 0.5})
     RunTracker(tmp_path / "another", report_to=("wandb",)).close()
     assert told == [(3, {"rollout/f1": 0.5}), "finish", (4, {"rollout/f1": 0.5}), "finish", "finish"]
