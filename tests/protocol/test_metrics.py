@@ -139,6 +139,7 @@ def test_generation_statistics_are_absent_when_nothing_was_generated() -> None:
     assert metrics["rollout/gen_tokens_per_s"] == 15.0
     assert metrics["rollout/gen_new_tokens_p90"] == pytest.approx(19.0)
     assert metrics["rollout/gen_new_tokens_p99"] == pytest.approx(19.9)
+    assert generation_metrics([10], 0.5)["rollout/gen_tokens_per_s"] == 20.0
 
 
 def test_packing_metrics_count_an_empty_pack_as_a_forward() -> None:
@@ -149,7 +150,10 @@ def test_packing_metrics_count_an_empty_pack_as_a_forward() -> None:
     assert metrics["packing/post_rollout_buffer"] == 1.0
     assert metrics["packing/empty_packs"] == 1.0
     assert metrics["packing/cost_imbalance"] == pytest.approx(2 / 3)
-    assert plan_metrics(PackPlan(micro_batches=()), [], 10)["packing/post_rollout_fill"] == 0.0
+    forwards = {name: metrics[f"packing/{name}"] for name in ("micro_batches", "empty_packs", "cost_imbalance")}
+    without = plan_metrics(plan, [10, 10, 10, 5], capacity=None)
+    assert without == {f"packing/{name}": value for name, value in forwards.items()}, "there is nothing to fill"
+    assert set(plan_metrics(PackPlan(micro_batches=()), [], 10).values()) == {0.0}
 
 
 def test_packs_below_the_least_fill_are_counted_and_empty_ones_are_not() -> None:
@@ -348,3 +352,4 @@ def test_an_m_step_says_which_window_it_trains_again() -> None:
         "rollout/buffer_window_step0": 3.0,
         "rollout/buffer_completed_steps": 1.0,
     }
+    assert window_metrics(first_step=3, reuse=0)["rollout/buffer_reuse"] == 0.0
