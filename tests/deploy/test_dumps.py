@@ -14,6 +14,7 @@ from PIL import Image, ImageColor
 
 from actors.loop import TrainedWindow
 from actors.outcome import Outcome
+from deploy.dumps import clip
 from deploy.overlay import COLOURS, Mark, draw_sample, outlines
 from deploy.recorder import read_rollouts
 from deploy.rollout_log import RolloutLog
@@ -47,9 +48,15 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
     return build
 
 
-def answered(tmp_path: Path, record: int, text: str | None = None, image: str = "x.png") -> Outcome:
+def answered(
+    tmp_path: Path,
+    record: int,
+    text: str | None = None,
+    image: str = "x.png",
+    truths: tuple[GroundTruth, ...] = (CAT, DOG),
+) -> Outcome:
     text = assistant_text([CAT, GHOST]) if text is None else text
-    trace = trace_of(record, text, truths=(CAT, DOG), image=str(tmp_path / image))
+    trace = trace_of(record, text, truths=truths, image=str(tmp_path / image))
     described = meta(record, trace.stats)
     return Outcome(key=RequestKey(record), meta=described, trace=trace.encode(), actor="actor-0", latency_s=1.0)
 
@@ -86,6 +93,7 @@ def test_a_dump_is_written_with_everything_that_the_runbook_names(
     assert sample["match"]["fn_gt_indices"] == [1]
     assert sample["match"]["fp_pred_indices"] == [1]
     assert (sample["stats"]["precision"], sample["stats"]["recall"], sample["stats"]["f1"]) == (0.5, 0.5, 0.5)
+    assert (sample["stats"]["fn_count"], sample["stats"]["matched_maskiou_mean"]) == (1, 1.0)
     assert sample["train_text"] == sample["prefix_text"] + sample["append_text"]
     assert [message["role"] for message in sample["messages"]] == ["system", "user", "assistant"]
     assert "F1 0.500: 1 matches, 2 predictions" in (folder / "step_000000.md").read_text()
@@ -231,6 +239,19 @@ def test_long_texts_are_clipped_and_say_so(config: Callable[..., RunConfig], tmp
     assert not list(folder.glob("*.md"))
     (sample,) = json.loads((folder / "step_000000.json").read_text())["samples"]
     assert re.fullmatch(r".{10}\.\.\. \[[0-9]+ more characters\]", sample["rollout_text"])
+
+
+def test_a_sample_in_which_there_is_nothing_has_rates_of_zero(config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    log = RolloutLog(config())
+    log.outcome(answered(tmp_path, 17, text=assistant_text([]), truths=()))
+    train(log, 17)
+    log.close()
+    (sample,) = json.loads((tmp_path / "run" / "monitor_dumps" / "step_000000.json").read_text())["samples"]
+    assert {sample["stats"][name] for name in ("precision", "recall", "f1", "matched_maskiou_mean")} == {0.0}
+
+
+def test_a_text_that_just_fits_is_whole() -> None:
+    assert [clip("text", most) for most in (4, 3)] == ["text", "tex... [1 more characters]"]
 
 
 def test_a_dump_that_fails_is_counted_and_training_data_are_still_recorded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,10 +33,12 @@ def answer(*objects: GroundTruth, more: str = "}") -> list[int]:
     return CODEC.encode(assistant_text(objects)[:-1] + more + END_OF_TURN)
 
 
-def again(ids: list[int], max_length: int = 4096, gate: float = 0.3, policy: str = "rollout") -> Replay:
+def again(
+    ids: list[int], max_length: int = 4096, gate: float = 0.3, policy: str = "rollout", record: Record = RECORD
+) -> Replay:
     ids_ = np.asarray(ids, dtype=np.int32)
     return replay(
-        Answer(key=RequestKey(17), record=RECORD, token_ids=ids_, prompt_len=5, suffix_ids=tuple(SUFFIX)),
+        Answer(key=RequestKey(17), record=record, token_ids=ids_, prompt_len=5, suffix_ids=tuple(SUFFIX)),
         CODEC,
         matching=MatchSettings(maskiou_gate=gate),
         target=TargetSettings(max_length=max_length, prefix_policy=policy),  # type: ignore[arg-type]
@@ -55,6 +58,8 @@ def test_another_gate_gives_another_decision() -> None:
     assert len(again(answer(NEAR)).match.pairs) == 1
     strict = again(answer(NEAR), gate=0.999)
     assert (strict.match.pairs, strict.appended) == ((), (CAT, DOG))
+    same = again(answer(CAT), gate=1.0)
+    assert [(c.passed, c.assigned) for c in same.candidates] == [(True, True), (False, False)], "a gate lets its own in"
 
 
 def test_masks_are_those_of_the_trained_segment() -> None:
@@ -108,6 +113,16 @@ def test_an_unusable_rollout_is_shown_with_everything_appended(ids: list[int]) -
     assert seen.candidates == ()
     assert seen.appended == (CAT, DOG)
     assert seen.f1 == 0.0
+
+
+def test_where_nothing_is_to_be_found_only_an_empty_answer_is_right() -> None:
+    empty = replace(RECORD, objects=())
+    assert [again(answer(*found), record=empty).f1 for found in ((), (CAT,))] == [1.0, 0.0]
+
+
+def test_duplicates_are_counted_in_what_the_target_says_of_itself() -> None:
+    seen = again(answer(NEAR, replace(NEAR, index=2)))
+    assert seen.duplicates == seen.target.stats.duplicates == 1
 
 
 def test_a_trace_reads_back_from_json_as_it_was() -> None:
