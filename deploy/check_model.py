@@ -19,6 +19,7 @@ from deploy.model_files import (
     trained_tables,
     weight_files,
 )
+from deploy.run_paths import on_a_hub
 from protocol.config import RunConfig, TunerConfig
 from protocol.config.rules import MATCHING
 from protocol.vocab import END_OF_TURN, CoordIds, find_missing
@@ -32,7 +33,7 @@ def check_model(config: RunConfig) -> tuple[list[Finding], ImageRules]:
     """What is wrong with the start checkpoint, and what its image processor takes."""
     folder = Path(config.model.model)
     if not folder.is_dir():
-        if folder.exists() or folder.is_absolute() or config.model.model.count("/") != 1:
+        if folder.exists() or not on_a_hub(_WHERE, config.model.model):
             return [
                 error(_WHERE, f"{folder} is no folder; correct the path, it counts from the working directory")
             ], DEFAULT_RULES

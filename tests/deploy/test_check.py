@@ -352,7 +352,8 @@ def test_a_checkpoint_that_is_not_whole_is_an_error(tmp_path: Path, changes: dic
 
 
 def test_a_model_that_is_no_folder_is_an_error_and_a_hub_name_a_warning(tmp_path: Path) -> None:
-    assert "is no folder" in only_error(run(tmp_path, model__model=str(tmp_path / "gone")))
+    for path in (str(tmp_path / "gone"), "./gone", "gone"):
+        assert "is no folder" in only_error(run(tmp_path, model__model=path))
     findings = check_run(run(tmp_path, model__model="Qwen/Qwen3-VL-8B"))
     assert [finding.where for finding in findings if finding.severity == "warning"] == ["model.model"]
 
