@@ -82,7 +82,6 @@ class _Kept:
             raise ConfigError("rollout.record_bytes: is 0, and --output is to keep the answers; remove the key")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"--output: {folder} exists and is no empty folder; name another, or remove it")
-        folder.mkdir(parents=True, exist_ok=True)
         config.dump(folder / "config.yaml")
         write_environment(folder)
         self._folder = folder

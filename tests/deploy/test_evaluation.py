@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,7 +70,10 @@ def test_the_answers_are_kept_in_a_folder_that_report_and_replay_read(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
+    out.mkdir()
     assert main([*words, "--output", str(out)]) == 0
+    kept = {"config.yaml", "environment.json", EVALUATIONS, "events.jsonl", "metrics.jsonl", "summary.json"}
+    assert {path.name for path in out.iterdir()} == kept
     metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert metrics["eval_rollout_samples"] == 3
     assert len(list(read_rollouts(out, [EVALUATIONS]))) == 3
@@ -105,6 +109,57 @@ def test_a_folder_that_holds_something_is_refused_before_anything_starts(
     assert "rollout.record_bytes: is 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            "custom.val_jsonl=null training.eval_steps=null",
+            "custom.val_jsonl: is missing, and there is nothing to evaluate on",
+        ),
+        ("custom.extra.rollout_matching.vllm.load_format=dummy", "vllm.load_format: is dummy"),
+        ("model.model=./gone", "model.model: gone is no folder"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_anything_starts(
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: str,
+    told: str,
+) -> None:
+    monkeypatch.setattr(evaluation, "ray_session", lambda *_: pytest.fail("something was started"))
+    assert main([*words, *overrides.split()]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_engines_serve_the_start_checkpoint_and_are_closed_however_it_ends(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    handlers = {signal.getsignal(signal.SIGTERM)}
+
+    class Told(Pool):
+        def start(self) -> None:
+            said.append("start")
+            handlers.add(signal.getsignal(signal.SIGTERM))
+
+        def serve_start_checkpoint(self) -> None:
+            said.append("serve")
+
+        def submit(self, requests: Sequence[UnreadRequest]) -> None:
+            said.append("submit")
+            raise InfrastructureFailure("too few engines")
+
+        def close(self) -> None:
+            said.append("close")
+
+    monkeypatch.setattr(evaluation, "new_pool", lambda *_: Told())
+    assert main(words) == 1
+    assert said == ["start", "serve", "submit", "close"]
+    assert len(handlers) == 2, "a signal closes them too"
+    assert signal.getsignal(signal.SIGTERM) in handlers
+
+
 def test_a_failed_evaluation_leaves_the_logs_of_the_run_alone(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,5 +177,14 @@ def test_a_failed_evaluation_leaves_the_logs_of_the_run_alone(
 
 
 def test_an_evaluation_needs_no_room_for_learner_ranks(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    reserved: list[bool] = []
+
+    @contextlib.contextmanager
+    def reserve(config: RunConfig, *, learners: bool) -> Iterator[None]:
+        reserved.append(learners)
+        yield
+
     monkeypatch.setattr("deploy.check._num_gpus", lambda: 0)
+    monkeypatch.setattr(evaluation, "reserve", reserve)
     assert main([*words, "cluster.gpus_per_learner=1"]) == 0
+    assert reserved == [False]

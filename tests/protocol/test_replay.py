@@ -104,7 +104,11 @@ def test_a_target_that_is_too_long_is_still_shown() -> None:
     seen = again(answer(NEAR), max_length=20)
     assert seen.target.oversize
     assert seen.target.segment is None
-    assert seen.tokens == again(answer(NEAR)).tokens
+    whole = again(answer(NEAR))
+    assert seen.tokens == whole.tokens
+    assert seen.text == whole.text == assistant_text([NEAR])
+    fits = 5 + len(whole.tokens)
+    assert [again(answer(NEAR), max_length=most).target.oversize for most in (fits, fits - 1)] == [False, True]
 
 
 @pytest.mark.parametrize("ids", [[], CODEC.encode("nothing here"), CODEC.encode('{"object_1": {"desc"')])
@@ -140,7 +144,9 @@ def test_a_trace_reads_back_from_json_as_it_was() -> None:
     request = RolloutRequest(key=RequestKey(17), record=RECORD, seed=9)
     stats = again(ids).target.stats
     trace = RolloutTrace.of(request, completion, parsed, matched, stats, SUFFIX)
-    read = RolloutTrace.from_line(json.loads(json.dumps(trace.as_line())))
+    line = json.loads(json.dumps(trace.as_line()))
+    line["stats"]["counted_by_another_version"] = 1
+    read = RolloutTrace.from_line(line)
     assert read.as_line() == trace.as_line()
     assert read.record == RECORD
     assert (read.stats, read.pairs, read.rejects, read.predictions) == (
@@ -151,3 +157,4 @@ def test_a_trace_reads_back_from_json_as_it_was() -> None:
     )
     assert [reject.reason for reject in read.rejects] == ["desc"]
     assert read.f1 == again(read.token_ids.tolist()).f1 == 0.5
+    assert replace(read, predictions=(), pairs=(), record=replace(RECORD, objects=())).f1 == 1.0
