@@ -67,7 +67,7 @@ def _staleness(n: Numbers) -> Iterator[HealthFinding]:
     """Only for bounds above 1: with 1 the overlap itself is at the bound."""
     bound = n.setting("rollout.max_staleness", 0)
     values = n.values("policy/staleness_max")
-    if bound > 1 and values and sum(value >= bound for value in values) > AT_BOUND * len(values):
+    if bound > 1 and sum(value >= bound for value in values) > AT_BOUND * len(values):
         yield HealthFinding(
             Level.WATCH,
             "Staleness at its bound",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deploy.health_numbers import HealthFinding, Level, without_empty_shares
+from deploy.health_numbers import HealthFinding, Level, Numbers, without_empty_shares
 from deploy.health_rules import RULES, findings, verdict
 
 
@@ -111,6 +111,57 @@ def test_each_condition_has_its_finding(
 def test_overlap_of_one_version_is_at_its_bound_by_design() -> None:
     found = said(rows(policy__staleness_max=1.0), max_staleness=1)
     assert [each.title for each in found] == ["Nothing stands out"]
+
+
+def test_a_bound_that_is_seldom_reached_is_no_finding() -> None:
+    found = said(rows(policy__staleness_max=lambda step: 2.0 * (step % 2)), max_staleness=2)
+    assert [each.title for each in found] == ["Nothing stands out"]
+
+
+def test_what_a_learner_that_waits_needs_depends_on_whether_both_sides_may_overlap() -> None:
+    waiting = rows(time__wait_rollouts_s=7.0, time__step_s=10.0)
+    for staleness, advice in (
+        (0, "rollout.max_staleness: 1 lets them overlap."),
+        (1, "or raise rollout.max_staleness."),
+    ):
+        (found,) = said(waiting, max_staleness=staleness)
+        assert found.text.endswith(advice)
+    (found,) = said(waiting)
+    assert found.text.endswith("lets them overlap."), "0 where the run says nothing"
+
+
+def test_packs_are_judged_where_there_are_any_by_what_the_run_wants() -> None:
+    half = rows(packing__post_rollout_fill=0.5)
+    assert [each.title for each in said(half, packing=False)] == ["Nothing stands out"]
+    assert [each.title for each in said(half, packing_min_fill_ratio=0.5)] == ["Nothing stands out"]
+
+
+def numbers(*values: float) -> Numbers:
+    return Numbers(rows(len(values), rollout__f1=lambda step: values[step - 1]), [], lambda _, default: default)
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, 1), (2, 1), (6, 3), (12, 4), (100, 20), (1000, 50)])
+def test_a_start_and_an_end_are_a_fifth_within_limits(count: int, width: int) -> None:
+    found, middle = numbers(*map(float, range(1, count + 1))), (width + 1) / 2
+    assert found.start("rollout/f1") == middle
+    assert found.end("rollout/f1") == found.best("rollout/f1") == count + 1 - middle
+
+
+def test_a_value_is_above_a_bound_since_it_went_there_to_stay_mostly() -> None:
+    def since(*values: float) -> float | None:
+        return numbers(*values).since("rollout/f1", 0.5)
+
+    assert since(0, 0, 1, 1, 1) == 2
+    assert since(0, 1, 1) == 1
+    assert since(0, *[1] * 7, 0, 0, 0) == 1, "7 of 10"
+    assert since(0, 1, 0, 0, 0) is None
+    assert since(0, 0.5, 0.5) is None
+    assert since(1, 1, 1) == 1
+
+
+def test_predictions_where_no_image_shows_anything_are_no_ratio() -> None:
+    found = said(rows(rollout__gt_per_sample=0.0, rollout__pred_per_sample=2.0))
+    assert "Too many predictions" not in [each.title for each in found]
 
 
 def test_two_scores_that_hardly_differ_are_no_course() -> None:
