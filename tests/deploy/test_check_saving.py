@@ -92,6 +92,7 @@ def test_checkpoints_that_exceed_the_free_disk_are_told_with_both_sizes(
     elsewhere = run(tmp_path, model__model="org/some-4B", **changes)
     assert not list(check_saving(elsewhere, 400)), "the folder is another machine's"
     save(tmp_path, 10)
+    assert list(check_saving(elsewhere, 400)), "and shared with it"
     assert not found(tmp_path, max_steps=110, save_steps=10, resume="auto"), "one of the eleven lies there"
     assert found(tmp_path, max_steps=110, save_steps=10), "a fresh start moves it aside"
 
@@ -108,6 +109,7 @@ def save(folder: Path, *steps: int) -> None:
         (range(5, 505, 5), {"max_steps": 1500, "save_steps": 10}, 100),  # saved twice as often before
         ((10,), {"max_steps": 110, "save_steps": 10, "save_delay_steps": 45}, 8),  # of step 45 and behind it
         ((60,), {"max_steps": 110, "save_steps": 10, "save_delay_steps": 45}, 5),
+        ((100,), {"max_steps": 110, "save_steps": 10}, 1),
         ((10,), {"max_steps": 50, "save_strategy": "epoch", "effective_batch_size": 1000}, 40),  # one at each step
     ],
 )

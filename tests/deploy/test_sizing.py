@@ -14,10 +14,12 @@ from deploy.model_files import weight_files
 from deploy.model_shape import PRESETS, ModelShape, model_shape, preset
 from deploy.sizing import (
     EAGER_LAYER_S,
+    ENGINE_WORKSPACE,
     HEAD_CHUNK_BYTES,
     Device,
     Load,
     balance,
+    checkpoint_bytes,
     engine_memory,
     host_memory,
     learner_memory,
@@ -167,6 +169,56 @@ def test_without_cuda_graphs_a_decode_step_is_not_faster_than_its_launches() -> 
     slow, fast = (balance(shape, each, load, Device(), engine_memory(shape, each)) for each in (eager, graphs))
     assert slow.actor_tokens_s == pytest.approx(32 / (28 * EAGER_LAYER_S))
     assert fast.actor_tokens_s > 2 * slow.actor_tokens_s
+
+
+def test_a_layer_is_kept_whole_only_where_nothing_is_computed_again() -> None:
+    full = ("tuner.train_type=full", "tuner.use_dora=false", "global_max_length=16000")
+    shape, tokens = preset("2B"), 16_000
+    layer = 2 * tokens * (8 * 2048 + 3 * 6144)
+    again, kept = (
+        learner_memory(shape, node(*full, f"training.gradient_checkpointing={value}"), 2) for value in ("true", "false")
+    )
+    assert (again.activations, kept.activations) == (2 * tokens * 2048 * 28 + layer, 28 * layer)
+    assert again.head == kept.head == 3 * HEAD_CHUNK_BYTES + 4 * tokens * 2048
+
+
+def test_an_engines_cache_is_what_its_weights_leave_of_its_share_of_the_device() -> None:
+    shape, gib = preset("2B"), 2**30
+    memory = engine_memory(shape, node(*single(), f"{MATCHING}.vllm.gpu_memory_utilization=0.5"))
+    assert memory.cache == 80 * gib * 0.5 - 2 * shape.num_params - ENGINE_WORKSPACE
+    assert memory.num_full == int(memory.cache / (memory.cache_per_token * node().matching.vllm.max_model_len))
+    assert engine_memory(shape, node(*single(), f"{MATCHING}.vllm.gpu_memory_utilization=0.01")).num_full == 0
+    small = engine_memory(shape, node(*single(), f"{MATCHING}.vllm.kv_cache_dtype=fp8"))
+    assert small.cache_per_token == memory.cache_per_token / 2
+
+
+def test_a_store_holds_two_later_publishes_and_all_segments_that_are_owed() -> None:
+    shape, config = preset("2B"), node("rollout.max_staleness=2", "buffer.max_bytes=1000000000000")
+    memory = host_memory(shape, config)
+    assert memory.segments == config.training.effective_batch_size * 3 * 32 * config.global_max_length
+    assert memory.object_store == memory.first_publish + 2 * memory.later_publish + memory.segments
+    assert host_memory(shape, node("buffer.max_bytes=9000000")).segments == 9_000_000
+    assert checkpoint_bytes(shape, config) == 2 * shape.num_params + 12 * shape.trainable(config.tuner)
+
+
+def test_a_window_takes_what_its_tokens_take_on_both_sides() -> None:
+    shape, load, device = preset("2B"), Load(prompt_tokens=1000, answer_tokens=500), Device()
+    config = node(*single(), f"{MATCHING}.vllm.enforce_eager=false", "training.gradient_checkpointing=true")
+    engine = engine_memory(shape, config)
+    found = balance(shape, config, load, device, engine)
+    window, actors = config.training.effective_batch_size, config.rollout.num_actors
+    at_once = min(config.matching.vllm.max_num_seqs, -(-window // actors))
+    read = engine.weights + at_once * 1250 * engine.cache_per_token
+    step_s = read / (device.bandwidth_gbytes_s * 1e9 * device.decode_efficiency)
+    assert found.actor_tokens_s == pytest.approx(at_once / step_s)
+    assert found.rollout_s == pytest.approx(window * 500 * step_s / (actors * at_once))
+    operations = 6 * shape.num_params + 2 * shape.trainable(config.tuner)
+    assert found.learner_tokens_s == pytest.approx(device.tflops * 1e12 * device.train_efficiency / operations)
+    assert found.train_s * config.cluster.num_learners == pytest.approx(
+        config.m_steps * window * 1500 / found.learner_tokens_s
+    )
+    needed = found.actors_per_learner * config.cluster.num_learners
+    assert found.rollout_s * actors / needed == pytest.approx(found.train_s), "with so many actors neither side waits"
 
 
 def test_keys_and_values_of_a_token_are_spread_over_the_engines_gpus() -> None:
