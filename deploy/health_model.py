@@ -126,7 +126,7 @@ def _rate(
         if end is None or start is None or end <= bound:
             return
         since = n.since(metric, bound)
-        after = f" after step {since:.0f}" if since is not None and end > start else ""
+        after = f" after step {since:.0f}" if since is not None else ""
         moved = f"rose from {percent(start)} to {percent(end)}{after}" if end > start else f"is {percent(end)}"
         advice = change if isinstance(change, str) else change(n)
         yield HealthFinding(level, title, f"{what} {moved}: {advice}.")

@@ -94,9 +94,9 @@ class Numbers:
         found = self.series(name)
         above = [value > bound for _, value in found]
         rest = list(itertools.accumulate(reversed(above)))[::-1]
-        for at in range(1, len(found)):
+        for at in range(len(found)):
             if above[at] and rest[at] >= MOSTLY * (len(found) - at):
-                return found[at - 1][0]
+                return found[at - 1][0] if at else None
         return None
 
     def events(self, kind: str) -> list[Mapping[str, Any]]:

@@ -70,6 +70,23 @@ def test_a_score_that_never_was_one_does_not_collapse() -> None:
 def test_a_share_that_was_high_all_along_did_not_rise() -> None:
     (found,) = said(rows(rollout__parse_truncated_rate=0.4))
     assert found.text.startswith("truncation is 40 %:")
+    (found,) = said(rows(rollout__parse_truncated_rate=lambda step: 0.3 if step <= 50 else 0.4))
+    assert found.text.startswith("truncation rose from 30 % to 40 %:"), "at no step did it become too high"
+
+
+def test_scores_that_stay_do_not_fall_three_times() -> None:
+    def titles(*scores: float) -> list[str]:
+        evaluations = [{"step": float(step), "eval_rollout_f1": score} for step, score in enumerate(scores)]
+        return [each.title for each in said(rows(), evaluations)]
+
+    assert "F1 falls" in titles(0.6, 0.55, 0.5, 0.45)
+    for scores in ((0.6, 0.6, 0.5, 0.45), (0.6, 0.5, 0.5, 0.45), (0.6, 0.55, 0.5, 0.5)):
+        assert "F1 falls" not in titles(*scores)
+
+
+def test_too_many_predictions_are_told_beside_those_at_the_start() -> None:
+    (found,) = said(rows(rollout__gt_per_sample=2.0, rollout__pred_per_sample=lambda step: 3.0 if step <= 50 else 5.0))
+    assert found.text.startswith("2.5 predictions per ground-truth object, 1.5 at the start")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +173,7 @@ def test_a_value_is_above_a_bound_since_it_went_there_to_stay_mostly() -> None:
     assert since(0, *[1] * 7, 0, 0, 0) == 1, "7 of 10"
     assert since(0, 1, 0, 0, 0) is None
     assert since(0, 0.5, 0.5) is None
-    assert since(1, 1, 1) == 1
+    assert since(1, 1, 1) is None, "it was there from the start"
 
 
 def test_predictions_where_no_image_shows_anything_are_no_ratio() -> None:
