@@ -75,6 +75,10 @@ def test_the_tokens_follow_the_last_id_and_the_others_stay_special(out: Path) ->
     assert ids[1] == FIRST + 13
     assert tokenizer.decode(ids, skip_special_tokens=True) == '""'
     assert (out / "chat_template.jinja").read_text() == tiny.TEMPLATE
+    added = json.loads((out / "tokenizer.json").read_text())["added_tokens"]
+    assert [(each["id"], each["content"]) for each in added[len(WORDS) :]] == list(enumerate(TOKENS, start=FIRST))
+    described = json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert described == {str(each["id"]): {k: v for k, v in each.items() if k != "id"} for each in added}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -126,6 +130,9 @@ def test_a_single_file_on_another_disk_is_enough(start: Path, tmp_path: Path, mo
     for path in start.glob("*.json*"):
         if path.name != INDEX:
             (whole / path.name).write_bytes(path.read_bytes())
+    settings = json.loads((whole / "tokenizer_config.json").read_text())
+    del settings["added_tokens_decoder"]  # newer checkpoints have none
+    (whole / "tokenizer_config.json").write_text(json.dumps(settings))
     tensors = {name: tensor for file in start.glob("*.safetensors") for name, tensor in load_file(file).items()}
     save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
 
@@ -134,8 +141,15 @@ def test_a_single_file_on_another_disk_is_enough(start: Path, tmp_path: Path, mo
 
     monkeypatch.setattr("os.link", refuse)
     add_coordinates(whole, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == settings
     add_coordinates(start, tmp_path / "copied")
     assert load(tmp_path / "out").state_dict().keys() == load(tmp_path / "copied").state_dict().keys()
+
+
+def test_a_link_that_leads_nowhere_is_not_overwritten(start: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(ConfigError, match="exists, and nothing is overwritten"):
+        add_coordinates(start, tmp_path / "out")
 
 
 def change(folder: Path, name: str, *keys: str | int, value: object) -> None:
