@@ -351,6 +351,22 @@ def test_a_checkpoint_that_is_not_whole_is_an_error(tmp_path: Path, changes: dic
     assert any(words in message for message in errors(config)), errors(config)
 
 
+def test_an_image_that_the_processor_would_change_is_an_error_at_its_line(tmp_path: Path) -> None:
+    found = check_data.check_data(run(tmp_path), ImageRules(multiple=32, min_pixels=8192, max_pixels=None))
+    told = next(str(finding) for finding in found if finding.is_error)
+    assert told.startswith(f"{tmp_path}/train.jsonl:1: ")
+    assert "enlarges below 8192" in told
+
+
+def test_an_evaluation_of_the_training_file_is_told_by_whatever_name_it_has(tmp_path: Path) -> None:
+    (tmp_path / "linked.jsonl").symlink_to(tmp_path / "train.jsonl")
+    for name, is_told in (("linked.jsonl", True), ("val.jsonl", False)):
+        config = run(tmp_path, custom__val_jsonl=str(tmp_path / name))
+        if not is_told:
+            write_data(tmp_path, name)
+        assert any("is the training file" in finding.message for finding in check_run(config)) is is_told
+
+
 def test_a_model_that_is_no_folder_is_an_error_and_a_hub_name_a_warning(tmp_path: Path) -> None:
     for path in (str(tmp_path / "gone"), "./gone", "gone"):
         assert "is no folder" in only_error(run(tmp_path, model__model=path))
