@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -113,3 +114,35 @@ def test_a_stopped_job_is_awaited_through_a_lost_answer() -> None:
     head = Head(statuses=[RuntimeError("502"), JobStatus.RUNNING, JobStatus.STOPPED, JobStatus.STOPPED])
     assert job.stop(head, "job", grace_s=60) == job.INTERRUPTED  # type: ignore[arg-type]
     assert head.stopped == 1
+
+
+def test_a_status_is_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=lambda _: None)
+    monkeypatch.setattr(job, "time", clock)
+
+    class Slow(Head):
+        def get_job_status(self, job: str) -> JobStatus:
+            clock.now += 200.0
+            return super().get_job_status(job)
+
+    running, done = JobStatus.RUNNING, JobStatus.SUCCEEDED
+    head = Slow(*[[OSError("1006")]] * 3, ["the end\n"], statuses=[running, running, OSError("502"), done, done])
+    assert job.follow(head, "job") == 0  # type: ignore[arg-type]
+
+
+def test_a_stopped_job_that_does_not_end_is_asked_once_and_given_up_behind_its_grace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    monkeypatch.setattr(job, "time", clock)
+    head = Head(statuses=itertools.repeat(JobStatus.RUNNING))
+    with pytest.raises(DeadlineError, match="did not end within 90 s of being asked to"):
+        job.stop(head, "job", grace_s=30)  # type: ignore[arg-type]
+    assert (head.stopped, clock.now) == (1, pytest.approx(91, abs=1))
+
+
+def test_a_job_that_failed_without_an_exit_code_failed_nevertheless() -> None:
+    ended = SimpleNamespace(status=JobStatus.FAILED, message="", driver_exit_code=None)
+    head = SimpleNamespace(get_job_info=lambda _: ended)
+    assert job._exit_code(head, "job") == 1  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +35,8 @@ def test_a_job_joins_the_cluster_it_runs_in_unless_the_file_names_one() -> None:
 def test_paths_are_those_of_the_working_directory_and_words_are_quoted() -> None:
     command = entrypoint(demo(), DEMO, None, ["custom.user_prompt=List every object."])
     assert command.startswith("python -m deploy.cli train --config configs/demo.yaml 'custom.user_prompt=List every")
+    based = entrypoint(demo(), DEMO, ROOT / "configs" / "bccd.yaml", [])
+    assert " --config configs/demo.yaml --base_config configs/bccd.yaml " in based
 
 
 def test_an_address_without_a_scheme_is_refused_at_once() -> None:
@@ -106,6 +109,65 @@ def test_ctrl_d_at_the_question_leaves_the_job_running(monkeypatch: pytest.Monke
     assert submit._wants_stop("ask") is False
 
 
+@pytest.mark.parametrize(
+    ("choice", "is_terminal", "answer", "stops"),
+    [
+        ("stop", True, "d", True),
+        ("detach", True, "s", False),
+        ("ask", False, "s", False),
+        ("ask", True, " Stop", True),
+        ("ask", True, "d", False),
+    ],
+)
+def test_a_job_is_stopped_where_that_was_chosen(
+    monkeypatch: pytest.MonkeyPatch, choice: str, is_terminal: bool, answer: str, stops: bool
+) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: is_terminal))
+    monkeypatch.setattr("builtins.input", lambda _: answer)
+    assert submit._wants_stop(choice) is stops
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "calls"),
+    [
+        ({"no_wait": True}, 0, []),
+        ({}, 0, ["follow"]),
+        ({"on_interrupt": "stop"}, 130, ["follow", "stop 900"]),
+    ],
+)
+def test_a_job_is_followed_and_left_running_or_stopped_at_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: dict[str, Any],
+    code: int,
+    calls: list[str],
+) -> None:
+    made: list[str] = []
+    commands: list[str] = []
+
+    def follow(client: object, job: str) -> int:
+        made.append("follow")
+        raise KeyboardInterrupt
+
+    def stop(client: object, job: str, grace_s: int) -> int:
+        made.append(f"stop {grace_s}")
+        return 130
+
+    head = SimpleNamespace(submit_job=lambda *, entrypoint, **_: commands.append(entrypoint))
+    monkeypatch.setattr(submit, "_client", lambda _: head)
+    monkeypatch.setattr(submit, "follow", follow)
+    monkeypatch.setattr(submit, "stop", stop)
+    arguments = {"config": DEMO, "base_config": None, "overrides": [], "debug": True, "no_wait": False}
+    arguments |= {"address": "http://head:8265", "on_interrupt": "detach"}
+    fine = ("custom.train_jsonl=/d/t.jsonl", "custom.val_jsonl=/d/v.jsonl", "training.output_dir=/runs")
+    assert submit.submit(demo(*fine), argparse.Namespace(**arguments | more)) == code
+    assert made == calls
+    assert " debug.enabled=true " in commands[0]
+    printed = capsys.readouterr()
+    assert printed.out.startswith("rollmatch-demo-") is bool(more.get("no_wait"))
+    assert ("ray job logs --address http://head:8265 --follow rollmatch-demo-" in printed.err) is (calls == ["follow"])
+
+
 def test_data_runs_and_environment_are_not_uploaded() -> None:
     assert {"/data", "/runs", "/.git", "/.venv"} <= set(EXCLUDES)
 
@@ -122,7 +184,7 @@ def test_a_slow_uplink_has_the_time_that_its_package_takes(monkeypatch: pytest.M
     client = submit._Client.__new__(submit._Client)
     client._address, client._cookies, client._headers, client._verify = "http://head:8265", None, {}, True
     client._do_request("PUT", "/api/packages/gcs/x", data=bytes(20_000_000))
-    client._do_request("GET", "/api/jobs/")
+    assert isinstance(client._do_request("GET", "/api/jobs/"), requests.Response)
     assert limits[0][0] > 20_000_000 * 8 / 2e6
     assert limits[1] == (submit.REQUEST_S, submit.REQUEST_S)
     assert limits[0][1] == submit.REQUEST_S, "what the head does with it has no longer"
