@@ -77,6 +77,8 @@ def test_the_tokens_follow_the_last_id_and_the_others_stay_special(out: Path) ->
     assert (out / "chat_template.jinja").read_text() == tiny.TEMPLATE
     added = json.loads((out / "tokenizer.json").read_text())["added_tokens"]
     assert [(each["id"], each["content"]) for each in added[len(WORDS) :]] == list(enumerate(TOKENS, start=FIRST))
+    flags = [{k: v for k, v in each.items() if k not in ("id", "content")} for each in added]
+    assert all(each == flags[0] for each in flags), "as the checkpoint's own words"
     described = json.loads((out / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     assert described == {str(each["id"]): {k: v for k, v in each.items() if k != "id"} for each in added}
 

@@ -34,6 +34,18 @@ def test_where_nothing_can_be_saved_the_first_signal_leaves() -> None:
     assert said == []
 
 
+def test_behind_the_loop_a_signal_leaves_and_behind_both_the_handlers_are_those_from_before() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    with StopSignals(pytest.fail) as signals:
+        with signals.stop(loop := controller()):
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert not loop.stop
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 def test_without_a_display_the_first_signal_writes_a_line(capfd: pytest.CaptureFixture[str]) -> None:
     with StopSignals() as signals, signals.stop(controller()):
         os.kill(os.getpid(), signal.SIGINT)
