@@ -214,3 +214,18 @@ def test_the_time_of_a_slow_upload_is_not_taken_from_the_heads(monkeypatch: pyte
     with pytest.raises(DeadlineError, match="did not accept the job within 120 s: No available agent"):
         submit._accepted(head, "true", {}, "demo")
     assert 320 <= head.now <= 330
+
+
+def test_a_job_whose_acceptance_was_lost_is_asked_for_under_its_name_and_is_no_second_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def submit_job(**job: Any) -> None:
+        asked.append(job)
+        raise OSError("reset") if len(asked) == 1 else RuntimeError(f"{job['submission_id']} already exists")
+
+    monkeypatch.setattr(submit.time, "sleep", lambda _: None)
+    name = submit._accepted(SimpleNamespace(submit_job=submit_job), "true", {"env_vars": {}}, "demo")  # type: ignore[arg-type]
+    job = {"entrypoint": "true", "runtime_env": {"env_vars": {}}, "submission_id": name, "metadata": {"run": "demo"}}
+    assert asked == [job, job]
