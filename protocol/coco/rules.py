@@ -74,7 +74,7 @@ RULES: dict[Rule, tuple[Effect, str]] = {
     Rule.CROWD: (_OBJECT, "iscrowd: one mark for many objects (kept as a box with --crowds box)"),
     Rule.BOX_MALFORMED: (
         _OBJECT,
-        "bbox is not four finite numbers with a size >= 0, and there is no polygon to take it from",
+        "bbox is not four finite numbers with a size >= 0, or is missing where no polygon has it",
     ),
     Rule.BOX_OUTSIDE: (_OBJECT, "lies outside the image as a whole"),
     Rule.BOX_DEGENERATE: (_OBJECT, "has no width or no height, as given or after clipping"),
