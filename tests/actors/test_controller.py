@@ -656,6 +656,29 @@ def test_a_record_that_ends_the_run_is_asked_for_again_by_a_resume() -> None:
     assert str(raised.value) in [str(request.key) for _, request in again.take(4, 0)]
 
 
+@pytest.mark.parametrize("takes_turns", [False, True])
+def test_nothing_is_awaited_of_the_engines_once_the_run_ends(takes_turns: bool) -> None:
+    loop = build(max_steps=5, takes_turns=takes_turns, fails=lambda answered: answered == 6)
+    pool, asked = loop.controller._pool, list[str]()
+
+    def poll(timeout_s: float = 1.0) -> list[Any]:
+        asked.append("answers")
+        return []
+
+    def sleep(*, last: bool = False) -> None:
+        asked.extend([] if last else ["its device, and to be there for the next window"])
+
+    def refuse(outcome: Outcome) -> bool:
+        pool.poll, pool.sleep, pool.submit = poll, sleep, asked.append  # type: ignore[method-assign, assignment]
+        raise DataFailure("too many records are quarantined")
+
+    loop.observer.quarantine = refuse  # type: ignore[method-assign]
+    with pytest.raises(DataFailure, match="too many records"):
+        loop.controller.run()
+    assert [saved["step"] for saved, _ in loop.keeper.saved] == [1]
+    assert asked == []
+
+
 def test_what_the_learner_fails_with_is_not_hidden_by_the_checkpoint_that_it_cannot_write() -> None:
     loop = build(max_steps=5)
     train_step = loop.learner.train_step
