@@ -193,7 +193,9 @@ def test_a_request_that_is_not_begun_waits_for_the_weights_that_are_asked_for(
     load = caller.submit(loop.load_weights, manifest(1), [], "drain")
     until(lambda: loop._inbox.qsize() == 1)
     submit(running, request(1))
-    engine.pass_steps(10)
+    engine.pass_steps(1)
+    until(lambda: engine.prepared == [0, 1])  # from now on it could be begun
+    engine.pass_steps(9)
 
     assert load.result(20).version == 1
     assert [(a.key.record, a.first_version) for a in (answer(running), answer(running))] == [(0, 0), (1, 1)]

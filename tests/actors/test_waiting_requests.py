@@ -105,6 +105,31 @@ def test_taking_all_ends_the_preparing_and_waits_for_nobody(waiting: WaitingRequ
     assert images.done in ([0], []), "or none, if its thread had not begun"
 
 
+def test_what_nobody_waits_for_any_more_is_not_prepared_before_what_comes_later(
+    waiting: WaitingRequests[str],
+) -> None:
+    images = Images(there=0)
+    waiting.prepare_next(images)
+    waiting.take_all()
+    waiting.add([(request(6), "caller 6")])
+    waiting.prepare_next(images)
+    images.there.release(5)
+    ((_, _, prepared),) = waiting.take(idle=True)
+    assert prepared.result(TIMEOUT_S) == 60
+    assert images.done in ([0, 6], [6]), "the first, if it was begun"
+
+
+def test_closing_waits_for_the_image_that_is_being_prepared_and_for_no_other(waiting: WaitingRequests[str]) -> None:
+    images = Images(there=1)
+    waiting.prepare_next(images)
+    waiting._queue[0].prepared.result(TIMEOUT_S)  # type: ignore[union-attr]
+    with ThreadPoolExecutor(1) as threads:
+        closing = threads.submit(waiting.close)
+        images.there.release(1)
+        closing.result(TIMEOUT_S)
+    assert images.done in ([0, 1], [0]), "the second, if it was begun"
+
+
 @pytest.mark.parametrize("more", [1, 3])
 def test_requests_that_come_back_are_behind_those_that_are_prepared_and_before_the_others(
     waiting: WaitingRequests[str], more: int
