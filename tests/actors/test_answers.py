@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors import answers
-from actors.answers import GROUP_SIZE, Answers
+from actors.answers import GROUP_SIZE, Answered, Answers
 from protocol.contracts import EVALUATION_EPOCH, GroundTruth, Record, RequestKey, RolloutRequest, Shape
 from protocol.errors import EngineError, ImageError
 
@@ -56,6 +57,32 @@ def test_a_group_is_never_larger_than_its_limit_and_the_rest_comes_in_the_next()
         made.put(request(record), REFUSED)
 
     assert [len(group(made)), len(group(made))] == [GROUP_SIZE, 3]
+
+
+class Arriving:
+    """A queue whose answers come one each `apart` seconds; time passes only where one waits for them."""
+
+    def __init__(self, made: Answers, apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self._apart, self._left = 0.0, apart, [*made._open]
+        monkeypatch.setattr(answers, "time", SimpleNamespace(monotonic=lambda: self.now))
+        made._queue = self  # type: ignore[assignment]
+
+    def get(self, timeout: float | None) -> Answered:
+        waits = self._apart if timeout is None else min(timeout, self._apart)
+        self.now += waits
+        if waits < self._apart:
+            raise queue.Empty
+        return Answered(request(self._left.pop(0).record), REFUSED, self.now)
+
+
+@pytest.mark.parametrize(("hold", "longest"), [(False, answers.GROUP_S), (True, answers.HOLD_S)])
+def test_the_first_answer_of_a_group_waits_no_longer_where_others_keep_coming(
+    monkeypatch: pytest.MonkeyPatch, hold: bool, longest: float
+) -> None:
+    made = expecting(*range(9))
+    arriving = Arriving(made, 0.4 * longest, monkeypatch)
+    assert group(made, hold) == [0, 1, 2]
+    assert arriving.now == pytest.approx(1.4 * longest), "the first came after 0.4 of them"
 
 
 @pytest.mark.usefixtures("patient")
