@@ -11,7 +11,6 @@ alternate between all of them, and the first round warms up. A rate is the media
 *compiled ratio* are the medians of vLLM's rate by that engine's, within each round. *CPU* is the process's own time,
 which other work on the machine changes least. *Peak* is the process's largest resident memory; *engine* leaves out what
 importing its libraries took. *Same* counts answers equal to vLLM's: a backend that stopped early would look fast.
-
 Every engine has one thread, as the demo's actor has: with two, each is slower on a model of this size. Where there is a
 GPU all engines use it, in bfloat16, whose rounding makes some answers differ.
 """
