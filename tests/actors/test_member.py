@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,21 +13,9 @@ from actors.engine import EngineProgress
 from actors.member import ActorState, Call, Collect, Member
 from actors.member_calls import MemberCalls
 from actors.status import ActorStatus
-from actors.supervision import PoolSettings
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.weights import SyncGroup, WeightsManifest
-from tests.actors.members import synced
-
-LIMITS = PoolSettings(
-    num_actors=1,
-    max_in_flight_per_actor=8,
-    startup_timeout_s=60,
-    stall_timeout_s=100,
-    sync_timeout_s=30,
-    max_restarts=5,
-    max_retries=1,
-    in_flight="abort",
-)
+from tests.actors.members import LIMITS, synced
 
 
 @pytest.fixture
@@ -148,7 +137,7 @@ class Asked:
 def calls_to(*members: Member) -> MemberCalls:
     for member in members:
         member.handle = Asked()
-    return MemberCalls(LIMITS, lambda _: Asked(), None)
+    return MemberCalls(replace(LIMITS, sync_timeout_s=30, in_flight="abort"), lambda _: Asked(), None)
 
 
 def test_requests_are_handed_over_and_one_call_collects_their_answers() -> None:

@@ -15,24 +15,14 @@ from actors.member import ActorState, Member
 from actors.outcome import Outcome, Report
 from actors.pool import RolloutPool
 from actors.ray_calls import ActorLost
-from actors.supervision import PoolSettings
 from protocol.contracts import Record, RequestKey, RolloutRequest
 from protocol.errors import DeadlineError, EngineError
 from protocol.segments import SegmentRef
 from protocol.weights import SyncGroup, WeightsManifest
-from tests.actors.members import synced
+from tests.actors.members import LIMITS, synced
 
 GROUP = SyncGroup(generation=1, address="a", port=1, world_size=2, offsets={"actor-0": 1}, timeout_s=1)
 """Of a load that Ray's object store has no part in."""
-LIMITS = PoolSettings(
-    num_actors=1,
-    max_in_flight_per_actor=8,
-    startup_timeout_s=60,
-    stall_timeout_s=100,
-    sync_timeout_s=60,
-    max_restarts=5,
-    max_retries=1,
-)
 PID = 1
 
 

@@ -10,21 +10,13 @@ import pytest
 
 from deploy.inputs import EVALUATED_KEPT, loop_settings, planner, record_files, training_records
 from protocol.config import RunConfig, config_from_mapping
-
-OFFLOADED = {"enabled": True, "offload_model": True, "offload_optimizer": True}
+from tests.protocol.test_config import BOTH_PARTS, minimal
 
 
 def run(matching: dict[str, Any] | None = None, custom: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
-    values = {
-        "model": {"model": "m"},
-        "custom": {
-            "train_jsonl": "t.jsonl",
-            "emit_norm": "none",
-            "json_format": "standard",
-            "extra": {"rollout_matching": {"vllm": {"max_model_len": 4096}} | (matching or {})},
-        }
-        | (custom or {}),
-    }
+    values = minimal()
+    values["custom"] |= custom or {}
+    values["custom"]["extra"]["rollout_matching"] |= matching or {}
     return config_from_mapping(values | sections)
 
 
@@ -53,7 +45,7 @@ def run(matching: dict[str, Any] | None = None, custom: dict[str, Any] | None = 
         ),
         (
             run(
-                {"offload": OFFLOADED},
+                {"offload": BOTH_PARTS},
                 cluster={"colocate": True, "gpus_per_actor": 0.5, "gpus_per_learner": 0.5},
             ),
             "takes_turns",
